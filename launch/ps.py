@@ -1,0 +1,14 @@
+"""torchrun launch/ps.py --mode async: train with a parameter server. See --help for every setting."""
+
+import sys
+from pathlib import Path
+
+from psys.config import parse
+from psys.errors import exit_with_message
+from psys.train import LaunchConfig, launch
+
+_DEFAULT = Path(__file__).parent.parent / "configs" / "sample.yaml"
+
+if __name__ == "__main__":
+    with exit_with_message():
+        launch(parse(LaunchConfig, sys.argv[1:], "launch/ps.py", default_file=_DEFAULT))

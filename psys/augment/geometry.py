@@ -1,0 +1,48 @@
+"""Label-keeping movements of a batch: horizontal flip, shift, small rotation."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def flip_shift(images: Tensor, flip: bool, shift: int, generator: torch.Generator) -> Tensor:
+    """Each image mirrored left-right with probability 1/2 (if `flip`) and moved by up to `shift` pixels a side.
+
+    Rows and columns move by whole numbers, uniform in [-shift, shift]; what moves in is 0. `images` is (B, H, W, C) or
+    (B, H, W) of any dtype: from the same generator state, images and their masks move alike. The generator lives on
+    the device of `images`.
+    """
+    batch, height, width = images.shape[:3]
+    device = images.device
+
+    def draw(count: int) -> Tensor:
+        return torch.randint(count, (batch, 1), device=device, generator=generator)
+
+    rows = torch.arange(height, device=device) + draw(2 * shift + 1)  # (B, H), into the padded image
+    columns = torch.arange(width, device=device) + draw(2 * shift + 1)  # (B, W)
+    if flip:
+        columns = torch.where(draw(2) == 1, width - 1 + 2 * shift - columns, columns)
+    padding = (0, 0) * (images.ndim - 3) + (shift, shift, shift, shift)
+    padded = F.pad(images, padding)
+    # One index per pixel into the batch laid out as a list of pixels: faster than indexing by image, row and column.
+    padded_height, padded_width = height + 2 * shift, width + 2 * shift
+    first = torch.arange(batch, device=device)[:, None] * padded_height
+    pixels = ((first + rows) * padded_width)[:, :, None] + columns[:, None, :]  # (B, H, W)
+    return padded.flatten(0, 2).index_select(0, pixels.flatten()).view(images.shape)
+
+
+def rotate(images: Tensor, degrees: float, generator: torch.Generator) -> Tensor:
+    """Each image turned about its centre by an angle uniform in [-degrees, degrees], bilinear; corners become 0.
+
+    `images` is (B, C, H, W) floating point; after normalisation 0 is the mean colour. The generator lives on the
+    device of `images`.
+    """
+    batch, _, height, width = images.shape
+    angle = (torch.rand(batch, device=images.device, generator=generator) * 2 - 1) * math.radians(degrees)
+    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+    # Grid coordinates run over [-1, 1] on both sides: the ratios keep an oblong image from being sheared.
+    theta = torch.stack([cos, -sin * height / width, zero, sin * width / height, cos, zero], dim=1).view(batch, 2, 3)
+    grid = F.affine_grid(theta.to(images.dtype), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

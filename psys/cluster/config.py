@@ -1,0 +1,56 @@
+"""All settings of one run; they are written to the run's directory and sent to every worker that joins."""
+
+from pathlib import Path
+
+from pydantic import Field
+
+from psys.augment.batch import AugmentConfig
+from psys.compute.device import Precision
+from psys.config import Config
+from psys.ps.policy import Mode
+from psys.ps.schedule import ScheduleConfig
+from psys.ps.store import OptimizerConfig
+
+
+class RunConfig(Config):
+    """Train an image classifier with many workers around a parameter server."""
+
+    name: str | None = Field(None, pattern=r"^[\w.-]+$")
+    """directory of the run below `runs`; by default the time and the mode"""
+    runs: Path = Path("runs")
+    """where run directories are made"""
+    store: Path = Path("stores/sample")
+    """the prepared store to train on"""
+    source: str | None = "sample"
+    """what to prepare the store from if it is not there: sample, cifar10, or the path of a data set"""
+    model: str = "resnet8"
+    """resnet<6n+2>: resnet8, resnet20, resnet44 ..."""
+    mode: Mode = "async"
+    """sync: one update of all workers' mean gradient; async: an update per gradient; ssp: rounds, some of them ahead"""
+    staleness: int = Field(2, ge=0)
+    """rounds that a worker may be ahead in ssp"""
+    workers: int | None = Field(None, ge=1)
+    """processes that compute gradients; by default what the machine carries: one a GPU, or one a core up to 8"""
+    epochs: int = Field(20, ge=1)
+    """passes over the training images"""
+    batch_size: int = Field(64, ge=1)
+    """images of one gradient, before batch augmentation multiplies them"""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """probability mass taken from the right class and spread over all (Szegedy et al. 2016)"""
+    precision: Precision = "auto"
+    """of forward and backward; auto: bf16 where the hardware multiplies in it"""
+    seed: int = Field(0, ge=0)
+    """of the initial parameters, the order of batches and the augmentation"""
+    validation_share: float = Field(0.1, ge=0, lt=1)
+    """share of each class's training images held out to choose the best snapshot; 0: none, the last is the best"""
+    snapshot_epochs: float = Field(1.0, gt=0)
+    """epochs between snapshots; each is a point of the curves"""
+    heartbeat_timeout: float = Field(15.0, gt=0)
+    """seconds of silence after which a worker is taken for dead and its batch given to another"""
+    listen: str = "127.0.0.1"
+    """address that servers listen on; anything but loopback opens them to that network"""
+    port: int = Field(0, ge=0, le=65535)
+    """port that workers join at; 0: any free one"""
+    augment: AugmentConfig = AugmentConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()

@@ -1,0 +1,107 @@
+"""A run's directory: its resolved settings, environment, events, snapshots and results; enough to repeat it.
+
+config.yaml environment.json events.jsonl logs/ snapshots/           written while the run trains
+best.safetensors last.safetensors model.onnx curves.png result.json  written when it is evaluated
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from psys.cluster.config import RunConfig
+from psys.config import read_yaml, validate, write_yaml
+from psys.errors import PsysError
+
+_PACKAGES = ("torch", "numpy", "opencv-python-headless", "ray", "onnx", "onnxruntime", "pydantic", "safetensors")
+
+
+class RunDirectory:
+    """Paths and files of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.events, self.logs, self.snapshots = path / "events.jsonl", path / "logs", path / "snapshots"
+
+    @classmethod
+    def create(cls, config: RunConfig) -> "RunDirectory":
+        """Make the directory of a new run. Raises PsysError if the name is taken or the folder cannot be written."""
+        name = config.name or f"{time.strftime('%Y%m%d-%H%M%S')}-{config.mode}"
+        run = cls(config.runs / name)
+        try:
+            run.snapshots.mkdir(parents=True)
+            run.logs.mkdir()
+        except FileExistsError:
+            raise PsysError(f"{run.path} holds a run already: choose another --name, or remove it") from None
+        except OSError as error:
+            raise PsysError(f"cannot make the run directory {run.path}: {error.strerror}") from None
+        write_yaml(config, run.path / "config.yaml")
+        run.write_json("environment.json", _environment())
+        return run
+
+    def config(self) -> RunConfig:
+        """The run's resolved settings. Raises PsysError if this is no run directory."""
+        path = self.path / "config.yaml"
+        return validate(RunConfig, read_yaml(path), where=str(path))
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        """Write a JSON file, whole or not at all."""
+        path = self.path / name
+        aside = path.with_suffix(".tmp")
+        aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        aside.replace(path)
+
+    def snapshot_path(self, version: int) -> Path:
+        return self.snapshots / f"{version:08d}.safetensors"
+
+
+def save_module(module: nn.Module, path: Path) -> None:
+    """Write a module's parameters and buffers by name, whole or not at all."""
+    aside = path.with_suffix(".tmp")
+    # Cloned, for the tensors are views into one vector and safetensors writes no shared storage.
+    save_file({name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}, aside)
+    aside.replace(path)
+
+
+def load_module(module: nn.Module, path: Path) -> None:
+    """Read what `save_module` wrote into `module`."""
+    module.load_state_dict(load_file(path))
+
+
+def _environment() -> dict[str, Any]:
+    return {
+        "command": sys.argv,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in _PACKAGES},
+        "commit": _commit(),
+        "machine": platform.machine(),
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": psutil.virtual_memory().total,
+    }
+
+
+def _commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

@@ -1,0 +1,103 @@
+"""Typed settings from a YAML file and the command line; a wrong one is named by its path."""
+
+import argparse
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_settings import BaseSettings, CliSettingsSource
+
+from psys.errors import PsysError
+
+_MODEL_CONFIG = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Config(BaseModel):
+    """Base of every settings class: immutable, and closed to names it does not know."""
+
+    model_config = _MODEL_CONFIG
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise PsysError(f"{message} (see --help)")
+
+
+def parse(model: type[ConfigT], argv: Sequence[str], prog: str, default_file: Path | None = None) -> ConfigT:
+    """Settings of `model` from its defaults, overlaid by `--config FILE` (YAML), overlaid by flags like `--a.b 3`.
+
+    Without `--config`, `default_file` is read if given. Raises PsysError naming the setting and where it was set.
+    """
+    # pydantic-settings makes the flags from a BaseSettings class, which by itself would read the environment as well.
+    flags_model = type(model.__name__, (model, BaseSettings), {"__doc__": model.__doc__})
+    parser = _Parser(prog=prog, description=model.__doc__, allow_abbrev=False)
+    parser.add_argument("--config", type=Path, metavar="FILE", help=f"YAML file of settings (default: {default_file})")
+    source: CliSettingsSource[Any] = CliSettingsSource(
+        flags_model, root_parser=parser, cli_avoid_json=True, cli_hide_none_type=True, cli_implicit_flags=True
+    )
+    config_file = parser.parse_known_args(argv)[0].config or default_file
+    source(args=list(argv))
+    flags = source()
+    settings = read_yaml(config_file) if config_file else {}
+    return validate(model, _overlay(settings, flags), where=f"{config_file} and flags" if flags else str(config_file))
+
+
+def validate(model: type[ConfigT], settings: dict[str, Any], where: str) -> ConfigT:
+    """`settings` checked against `model`; raises PsysError that lists each wrong setting by its dotted path."""
+    try:
+        return model.model_validate(settings)
+    except ValidationError as error:
+        wrong = "; ".join(_explain(model, e["loc"], e["msg"], e["input"]) for e in error.errors())
+        raise PsysError(f"{wrong} (in {where})") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file (empty file: no settings). Raises PsysError if it is missing or not a mapping."""
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PsysError(f"cannot read config {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise PsysError(f"config {path} is not YAML: {' '.join(str(error).split())}") from None
+    if settings is None:
+        return {}
+    if not isinstance(settings, dict):
+        raise PsysError(f"config {path}: expected a mapping of settings, found {type(settings).__name__}")
+    return settings
+
+
+def write_yaml(config: Config, path: Path) -> None:
+    """Write every setting, defaults included, so that the file alone repeats the run."""
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+
+
+def _overlay(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = _overlay(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _explain(model: type[BaseModel], location: tuple[int | str, ...], message: str, value: object) -> str:
+    path = ".".join(str(part) for part in location)
+    if message == "Extra inputs are not permitted":
+        return f"unknown setting '{path}'{_suggestion(model, location)}"
+    return f"setting '{path}': {message}, got {value!r}" if path else message
+
+
+def _suggestion(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
+    fields = model.model_fields
+    for part in location[:-1]:
+        group = fields[str(part)].annotation if part in fields else None
+        if not (isinstance(group, type) and issubclass(group, BaseModel)):
+            return ""
+        fields = group.model_fields
+    close = get_close_matches(str(location[-1]), fields, n=1)
+    return f", did you mean '{close[0]}'?" if close else f" (known: {', '.join(fields)})"

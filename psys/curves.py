@@ -1,0 +1,92 @@
+"""A run's history as one picture: loss and accuracy, of training and validation, per epoch."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from psys.errors import PsysError
+
+# Okabe and Ito's palette: told apart with every kind of colour vision.
+_TRAINING, _VALIDATION = "#0072B2", "#D55E00"
+_INK, _FAINT = "#333333", "#DDDDDD"
+
+
+class EpochPoint(NamedTuple):
+    """What is known at one point of a run, usually the end of an epoch; None where no validation was made."""
+
+    epoch: float
+    train_seconds: float  # wall-clock of training since the start, without evaluation
+    train_loss: float
+    train_accuracy: float  # 0 to 1
+    validation_loss: float | None
+    validation_accuracy: float | None  # 0 to 1
+
+
+def draw(epochs: Sequence[EpochPoint], path: Path, title: str) -> None:
+    """Write a PNG, 1200 x 500 pixels: loss and accuracy side by side, the point of best validation accuracy marked.
+
+    Raises PsysError if there is no point to draw or `path` cannot be written.
+    """
+    if not epochs:
+        raise PsysError(f"no curves to draw in {path}: no epoch was finished")
+    figure = Figure(figsize=(12, 5), dpi=100, layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=14, fontweight="bold", color=_INK)
+    best = max(epochs, key=lambda point: -1.0 if point.validation_accuracy is None else point.validation_accuracy)
+    loss_panel, accuracy_panel = figure.subplots(1, 2)
+    for panel, quantity in ((loss_panel, "loss"), (accuracy_panel, "accuracy")):
+        _frame(panel, epochs)
+        panel.set_title(quantity.capitalize(), fontsize=13, color=_INK, pad=10)
+        _line(panel, "training", _TRAINING, [(point.epoch, getattr(point, f"train_{quantity}")) for point in epochs])
+        validation = [(point.epoch, getattr(point, f"validation_{quantity}")) for point in epochs]
+        _line(panel, "validation", _VALIDATION, [(epoch, value) for epoch, value in validation if value is not None])
+        best_value = getattr(best, f"validation_{quantity}")
+        if best_value is not None:
+            shown = f"{best_value:.1%}" if quantity == "accuracy" else f"{best_value:.3f}"
+            panel.axvline(best.epoch, color=_INK, linewidth=1, linestyle=":")
+            label = f"best epoch {best.epoch:g}: {shown}"
+            panel.plot(best.epoch, best_value, "o", color=_INK, fillstyle="none", markersize=12, label=label)
+        panel.legend(frameon=False, fontsize=11, labelcolor=_INK)
+    accuracy_panel.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    try:
+        figure.savefig(path, format="png")
+    except OSError as error:
+        raise PsysError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _line(panel: Axes, label: str, colour: str, points: Sequence[tuple[float, float]]) -> None:
+    if points:
+        marker = "o" if len(points) <= 30 else None
+        panel.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=4, linewidth=2, label=label)
+
+
+def _frame(panel: Axes, epochs: Sequence[EpochPoint]) -> None:
+    """Epochs below, the training time that they took above, a light grid."""
+    ends = [0.0, *(point.epoch for point in epochs)]
+    seconds = [0.0, *(point.train_seconds for point in epochs)]
+
+    def time_at(epoch: float, _: float) -> str:
+        return _duration(float(np.interp(epoch, ends, seconds))) if 0 <= epoch <= ends[-1] else ""
+
+    panel.set_xlim(0, ends[-1] * 1.02)
+    panel.set_xlabel("epoch (above: training time)", fontsize=11, color=_INK)
+    clock = panel.secondary_xaxis("top")
+    for axis in (panel.xaxis, clock.xaxis):
+        axis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10], integer=True))
+    clock.xaxis.set_major_formatter(time_at)
+    clock.tick_params(labelsize=9, colors="#777777", length=0)
+    clock.spines["top"].set_visible(False)
+    panel.tick_params(labelsize=10, colors=_INK)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.grid(color=_FAINT, linewidth=0.8)
+    panel.set_axisbelow(True)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

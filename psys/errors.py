@@ -1,0 +1,21 @@
+"""The one exception a user meets: what is wrong, where, and what to do about it."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+
+class PsysError(Exception):
+    """Something the user must mend (a setting, a file, a port): shown as one line, the process exits with code 2."""
+
+
+@contextlib.contextmanager
+def exit_with_message() -> Iterator[None]:
+    """Turn a PsysError into one line on standard error and exit code 2; an interrupt into exit code 130."""
+    try:
+        yield
+    except PsysError as error:
+        print(f"psys: error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,40 @@
+"""The run's diary: one JSON object a line, appended as things happen, flushed so that a crash loses nothing told."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from psys.errors import PsysError
+
+
+class EventLog:
+    """Append-only writer of `events.jsonl`; every line holds `event` (its kind) and the fields given."""
+
+    def __init__(self, path: Path) -> None:
+        self._file: TextIO = path.open("a", encoding="utf-8")
+
+    def write(self, event: str, **fields: Any) -> None:
+        """Append one event. Fields must be JSON values."""
+        self._file.write(json.dumps({"event": event, **fields}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_events(path: Path) -> Iterator[dict[str, Any]]:
+    """Events in order; a last line cut short by a crash is left out. Raises PsysError naming any other broken line."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except OSError as error:
+        raise PsysError(f"cannot read {path}: {error.strerror}") from None
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        try:
+            yield json.loads(line)
+        except ValueError:
+            if number == len(lines):
+                return
+            raise PsysError(f"{path} line {number} is not JSON: the file was changed after it was written") from None

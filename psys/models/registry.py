@@ -1,0 +1,15 @@
+"""The networks a run can name."""
+
+from torch import nn
+
+from psys.errors import PsysError
+from psys.models.resnet import resnet
+
+_DEPTHS = {f"resnet{depth}": depth for depth in (8, 14, 20, 32, 44, 56, 110)}
+
+
+def build(name: str, num_classes: int) -> nn.Module:
+    """A freshly initialised network by name: (B, 3, H, W) -> logits (B, num_classes). Raises PsysError if unknown."""
+    if name not in _DEPTHS:
+        raise PsysError(f"unknown model '{name}' (known: {', '.join(_DEPTHS)})")
+    return resnet(_DEPTHS[name], num_classes)

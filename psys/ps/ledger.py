@@ -1,0 +1,164 @@
+"""The finite list of batches of a run, each leased to one worker and its gradient counted exactly once."""
+
+import heapq
+from dataclasses import dataclass, replace
+from enum import Enum, IntEnum
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Lease(NamedTuple):
+    """One batch handed to one worker. `attempt` tells a re-issued lease from the one that was taken back."""
+
+    batch: int  # position in the run: epoch * batches_per_epoch + index
+    attempt: int
+    worker: str
+    version: int  # version of the parameters that were read with it
+
+
+class Receipt(Enum):
+    """What the ledger says of a pushed lease.
+
+    ACCEPTED   the first gradient for this batch: it will be applied
+    DUPLICATE  a gradient of this batch was accepted before (a retry, or a re-issued lease was faster): not applied
+    EXPIRED    the lease was taken back from a worker given up for dead, and the batch is due again: not applied
+    """
+
+    ACCEPTED = "accepted"
+    DUPLICATE = "duplicate"
+    EXPIRED = "expired"
+
+
+class _State(IntEnum):
+    PENDING = 0
+    LEASED = 1
+    ACCEPTED = 2
+    APPLIED = 3
+
+
+@dataclass
+class Proof:
+    """The ledger's account of a run, in batches; `lost` counts those that are nowhere to be found and must be 0."""
+
+    batches: int
+    leased: int = 0
+    applied: int = 0
+    reissued: int = 0
+    duplicates: int = 0
+    expired: int = 0
+    unfinished: int = 0
+    lost: int = 0
+
+
+class Ledger:
+    """Leases batches in order, takes back those of the dead, and counts what became of each.
+
+    A run is `epochs` passes over `samples`, each in ceil(samples / batch_size) batches; the last may be smaller.
+    """
+
+    def __init__(self, epochs: int, samples: int, batch_size: int) -> None:
+        if min(epochs, samples, batch_size) < 1:
+            raise ValueError(f"a run needs epochs, samples and batch_size >= 1, got {epochs}, {samples}, {batch_size}")
+        self.samples, self.batch_size = samples, batch_size
+        self.batches_per_epoch = -(-samples // batch_size)
+        self.batches = epochs * self.batches_per_epoch
+        self._state = bytearray(self.batches)
+        self._fresh = 0
+        self._returned: list[int] = []
+        self._outstanding: dict[int, Lease] = {}
+        self._attempts: dict[int, int] = {}
+        self._counts = Proof(self.batches)
+
+    @property
+    def exhausted(self) -> bool:
+        """No batch is waiting to be leased (some may still be out)."""
+        return self._fresh == self.batches and not self._returned
+
+    @property
+    def finished(self) -> bool:
+        """Every batch of the run has been applied."""
+        return self._counts.applied == self.batches
+
+    @property
+    def epochs_done(self) -> float:
+        """Batches applied, in epochs."""
+        return self._counts.applied / self.batches_per_epoch
+
+    def size(self, batch: int) -> int:
+        """Samples in `batch`."""
+        index = batch % self.batches_per_epoch
+        return min(self.batch_size, self.samples - index * self.batch_size)
+
+    def lease(self, worker: str, version: int) -> Lease:
+        """Hand out the earliest batch that is due. Raises LookupError if `exhausted`."""
+        if self._returned:
+            batch = heapq.heappop(self._returned)
+        elif self._fresh < self.batches:
+            batch, self._fresh = self._fresh, self._fresh + 1
+        else:
+            raise LookupError("no batch is due")
+        lease = Lease(batch, self._attempts.get(batch, 0), worker, version)
+        self._state[batch] = _State.LEASED
+        self._outstanding[batch] = lease
+        self._counts.leased += 1
+        self._counts.reissued += lease.attempt > 0
+        return lease
+
+    def accept(self, lease: Lease) -> Receipt:
+        """Judge a pushed lease; only an ACCEPTED one may, and must, be applied later."""
+        if self._outstanding.get(lease.batch) == lease:
+            del self._outstanding[lease.batch]
+            self._state[lease.batch] = _State.ACCEPTED
+            return Receipt.ACCEPTED
+        if self._state[lease.batch] in (_State.ACCEPTED, _State.APPLIED):
+            self._counts.duplicates += 1
+            return Receipt.DUPLICATE
+        self._counts.expired += 1
+        return Receipt.EXPIRED
+
+    def apply(self, lease: Lease) -> None:
+        """Note that the accepted gradient of `lease` is in the parameters now."""
+        assert self._state[lease.batch] == _State.ACCEPTED, f"batch {lease.batch} applied without being accepted"
+        self._state[lease.batch] = _State.APPLIED
+        self._attempts.pop(lease.batch, None)
+        self._counts.applied += 1
+
+    def take_back(self, worker: str) -> list[Lease]:
+        """Return the outstanding leases of a worker that is gone to the queue."""
+        leases = [lease for lease in self._outstanding.values() if lease.worker == worker]
+        for lease in leases:
+            del self._outstanding[lease.batch]
+            self._state[lease.batch] = _State.PENDING
+            self._attempts[lease.batch] = lease.attempt + 1
+            heapq.heappush(self._returned, lease.batch)
+        return leases
+
+    def proof(self) -> Proof:
+        """The account of the run, recounted from the state of every batch."""
+        standing = {state: self._state.count(state) for state in _State}
+        due = self.batches - self._fresh + len(self._returned)
+        accounted = due + len(self._outstanding) + standing[_State.ACCEPTED] + self._counts.applied
+        unfinished = self.batches - standing[_State.APPLIED]
+        return replace(self._counts, unfinished=unfinished, lost=self.batches - accounted)
+
+
+def samples_of(batch: int, samples: int, batch_size: int, seed: int) -> Tensor:
+    """Indices of the samples in `batch`: its stretch of the epoch's permutation. Returns (<= batch_size,) int64."""
+    epoch, index = divmod(batch, -(-samples // batch_size))
+    return _epoch_order(samples, seed, epoch)[index * batch_size : (index + 1) * batch_size]
+
+
+@lru_cache(maxsize=2)
+def _epoch_order(samples: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(samples, generator=torch.Generator().manual_seed(batch_seed(seed, epoch, stream=0)))
+
+
+def batch_seed(seed: int, position: int, stream: int) -> int:
+    """A seed for the random draws at one place of the run, so that they do not depend on which worker makes them.
+
+    `stream` keeps apart draws that share a position (0: the epoch's permutation, 1: the batch's augmentation).
+    """
+    return (seed * 1_000_003 + position) * 2 + stream

@@ -1,0 +1,124 @@
+"""Consistency models: who may start a batch now, and which pushed gradients make the next update."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Literal, Protocol
+
+from psys.ps.ledger import Lease
+
+Mode = Literal["sync", "async", "ssp"]
+
+
+class Policy(Protocol):
+    """A consistency model over named workers. The caller tells it everything that happens; it never acts."""
+
+    def join(self, worker: str) -> None:
+        """`worker` takes part from now on."""
+
+    def leave(self, worker: str, abandoned: Iterable[Lease]) -> None:
+        """`worker` is gone and the leases it held will not arrive; what it pushed before still counts."""
+
+    def admits(self, worker: str) -> bool:
+        """Whether `worker` may read the parameters and start a batch now."""
+
+    def begin(self, lease: Lease) -> None:
+        """The worker of `lease` started it."""
+
+    def arrive(self, lease: Lease) -> None:
+        """The gradient of `lease` has been accepted."""
+
+    def due(self, exhausted: bool) -> list[Lease] | None:
+        """The leases whose mean gradient is the next update, in batch order; None while nothing is due.
+
+        `exhausted`: no batch is left to hand out, so nobody else can take part. Call until None.
+        """
+
+
+class Async:
+    """Every gradient is an update of its own, as soon as it arrives; nobody waits (Downpour SGD, Dean et al. 2012)."""
+
+    def __init__(self) -> None:
+        self._arrived: list[Lease] = []
+
+    def join(self, worker: str) -> None: ...
+
+    def leave(self, worker: str, abandoned: Iterable[Lease]) -> None: ...
+
+    def admits(self, worker: str) -> bool:
+        return True
+
+    def begin(self, lease: Lease) -> None: ...
+
+    def arrive(self, lease: Lease) -> None:
+        self._arrived.append(lease)
+
+    def due(self, exhausted: bool) -> list[Lease] | None:
+        return [self._arrived.pop(0)] if self._arrived else None
+
+
+class Rounds:
+    """Updates are rounds to which each worker gives one gradient; a worker may run `staleness` rounds ahead.
+
+    With staleness 0 this is synchronous SGD; above, it is bounded delay (stale synchronous parallel, Ho et al. 2013;
+    Li et al. 2014): a gradient of round r was computed on parameters that contain every round before r - staleness, so
+    at most `staleness` updates lie between reading and applying. The mean is taken in batch order, so a synchronous
+    update does not depend on who computed what or who came first.
+    """
+
+    def __init__(self, staleness: int) -> None:
+        if staleness < 0:
+            raise ValueError(f"staleness must be 0 or more rounds, got {staleness}")
+        self._staleness = staleness
+        self._open = 0  # the oldest round not yet applied
+        self._newest = -1  # the newest round that anyone began
+        self._next: dict[str, int] = {}  # the round of each worker's next batch
+        self._round_of: dict[Lease, int] = {}
+        self._arrived: dict[int, list[Lease]] = defaultdict(list)
+
+    def join(self, worker: str) -> None:
+        self._next[worker] = self._newest + 1
+
+    def leave(self, worker: str, abandoned: Iterable[Lease]) -> None:
+        self._next.pop(worker, None)
+        for lease in abandoned:
+            del self._round_of[lease]
+
+    def admits(self, worker: str) -> bool:
+        return self._next[worker] <= self._open + self._staleness
+
+    def begin(self, lease: Lease) -> None:
+        begun = self._round_of[lease] = self._next[lease.worker]
+        self._newest = max(self._newest, begun)
+        self._next[lease.worker] = begun + 1
+
+    def arrive(self, lease: Lease) -> None:
+        self._arrived[self._round_of.pop(lease)].append(lease)
+
+    def due(self, exhausted: bool) -> list[Lease] | None:
+        while self._open <= self._newest and self._complete(exhausted):
+            leases = self._arrived.pop(self._open, [])
+            self._open += 1
+            # A worker that found nothing to do while this round closed takes part in the next, not in a past one.
+            for worker, begins in self._next.items():
+                self._next[worker] = max(begins, self._open)
+            if leases:
+                return sorted(leases)
+        return None
+
+    def _complete(self, exhausted: bool) -> bool:
+        if self._open in self._round_of.values():
+            return False
+        return exhausted or all(begins > self._open for begins in self._next.values())
+
+
+def make_policy(mode: Mode, staleness: int) -> Policy:
+    """The policy of a mode; `staleness` (rounds) is the bound of `ssp` and has no meaning in the others."""
+    match mode:
+        case "async":
+            return Async()
+        case "sync":
+            return Rounds(0)
+        case "ssp":
+            return Rounds(staleness)
+        case _:
+            raise ValueError(f"unknown mode '{mode}': expected sync, async or ssp")

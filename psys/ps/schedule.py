@@ -1,0 +1,46 @@
+"""The learning rate as a function of the run's progress; the server owns it, workers never see it."""
+
+import math
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from psys.config import Config
+
+
+class ScheduleConfig(Config):
+    """How the learning rate moves through the run."""
+
+    kind: Literal["constant", "cosine", "table"] = "cosine"
+    """constant: one rate; cosine: half a cosine down to zero (Loshchilov & Hutter 2017); table: steps"""
+    learning_rate: float = Field(0.1, gt=0)
+    """the rate of one update, at its highest; for `table`, the rate before its first row"""
+    warmup_epochs: float = Field(0.0, ge=0)
+    """epochs of linear rise from zero (Goyal et al. 2017)"""
+    table: tuple[tuple[float, float], ...] = ()
+    """rows (epochs done, rate from there on), rising in epochs"""
+
+    @model_validator(mode="after")
+    def _table_fits_kind(self) -> Self:
+        if (self.kind == "table") != bool(self.table):
+            raise ValueError("'table' rows go with kind 'table', and only with it")
+        starts = [epoch for epoch, _ in self.table]
+        if starts != sorted(set(starts)):
+            raise ValueError("'table' rows must rise in epochs")
+        if any(rate <= 0 for _, rate in self.table):
+            raise ValueError("'table' rates must be above 0")
+        return self
+
+
+def learning_rate(config: ScheduleConfig, epochs_done: float, epochs: int) -> float:
+    """Rate of the update made when `epochs_done` (fractional) of `epochs` have been applied."""
+    rate = config.learning_rate
+    if config.kind == "table":
+        rate = next((r for start, r in reversed(config.table) if epochs_done >= start), rate)
+    warmup = config.warmup_epochs
+    if epochs_done < warmup:
+        # The first update has done nothing yet: it must not have rate zero.
+        return rate * max(epochs_done / warmup, 0.01)
+    if config.kind == "cosine":
+        return rate * 0.5 * (1 + math.cos(math.pi * (epochs_done - warmup) / max(epochs - warmup, 1e-9)))
+    return rate

@@ -1,0 +1,156 @@
+"""What a run came to, from its directory alone: snapshots evaluated, the best exported, curves drawn, a table."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import nn
+
+from psys.cluster.rundir import RunDirectory, load_module
+from psys.compute.device import choose_device
+from psys.compute.evaluate import evaluate
+from psys.curves import EpochPoint, draw
+from psys.data.holdout import holdout
+from psys.data.store import PreparedStore, Split
+from psys.errors import PsysError
+from psys.events import read_events
+from psys.models.registry import build
+
+Event = dict[str, Any]
+
+
+def finish(run: RunDirectory, console: Console) -> dict[str, Any]:
+    """Evaluate every snapshot on the held-out images, choose the best by them, test it, export it, draw and tabulate.
+
+    Leaves best.safetensors, last.safetensors, model.onnx, curves.png and result.json in the run's directory and removes
+    the other snapshots. Returns the result. Raises PsysError if the run was evaluated before or has no snapshot.
+    """
+    if (run.path / "result.json").exists():
+        raise PsysError(f"{run.path} is evaluated already: see {run.path / 'result.json'}")
+    config = run.config()
+    store = PreparedStore.open(config.store)
+    module = build(config.model, len(store.classes)).to(choose_device(0))
+    train = store.split("train")
+    _, held = holdout(train.labels, config.validation_share, config.seed)
+    events = list(read_events(run.events))
+    held_out = Split(train.images[held], train.labels[held], train.masks[held], train.usable[held])
+    points = _evaluate_snapshots(run, events, module, store, held_out, console)
+    result = {"mode": config.mode, "model": config.model, **_summary(events)}
+    best = max(points, key=lambda version: _merit(version, points[version]))
+    # The best comes last, for it stays loaded for the export.
+    for role, version in (("last", max(points)), ("best", best)):
+        path = run.path / f"{role}.safetensors"
+        shutil.copyfile(run.snapshot_path(version), path)
+        tested = _evaluate(module, path, store, store.split("test"))
+        result[role] = {"version": version, **points[version]._asdict(), "test": tested}
+    result["onnx"] = _export(run, store, module, result)
+    result["points"] = [point._asdict() for point in points.values()]
+    draw(list(points.values()), run.path / "curves.png", title=f"{run.path.name}: {config.model}, {config.mode}")
+    run.write_json("result.json", result)
+    shutil.rmtree(run.snapshots)
+    console.print(_table(run, result))
+    return result
+
+
+def _evaluate_snapshots(
+    run: RunDirectory,
+    events: list[Event],
+    module: nn.Module,
+    store: PreparedStore,
+    held_out: Split,
+    console: Console,
+) -> dict[int, EpochPoint]:
+    """Each snapshot's version with what is known of it; training figures are means since the snapshot before."""
+    snapshots = [event for event in events if event["event"] == "snapshot"]
+    if not snapshots:
+        raise PsysError(f"{run.path} has no snapshot to evaluate: the run ended before its first one")
+    updates = [event for event in events if event["event"] == "update"]
+    points: dict[int, EpochPoint] = {}
+    seen = 0
+    hidden = not console.is_terminal
+    for snapshot in track(snapshots, "evaluating snapshots", console=console, transient=True, disable=hidden):
+        version = snapshot["version"]
+        since, seen = [u for u in updates if seen < u["version"] <= version], version
+        weights = [update["images"] for update in since]
+        loss, accuracy = (float(np.average([u[key] for u in since], weights=weights)) for key in ("loss", "accuracy"))
+        validation: Event = {}
+        if len(held_out.labels):
+            validation = _evaluate(module, run.snapshot_path(version), store, held_out)
+        points[version] = EpochPoint(
+            snapshot["epochs"],
+            snapshot["seconds"],
+            loss,
+            accuracy,
+            validation.get("loss"),
+            validation.get("accuracy"),
+        )
+    return points
+
+
+def _evaluate(module: nn.Module, path: Path, store: PreparedStore, split: Split) -> dict[str, Any]:
+    load_module(module, path)
+    device = next(module.parameters()).device
+    return evaluate(module, split.images, split.labels, store.channel_mean, store.channel_std, device)._asdict()
+
+
+def _merit(version: int, point: EpochPoint) -> tuple[float, float]:
+    """What the best snapshot has most of: right answers on held-out images, or training where none were held out."""
+    if point.validation_accuracy is None or point.validation_loss is None:
+        return version, 0.0
+    return point.validation_accuracy, -point.validation_loss
+
+
+def _summary(events: list[Event]) -> dict[str, Any]:
+    updates = [event for event in events if event["event"] == "update"]
+    staleness = [versions for update in updates for versions in update["staleness"]]
+    seconds = updates[-1]["seconds"]
+    end: Event = next((event for event in events if event["event"] == "end"), {})
+    return {
+        "workers": len({worker for update in updates for worker in update["workers"]}),
+        "updates": len(updates),
+        "train_seconds": seconds,
+        "images_per_second": sum(update["images"] for update in updates) / seconds,
+        "staleness_mean": float(np.mean(staleness)),
+        "staleness_max": max(staleness),
+        # A run that was killed has no account; psys then claims none.
+        "batches": {key: value for key, value in end.items() if key not in ("event", "seconds")},
+    }
+
+
+def _export(run: RunDirectory, store: PreparedStore, module: nn.Module, result: dict[str, Any]) -> dict[str, Any]:
+    # Imported here: it takes seconds, and training is under way sooner without.
+    from psys.onnx.export import export
+    from psys.onnx.parity import check
+
+    path = run.path / "model.onnx"
+    accuracy = result["best"]["test"]["accuracy"]
+    colours = {"mean": store.channel_mean, "std": store.channel_std}
+    metadata = {"model": result["model"], "run": run.path.name, "test_accuracy": f"{accuracy:.4f}"}
+    export(module, path, image_size=store.image_size, classes=store.classes, metadata=metadata, **colours)
+    images = torch.from_numpy(np.array(store.split("test").images[:500]))
+    return check(path, module, images, **colours)._asdict()
+
+
+def _table(run: RunDirectory, result: dict[str, Any]) -> Table:
+    best, last, batches, onnx = result["best"], result["last"], result["batches"], result["onnx"]
+    counts = [batches.get(key, "?") for key in ("applied", "duplicates", "lost")]
+    rows = {
+        "test accuracy, best snapshot": f"{best['test']['accuracy']:.1%} (epoch {best['epoch']:.1f})",
+        "test accuracy, last snapshot": f"{last['test']['accuracy']:.1%}",
+        "test images": str(best["test"]["images"]),
+        "wall-clock of training": f"{result['train_seconds']:.1f} s",
+        "speed": f"{result['images_per_second']:.0f} images/s",
+        "workers": str(result["workers"]),
+        "staleness mean / max": f"{result['staleness_mean']:.2f} / {result['staleness_max']} updates",
+        "batches applied / duplicated / lost": " / ".join(map(str, counts)),
+        "ONNX Runtime against torch": f"within {onnx['max_difference']:.0e} on {onnx['images']} images",
+    }
+    table = Table(title=f"{result['model']}, {result['mode']}: {run.path}", show_header=False, title_justify="left")
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table

@@ -1,0 +1,115 @@
+"""One command's way through: prepare if need be, train on a cluster, evaluate, export."""
+
+import os
+import signal
+import subprocess
+import sys
+from datetime import timedelta
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from pydantic import Field
+from rich.console import Console
+
+from psys.cluster import torch_rpc
+from psys.cluster.config import RunConfig
+from psys.cluster.node import serve
+from psys.cluster.rundir import RunDirectory
+from psys.cluster.supervisor import Supervisor
+from psys.cluster.worker import work
+from psys.compute.device import available_cores
+from psys.errors import PsysError
+from psys.models.registry import build
+from psys.results import finish
+
+_MOST_WORKERS = 8  # by default: more workers cost accuracy in async, so a person has to ask for them
+_PREPARING = timedelta(hours=24)  # ranks wait this long for rank 0 to prepare the store
+
+
+class LaunchConfig(RunConfig):
+    """Train an image classifier with many workers around a parameter server."""
+
+    role: Literal["all", "worker"] = "all"
+    """all: server and workers (if torchrun starts several processes, rank 0 serves, the others work); worker: join"""
+    join: str | None = Field(None, pattern=r"^.+:\d+$")
+    """HOST:PORT of the running server that a `worker` adds itself to"""
+
+
+def launch(config: LaunchConfig) -> None:
+    """Train as torchrun's variables and `role` say. Raises PsysError for what the user must mend."""
+    if (config.role == "worker") != (config.join is not None):
+        raise PsysError("--role worker and --join HOST:PORT go together")
+    processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if config.join is not None:
+        host, port = config.join.rsplit(":", 1)
+        store = config.store if "store" in config.model_fields_set else None
+        work(host, int(port), max(1, available_cores() // processes_here), store)
+    elif int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        _train_as_rank(config, processes_here)
+    else:
+        _train_here(config)
+
+
+def _train_here(config: LaunchConfig) -> None:
+    listener = torch_rpc.listen(config.listen, config.port)
+    workers = config.workers or min(torch.cuda.device_count() or available_cores(), _MOST_WORKERS)
+    run = _start_run(config, workers)
+    supervisor = Supervisor(run, listener, workers, threads=max(1, available_cores() // workers))
+    if supervisor.wait():
+        _say(f"stopped and saved in {run.path}; `psys evaluate {run.path}` makes the results of what was trained")
+        sys.exit(130)
+    finish(run, Console())
+
+
+def _train_as_rank(config: LaunchConfig, processes_here: int) -> None:
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        raise PsysError(f"WORLD_SIZE is {world} without torchrun: use torchrun, or --role worker --join HOST:PORT")
+    if config.workers not in (None, world - 1):
+        raise PsysError(f"--workers {config.workers}, but of torchrun's {world} processes {world - 1} are workers")
+    master = os.environ["MASTER_ADDR"]
+    board = dist.TCPStore(master, int(os.environ["MASTER_PORT"]), is_master=False, timeout=_PREPARING)
+    if rank > 0:
+        host, port = board.get("psys/server").decode().rsplit(":", 1)
+        work(host, int(port), max(1, available_cores() // max(1, processes_here - 1)))
+        return
+    if world > processes_here and config.listen in ("127.0.0.1", "localhost", "::1"):
+        raise PsysError("other hosts cannot reach a server on loopback: name this host's address with --listen")
+    listener = torch_rpc.listen(config.listen, config.port)
+    host, port = listener.getsockname()[:2]
+    run = _start_run(config, world - 1)
+    asked: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: asked.append(number))
+    board.set("psys/server", f"{master if host in ('0.0.0.0', '::') else host}:{port}")
+    serve(run, listener, world - 1, lambda: bool(asked))
+    if asked:
+        _say(f"stopped and saved in {run.path}; `psys evaluate {run.path}` makes the results of what was trained")
+        sys.exit(130)
+    finish(run, Console())
+
+
+def _start_run(config: LaunchConfig, workers: int) -> RunDirectory:
+    build(config.model, num_classes=2)  # an unknown name must not be found out after minutes of preparing
+    if not config.store.exists():
+        _prepare(config)
+    settings = {name: getattr(config, name) for name in RunConfig.model_fields}
+    run = RunDirectory.create(RunConfig(**{**settings, "workers": workers}))
+    _say(f"{config.mode} training of {config.model} with {workers} workers; everything goes to {run.path}")
+    return run
+
+
+def _prepare(config: LaunchConfig) -> None:
+    if config.source is None:
+        raise PsysError(f"no prepared store at {config.store}, and no --source to prepare it from")
+    _say(f"{config.store} is not there yet: preparing it from {config.source} (once)")
+    # In a process of its own: training imports neither ray nor cv2.
+    command = [sys.executable, "-m", "psys.cli", "prepare", "--source", config.source]
+    done = subprocess.run([*command, "--stores", str(config.store.parent), "--name", config.store.name])
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+def _say(text: str) -> None:
+    print(f"psys: {text}", file=sys.stderr, flush=True)
