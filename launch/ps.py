@@ -1,7 +1,11 @@
 """torchrun launch/ps.py --mode async: train with a parameter server. See --help for every setting."""
 
+import os
 import sys
 from pathlib import Path
+
+# Before torch is imported: its RPC warns of every worker that goes, which is our daily business.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 from psys.config import parse
 from psys.errors import exit_with_message

@@ -39,7 +39,12 @@ def parse(model: type[ConfigT], argv: Sequence[str], prog: str, default_file: Pa
     parser = _Parser(prog=prog, description=model.__doc__, allow_abbrev=False)
     parser.add_argument("--config", type=Path, metavar="FILE", help=f"YAML file of settings (default: {default_file})")
     source: CliSettingsSource[Any] = CliSettingsSource(
-        flags_model, root_parser=parser, cli_avoid_json=True, cli_hide_none_type=True, cli_implicit_flags=True
+        flags_model,
+        root_parser=parser,
+        cli_avoid_json=True,
+        cli_hide_none_type=True,
+        cli_implicit_flags=True,
+        cli_kebab_case=True,
     )
     config_file = parser.parse_known_args(argv)[0].config or default_file
     source(args=list(argv))

@@ -44,7 +44,7 @@ def launch(config: LaunchConfig) -> None:
     if config.join is not None:
         host, port = config.join.rsplit(":", 1)
         store = config.store if "store" in config.model_fields_set else None
-        work(host, int(port), max(1, available_cores() // processes_here), store)
+        work(host, int(port), _threads(config, processes_here), store)
     elif int(os.environ.get("WORLD_SIZE", 1)) > 1:
         _train_as_rank(config, processes_here)
     else:
@@ -55,7 +55,7 @@ def _train_here(config: LaunchConfig) -> None:
     listener = torch_rpc.listen(config.listen, config.port)
     workers = config.workers or min(torch.cuda.device_count() or available_cores(), _MOST_WORKERS)
     run = _start_run(config, workers)
-    supervisor = Supervisor(run, listener, workers, threads=max(1, available_cores() // workers))
+    supervisor = Supervisor(run, listener, workers, _threads(config, workers))
     if supervisor.wait():
         _say(f"stopped and saved in {run.path}; `psys evaluate {run.path}` makes the results of what was trained")
         sys.exit(130)
@@ -72,7 +72,7 @@ def _train_as_rank(config: LaunchConfig, processes_here: int) -> None:
     board = dist.TCPStore(master, int(os.environ["MASTER_PORT"]), is_master=False, timeout=_PREPARING)
     if rank > 0:
         host, port = board.get("psys/server").decode().rsplit(":", 1)
-        work(host, int(port), max(1, available_cores() // max(1, processes_here - 1)))
+        work(host, int(port), _threads(config, max(1, processes_here - 1)))
         return
     if world > processes_here and config.listen in ("127.0.0.1", "localhost", "::1"):
         raise PsysError("other hosts cannot reach a server on loopback: name this host's address with --listen")
@@ -98,6 +98,10 @@ def _start_run(config: LaunchConfig, workers: int) -> RunDirectory:
     run = RunDirectory.create(RunConfig(**{**settings, "workers": workers}))
     _say(f"{config.mode} training of {config.model} with {workers} workers; everything goes to {run.path}")
     return run
+
+
+def _threads(config: LaunchConfig, workers_here: int) -> int:
+    return config.threads or max(1, available_cores() // workers_here)
 
 
 def _prepare(config: LaunchConfig) -> None:

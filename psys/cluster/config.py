@@ -31,6 +31,8 @@ class RunConfig(Config):
     """rounds that a worker may be ahead in ssp"""
     workers: int | None = Field(None, ge=1)
     """processes that compute gradients; by default what the machine carries: one a GPU, or one a core up to 8"""
+    threads: int | None = Field(None, ge=1)
+    """threads that each worker computes with; by default this machine's cores, shared by its workers"""
     epochs: int = Field(20, ge=1)
     """passes over the training images"""
     batch_size: int = Field(64, ge=1)

@@ -21,7 +21,7 @@ class Supervisor:
 
     def __init__(self, run: RunDirectory, listener: socket.socket, workers: int, threads: int) -> None:
         self._run = run
-        self._environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TORCH_CPP_LOG_LEVEL": "ERROR"}
+        self._environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         host, port = listener.getsockname()[:2]
         descriptor = str(listener.fileno())
         self._server = self._start(

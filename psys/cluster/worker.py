@@ -73,7 +73,8 @@ def work(host: str, port: int, threads: int, store_path: Path | None = None) -> 
             todo = client.push_pull(None).wait()
             while todo.lease is not None:
                 todo = client.push_pull(compute(todo.lease, todo.snapshot)).wait()
-        client.leave()
+        with contextlib.suppress(RuntimeError):  # the server may end on hearing it, before it has answered
+            client.leave()
     except RuntimeError as error:
         if not torch_rpc.is_connection_error(error):
             raise

@@ -1,0 +1,23 @@
+"""Folders that appear whole or not at all."""
+
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path` that takes its place, and that of an older one, only if the block succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial, old = (path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.{state}" for state in ("partial", "old"))
+    partial.mkdir()
+    try:
+        yield partial
+        if path.exists():
+            path.rename(old)
+        partial.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

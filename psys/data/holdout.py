@@ -1,0 +1,18 @@
+"""Training images set aside to choose the best snapshot, so that the test images choose nothing."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def holdout(labels: NDArray[np.int64], share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Split sample indices into (training, validation), the same `share` of every class; both sorted int64.
+
+    labels: (N,) int64. The split depends on labels, share and seed alone, so every process makes the same one.
+    """
+    generator = np.random.default_rng(seed)
+    held = [
+        generator.permutation(members)[: round(share * len(members))]
+        for members in (np.flatnonzero(labels == label) for label in np.unique(labels))
+    ]
+    validation = np.sort(np.concatenate(held))
+    return np.setdiff1d(np.arange(len(labels)), validation), validation

@@ -1,0 +1,42 @@
+"""The embedded sample: 2,000 + 500 real CIFAR-10 images that come with the package, as two contact sheets."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from psys.data.dataset import SPLITS, Dataset, DatasetSplit, content_hash
+from psys.errors import PsysError
+
+FOLDER = Path(__file__).parent / "sample"
+TILE = 32
+
+
+def read_sample(folder: Path = FOLDER) -> Dataset:
+    """The sample, checked against the hashes in its labels.json. Raises PsysError if it is not what was drawn."""
+    try:
+        about: dict[str, Any] = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
+        splits = {split: _read_split(folder / f"{split}.png", about[split]) for split in SPLITS}
+    except (OSError, ValueError, KeyError, cv2.error) as error:
+        raise PsysError(f"the embedded sample in {folder} is damaged ({error}): install psys again") from None
+    return Dataset("sample", about["origin"], folder, tuple(about["classes"]), **splits)
+
+
+def _read_split(sheet: Path, about: dict[str, Any]) -> DatasetSplit:
+    pixels = cv2.imdecode(np.frombuffer(sheet.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+    if pixels is None:
+        raise ValueError(f"{sheet.name} is not an image")
+    labels = np.array(about["labels"], np.int64)
+    images = _tiles(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False))
+    if len(images) != len(labels) or content_hash(images, labels) != about["content_hash"]:
+        raise ValueError(f"{sheet.name} does not match the hash in labels.json")
+    return DatasetSplit(images, labels)
+
+
+def _tiles(sheet: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    rows, columns = sheet.shape[0] // TILE, sheet.shape[1] // TILE
+    grid = sheet[: rows * TILE, : columns * TILE].reshape(rows, TILE, columns, TILE, 3)
+    return np.ascontiguousarray(grid.swapaxes(1, 2).reshape(-1, TILE, TILE, 3))

@@ -1,0 +1,58 @@
+"""Proof that the exported file answers like the network it came from."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from psys.augment.batch import Colour
+from psys.errors import PsysError
+from psys.onnx.export import PixelClassifier
+
+TOLERANCE = 1e-4
+"""Largest difference of one probability between torch and ONNX Runtime that counts as equal."""
+_SINGLES = 8
+_BATCH = 256
+
+
+class Parity(NamedTuple):
+    """How close ONNX Runtime came to torch."""
+
+    images: int
+    max_difference: float  # of one probability, over all images and classes
+    agreement: float  # share of the images with the same most probable class, 0 to 1
+
+
+def check(model_path: Path, model: nn.Module, images: Tensor, mean: Colour, std: Colour) -> Parity:
+    """Compare the file's probabilities with those of `model` on real images, in batches and (the first few) alone.
+
+    `images` (N, H, W, 3) uint8 with N >= 1; `mean` and `std` as given to `export`; `model` is left as it is.
+    Raises PsysError if the file cannot be loaded or a probability differs by more than TOLERANCE.
+    """
+    try:
+        session = onnxruntime.InferenceSession(model_path, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's exceptions share no public base class
+        raise PsysError(f"ONNX Runtime cannot load {model_path}: {' '.join(str(error).split())}") from None
+
+    def infer(batch: Tensor) -> NDArray[np.float32]:
+        (probabilities,) = session.run(["probabilities"], {"images": batch.numpy()})
+        return np.asarray(probabilities)
+
+    images = images.cpu()
+    classifier = PixelClassifier(model, mean, std)
+    with torch.inference_mode():
+        expected = torch.cat([classifier(batch) for batch in images.split(_BATCH)]).numpy()
+    batches = np.concatenate([infer(batch) for batch in images.split(_BATCH)])
+    singles = np.concatenate([infer(image) for image in images[:_SINGLES].split(1)])
+    difference = max(abs(batches - expected).max(), abs(singles - expected[:_SINGLES]).max())
+    parity = Parity(len(images), float(difference), float((batches.argmax(1) == expected.argmax(1)).mean()))
+    if not parity.max_difference <= TOLERANCE:  # so written, NaN fails too
+        raise PsysError(
+            f"{model_path} does not answer like the network it was exported from: probabilities differ by up to "
+            f"{parity.max_difference:.2g} on {parity.images} images (tolerance {TOLERANCE:g})"
+        )
+    return parity

@@ -1,0 +1,176 @@
+"""Whole runs as a user starts them: every mode, every way to launch, and what is left afterwards."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import onnxruntime
+import psutil
+import pytest
+
+from psys.data.store import PreparedStore
+from psys.events import read_events
+from tests.support.processes import (
+    PS,
+    ROOT,
+    Done,
+    family,
+    finished,
+    run,
+    small_run,
+    started,
+    updates,
+    wait_until,
+    workers_of,
+)
+
+BATCHES_PER_EPOCH = 9  # 160 images less the tenth held out, in sixteens
+
+
+def check_books(run_path: Path, epochs: int) -> dict:
+    """Every batch of the run is in exactly one update, and the result says so."""
+    applied = [batch for update in updates(run_path) for batch in update["batches"]]
+    assert sorted(applied) == list(range(epochs * BATCHES_PER_EPOCH))
+    result = json.loads((run_path / "result.json").read_text())
+    assert result["batches"]["applied"] == len(applied)
+    assert (result["batches"]["unfinished"], result["batches"]["lost"]) == (0, 0)
+    return result
+
+
+@pytest.mark.parametrize(("mode", "bound"), [("sync", 0), ("ssp", 1), ("async", None)])
+def test_a_run_in_every_mode(small_store_path: Path, tmp_path: Path, mode: str, bound: int | None) -> None:
+    arguments = small_run(small_store_path, "r", "--mode", mode, "--staleness", "1", "--epochs", "3")
+    done = run(PS, *arguments, cwd=tmp_path)
+    assert done.code == 0, done.err
+    path = tmp_path / "runs" / "r"
+    names = {"config.yaml", "environment.json", "events.jsonl", "curves.png", "best.safetensors", "last.safetensors"}
+    assert names | {"model.onnx", "result.json"} <= set(os.listdir(path))
+    result = check_books(path, epochs=3)
+    assert len(result["points"]) == 3
+    staleness = [s for update in updates(path) for s in update["staleness"]]
+    assert (result["staleness_max"], result["workers"]) == (max(staleness), 2)
+    if bound is not None:
+        assert max(staleness) <= bound
+    assert len(updates(path)) == len(staleness) if mode == "async" else len(updates(path)) < len(staleness)
+    for word in ("test accuracy", "wall-clock", "images/s", "staleness", "applied / duplicated / lost"):
+        assert word in done.out
+    store = PreparedStore.open(small_store_path)
+    session = onnxruntime.InferenceSession(path / "model.onnx")
+    (probabilities,) = session.run(None, {"images": store.split("test").images[:7]})
+    assert probabilities.shape == (7, 10)
+    assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == list(store.classes)
+
+
+def test_two_sync_runs_with_the_same_seed_are_bit_identical(small_store_path: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", "3"), ("b", "3"), ("c", "4")):
+        done = run(
+            PS, *small_run(small_store_path, name, "--mode", "sync", "--epochs", "2", "--seed", seed), cwd=tmp_path
+        )
+        assert done.code == 0, done.err
+    a, b, c = ((tmp_path / "runs" / name / "last.safetensors").read_bytes() for name in "abc")
+    assert a == b
+    assert a != c
+
+
+def test_training_imports_neither_ray_nor_cv2(small_store_path: Path, tmp_path: Path) -> None:
+    """Both are replaced by modules that cannot be imported, in all processes of a run."""
+    for name in ("ray", "cv2"):
+        (tmp_path / f"{name}.py").write_text(f"raise SystemExit('{name} was imported')\n")
+    done = run(PS, *small_run(small_store_path, "r", "--epochs", "1"), cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)})
+    assert done.code == 0, done.err
+    check_books(tmp_path / "runs" / "r", epochs=1)
+    control = run("-c", "import ray", cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)})
+    assert "ray was imported" in control.err
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_a_killed_worker_costs_nothing_but_time(small_store_path: Path, tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "runs" / "r"
+    arguments = small_run(small_store_path, "r", "--mode", mode, "--epochs", "20", "--heartbeat-timeout", "2")
+    with started(PS, *arguments, cwd=tmp_path) as process:
+        wait_until(lambda: len(updates(path)) >= 5, "five updates")
+        workers_of(process)[0].kill()
+        done = finished(process)
+    assert done.code == 0, done.err
+    assert "ended with code -9" in done.err
+    check_books(path, epochs=20)
+    reasons = [event["reason"] for event in read_events(path / "events.jsonl") if event["event"] == "leave"]
+    assert sorted(reasons) == ["left", "silent"]
+
+
+def test_a_run_whose_workers_all_die_ends_and_keeps_what_it_has(small_store_path: Path, tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "r"
+    with started(PS, *small_run(small_store_path, "r", "--epochs", "500"), cwd=tmp_path) as process:
+        wait_until(lambda: len(updates(path)) >= 5, "five updates")
+        for worker in workers_of(process):
+            worker.kill()
+        done = finished(process)
+    assert done.code == 2
+    assert "every worker failed" in done.err
+    assert run("-m", "psys.cli", "evaluate", str(path), cwd=tmp_path).code == 0
+    assert (path / "model.onnx").exists()
+
+
+def test_ctrl_c_stops_saves_and_leaves_no_process(small_store_path: Path, tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "r"
+    with started(PS, *small_run(small_store_path, "r", "--epochs", "500"), cwd=tmp_path) as process:
+        wait_until(lambda: len(updates(path)) >= 5, "five updates")
+        members = family(process)
+        process.send_signal(signal.SIGINT)
+        done = finished(process)
+        assert not [member for member in members if member.is_running()]
+    assert done.code == 130
+    assert "Traceback" not in done.err
+    applied = [batch for update in updates(path) for batch in update["batches"]]
+    assert len(applied) == len(set(applied))
+    end = next(event for event in read_events(path / "events.jsonl") if event["event"] == "end")
+    assert (end["applied"], end["lost"]) == (len(applied), 0)
+    assert run("-m", "psys.cli", "evaluate", str(path), cwd=tmp_path).code == 0
+    result = json.loads((path / "result.json").read_text())
+    assert result["last"]["version"] == updates(path)[-1]["version"]
+
+
+def test_a_worker_joins_a_running_server(small_store_path: Path, tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "r"
+    port = str(free_port())
+    joining = ("--role", "worker", "--join", f"127.0.0.1:{port}", "--store", str(small_store_path), "--threads", "1")
+    arguments = small_run(small_store_path, "r", "--mode", "sync", "--epochs", "5000", "--port", port)
+    with started(PS, *arguments, cwd=tmp_path) as process, started(PS, *joining, cwd=tmp_path) as newcomer:
+        wait_until(lambda: any(len(u["workers"]) == 3 for u in updates(path)), "an update of three workers")
+        process.send_signal(signal.SIGINT)
+        joined, done = finished(newcomer), finished(process)
+    assert (joined.code, done.code) == (0, 130), joined.err + done.err
+    applied = [batch for update in updates(path) for batch in update["batches"]]
+    assert sorted(applied) == list(range(len(applied)))
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_torchrun(small_store_path: Path, tmp_path: Path, processes: int) -> None:
+    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", str(processes))
+    standalone = ("--standalone",) if processes > 1 else ()
+    done = run(*torchrun, *standalone, PS, *small_run(small_store_path, "r", "--epochs", "2"), cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert check_books(tmp_path / "runs" / "r", epochs=2)["workers"] == 2
+
+
+def test_every_port_of_a_run_is_on_loopback(small_store_path: Path, tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "r"
+    with started(PS, *small_run(small_store_path, "r", "--epochs", "500"), cwd=tmp_path) as process:
+        wait_until(lambda: len(updates(path)) >= 3, "three updates")
+        listening = [
+            connection.laddr.ip
+            for member in family(process)
+            for connection in member.net_connections(kind="inet")
+            if connection.status == psutil.CONN_LISTEN
+        ]
+    assert listening
+    assert set(listening) <= {"127.0.0.1", "::1"}
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

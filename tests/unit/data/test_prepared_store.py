@@ -1,0 +1,175 @@
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from psys.data.folders import new_folder
+from psys.data.sample import read_sample
+from psys.data.store import MANIFEST, PreparedStore, StoreWriter
+from psys.errors import PsysError
+
+
+def rows_of(split, rows):
+    images = split.images[rows]
+    masks = images[..., 1] > images.mean(axis=(1, 2, 3), keepdims=True)[..., 0]
+    shares = masks.mean(axis=(1, 2)).astype(np.float32)
+    return images, split.labels[rows], masks, shares, shares < 0.5
+
+
+def write(folder, batch=7, train=30, test=10):
+    sample = read_sample()
+    with new_folder(folder) as partial:
+        writer = StoreWriter(partial, ("train", "test"), (32, 32))
+        for split, count in (("train", train), ("test", test)):
+            for first in range(0, count, batch):
+                writer.append(split, *rows_of(sample.splits[split], slice(first, min(first + batch, count))))
+        writer.close(sample.classes, {"train": {}, "test": {}}, note="a store made by a test")
+    return folder
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    store = PreparedStore.open(write(tmp_path / "store"))
+    store.verify()
+
+    images, labels, masks, shares, usable = rows_of(read_sample().train, slice(0, 30))
+    split = store.split("train")
+    np.testing.assert_array_equal(split.images, images)
+    np.testing.assert_array_equal(split.labels, labels)
+    np.testing.assert_array_equal(np.unpackbits(split.masks, axis=1).reshape(30, 32, 32), masks)
+    np.testing.assert_array_equal(split.usable, usable)
+    np.testing.assert_array_equal(store.shares("train"), shares)
+    assert store.classes == read_sample().classes
+    assert store.image_size == (32, 32)
+    assert isinstance(split.images, np.memmap)
+    np.testing.assert_allclose(store.channel_mean, images.mean((0, 1, 2)) / 255)
+    np.testing.assert_allclose(store.channel_std, images.std((0, 1, 2)) / 255)
+
+
+def test_equal_content_has_equal_hashes_however_it_was_batched(tmp_path):
+    first, second = write(tmp_path / "first", batch=1), write(tmp_path / "second", batch=30)
+
+    assert (first / MANIFEST).read_bytes() == (second / MANIFEST).read_bytes()
+    assert PreparedStore.open(first).content_hash == PreparedStore.open(second).content_hash
+    assert (
+        PreparedStore.open(first).content_hash != PreparedStore.open(write(tmp_path / "third", train=29)).content_hash
+    )
+
+
+@given(height=st.integers(1, 9), width=st.integers(1, 9), data=st.data())
+def test_masks_of_any_size_are_packed_row_major(tmp_path_factory, height, width, data):
+    masks = np.array(data.draw(st.lists(st.booleans(), min_size=2 * height * width, max_size=2 * height * width)))
+    masks = masks.reshape(2, height, width)
+    folder = tmp_path_factory.mktemp("store")
+    writer = StoreWriter(folder, ("train",), (height, width))
+    images = np.zeros((2, height, width, 3), np.uint8)
+    writer.append("train", images, np.arange(2), masks, np.zeros(2, np.float32), np.ones(2, np.bool_))
+    writer.close(("a", "b"), {"train": {}})
+
+    packed = PreparedStore.open(folder).split("train").masks
+
+    np.testing.assert_array_equal(np.unpackbits(packed, axis=1, count=height * width).reshape(masks.shape), masks)
+
+
+def test_rows_of_another_shape_are_refused(tmp_path):
+    writer = StoreWriter(tmp_path, ("train",), (32, 32))
+    images, labels, masks, shares, usable = rows_of(read_sample().train, slice(0, 2))
+
+    with pytest.raises(ValueError, match="rows of uint8"):
+        writer.append("train", images[:, :16], labels, masks, shares, usable)
+
+
+def test_an_interrupted_writer_leaves_nothing_and_spares_the_older_store(tmp_path):
+    older = PreparedStore.open(write(tmp_path / "store")).content_hash
+
+    def interrupted():
+        with new_folder(tmp_path / "store") as partial:
+            StoreWriter(partial, ("train",), (32, 32)).append("train", *rows_of(read_sample().train, slice(0, 5)))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+    assert PreparedStore.open(tmp_path / "store").content_hash == older
+
+
+def test_a_new_store_takes_the_place_of_the_older_one(tmp_path):
+    write(tmp_path / "store")
+    write(tmp_path / "store", train=20)
+
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+    assert len(PreparedStore.open(tmp_path / "store").split("train").labels) == 20
+
+
+def test_a_missing_or_foreign_folder_is_named(tmp_path):
+    with pytest.raises(PsysError, match=r"no prepared store at .*psys prepare"):
+        PreparedStore.open(tmp_path / "nowhere")
+    (tmp_path / MANIFEST).write_text('{"format": "cake"}')
+    with pytest.raises(PsysError, match="does not describe a prepared store"):
+        PreparedStore.open(tmp_path)
+
+
+def edit_manifest(folder, **fields):
+    manifest = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps({**manifest, **fields}))
+
+
+def damage(folder, how):
+    images = folder / "train_images.npy"
+    match how:
+        case "cut":
+            images.write_bytes(images.read_bytes()[:-100])
+        case "gone":
+            images.unlink()
+        case "labels of another shape":
+            labels = folder / "train_labels.npy"
+            np.save(labels, np.zeros((30, 1), np.int64))
+        case "cut manifest":
+            (folder / MANIFEST).write_bytes((folder / MANIFEST).read_bytes()[:-100])
+        case "version":
+            edit_manifest(folder, version=99)
+        case "no classes":
+            edit_manifest(folder, classes=None)
+        case "no size":
+            edit_manifest(folder, image_size=[32])
+        case "no header":
+            images.write_bytes(b"\0" * images.stat().st_size)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("cut", r"train_images\.npy: expected \d+ bytes, found \d+"),
+        ("gone", r"train_images\.npy: expected \d+ bytes, found no file"),
+        ("labels of another shape", r"train_labels\.npy: expected int64 \(30,\), found int64 \(30, 1\)"),
+        ("cut manifest", r"manifest\.json"),
+        ("version", "store version 99, expected 1"),
+        ("no classes", "lacks or garbles a field"),
+        ("no size", "lacks or garbles a field"),
+        ("no header", r"cannot read .*train_images\.npy"),
+    ],
+)
+def test_damage_is_found_when_the_store_is_opened(tmp_path, how, message):
+    folder = write(tmp_path / "store")
+    damage(folder, how)
+
+    with pytest.raises(PsysError, match=message):
+        PreparedStore.open(folder)
+
+
+def test_verify_finds_a_single_changed_pixel(tmp_path):
+    folder = write(tmp_path / "store")
+    images = np.load(folder / "test_images.npy", mmap_mode="r+")
+    images[4, 4, 4, 0] ^= 1
+    images.flush()
+    store = PreparedStore.open(folder)
+
+    with pytest.raises(PsysError, match=r"test_images\.npy was changed"):
+        store.verify()
+
+
+def test_an_unknown_split_is_named(tmp_path):
+    with pytest.raises(PsysError, match=r"no split 'val' \(it has: train, test\)"):
+        PreparedStore.open(write(tmp_path / "store")).split("val")

@@ -1,0 +1,54 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from psys.errors import PsysError
+from psys.models.registry import build
+from psys.onnx.parity import TOLERANCE, check
+
+
+def test_the_export_answers_like_its_network(
+    exported: Path, model: nn.Module, images: Tensor, settings: dict[str, Any]
+) -> None:
+    parity = check(exported, model, images, settings["mean"], settings["std"])
+    assert parity.images == 334
+    assert 0 < parity.max_difference < TOLERANCE / 5
+    assert parity.agreement == 1
+    assert model.training
+
+
+def test_another_network_is_refused(exported: Path, images: Tensor, settings: dict[str, Any]) -> None:
+    torch.manual_seed(5)
+    with pytest.raises(
+        PsysError, match=r"model\.onnx does not answer like the network.* on 334 images \(tolerance 0\.0001\)"
+    ):
+        check(exported, build("resnet8", 10), images, settings["mean"], settings["std"])
+
+
+def test_another_normalisation_is_refused(
+    exported: Path, model: nn.Module, images: Tensor, settings: dict[str, Any]
+) -> None:
+    with pytest.raises(PsysError, match="does not answer like the network"):
+        check(exported, model, images, (0.5, 0.5, 0.5), settings["std"])
+
+
+def test_a_broken_network_is_refused(exported: Path, images: Tensor, settings: dict[str, Any]) -> None:
+    broken = build("resnet8", 10)
+    nn.init.constant_(broken.get_parameter("fc.bias"), float("nan"))
+    with pytest.raises(PsysError, match="differ by up to nan"):
+        check(exported, broken, images, settings["mean"], settings["std"])
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not a network"])
+def test_a_file_that_is_no_network_is_named(
+    tmp_path: Path, model: nn.Module, images: Tensor, content: bytes | None, settings: dict[str, Any]
+) -> None:
+    path = tmp_path / "broken.onnx"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(PsysError, match=r"ONNX Runtime cannot load .*broken\.onnx") as caught:
+        check(path, model, images, settings["mean"], settings["std"])
+    assert "\n" not in str(caught.value)

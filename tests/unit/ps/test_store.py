@@ -1,0 +1,96 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from psys.ps.partition import partition
+from psys.ps.store import Contribution, OptimizerConfig, ParameterStore
+
+OPTIMIZERS = {
+    "sgd": OptimizerConfig(kind="sgd", momentum=0.9, weight_decay=1e-3),
+    "rmsprop": OptimizerConfig(kind="rmsprop", momentum=0.0, weight_decay=1e-3),
+    "adam": OptimizerConfig(kind="adam", weight_decay=1e-3),
+}
+
+
+def draw(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@given(numel=st.integers(1, 500), shards=st.integers(1, 20))
+def test_partition_covers_the_vector_in_balanced_slices(numel: int, shards: int) -> None:
+    if shards > numel:
+        with pytest.raises(ValueError, match="shards"):
+            partition(numel, shards)
+        return
+    slices = partition(numel, shards)
+    assert [i for s in slices for i in range(s.start, s.stop)] == list(range(numel))
+    lengths = [s.stop - s.start for s in slices]
+    assert max(lengths) - min(lengths) <= 1
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize("shards", [2, 3])
+def test_slices_on_several_servers_equal_the_whole_on_one(kind: str, shards: int) -> None:
+    initial, statistics, decayed = draw(0, 1001), torch.zeros(0), 700
+    whole = ParameterStore(initial, decayed, statistics, OPTIMIZERS[kind])
+    slices = partition(len(initial), shards)
+    parts = [
+        ParameterStore(initial[s], min(max(decayed - s.start, 0), s.stop - s.start), statistics, OPTIMIZERS[kind])
+        for s in slices
+    ]
+    for step in range(5):
+        gradient = draw(step + 1, 1001)
+        whole.apply([Contribution(gradient, statistics, 1)], 0.05, 1.0)
+        for part, s in zip(parts, slices, strict=True):
+            part.apply([Contribution(gradient[s], statistics, 1)], 0.05, 1.0)
+    assert torch.equal(whole.snapshot().parameters, torch.cat([part.snapshot().parameters for part in parts]))
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_one_flat_step_is_bit_for_bit_torch_on_separate_tensors(kind: str) -> None:
+    shapes = [(16, 3, 3, 3), (10, 64), (16,), (10,)]
+    tensors = [nn.Parameter(draw(i, *shape)) for i, shape in enumerate(shapes)]
+    flat = torch.cat([t.detach().flatten() for t in tensors])
+    config = OPTIMIZERS[kind]
+    store = ParameterStore(flat, 16 * 27 + 640, torch.zeros(0), config)
+    groups = [
+        {"params": tensors[:2], "weight_decay": config.weight_decay},
+        {"params": tensors[2:], "weight_decay": 0.0},
+    ]
+    rule = {
+        "sgd": lambda: torch.optim.SGD(groups, lr=0.05, momentum=0.9, nesterov=True),
+        "rmsprop": lambda: torch.optim.RMSprop(groups, lr=0.05, alpha=0.99),
+        "adam": lambda: torch.optim.Adam(groups, lr=0.05, betas=(0.9, 0.99)),
+    }[kind]()
+    for step in range(10):
+        for i, tensor in enumerate(tensors):
+            tensor.grad = draw(100 * step + i, *tensor.shape)
+        gradient = torch.cat([t.grad.flatten() for t in tensors if t.grad is not None])
+        store.apply([Contribution(gradient, torch.zeros(0), 64)], 0.05, 1.0)
+        rule.step()
+    assert torch.equal(store.snapshot().parameters, torch.cat([t.detach().flatten() for t in tensors]))
+
+
+def test_a_snapshot_never_changes_and_is_shared_within_a_version() -> None:
+    store = ParameterStore(draw(0, 100), 50, draw(1, 10), OptimizerConfig())
+    snapshot = store.snapshot()
+    before = snapshot.parameters.clone(), snapshot.statistics.clone()
+    assert store.snapshot() is snapshot
+    store.apply([Contribution(draw(2, 100), draw(3, 10), 1)], 0.1, 1.0)
+    assert torch.equal(snapshot.parameters, before[0])
+    assert torch.equal(snapshot.statistics, before[1])
+    assert store.snapshot().version == 1
+    assert not torch.equal(store.snapshot().parameters, before[0])
+
+
+def test_contributions_count_by_their_samples() -> None:
+    store = ParameterStore(torch.zeros(4), 4, torch.zeros(2), OptimizerConfig(momentum=0, nesterov=False))
+    many = Contribution(torch.full((4,), 1.0), torch.full((2,), 4.0), weight=48)
+    few = Contribution(torch.full((4,), 5.0), torch.full((2,), 8.0), weight=16)
+    store.apply([many, few], learning_rate=1.0, statistics_share=1.0)
+    assert torch.equal(store.snapshot().parameters, torch.full((4,), -2.0))
+    assert torch.equal(store.snapshot().statistics, torch.full((2,), 5.0))
+    store.apply([many], learning_rate=1.0, statistics_share=0.5)
+    assert torch.equal(store.snapshot().statistics, torch.full((2,), 4.5))

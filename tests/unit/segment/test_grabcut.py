@@ -1,0 +1,116 @@
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from psys.data.sample import read_sample
+from psys.segment.grabcut import segment
+from psys.segment.quality import GateConfig, foreground_share, is_usable
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Every tenth real test image: five of each class."""
+    return read_sample().test.images[::10]
+
+
+@pytest.fixture(scope="module")
+def masks(images):
+    return np.stack([segment(image) for image in images])
+
+
+def overlap(first, second) -> float:
+    return (first & second).sum() / (first | second).sum()
+
+
+def test_masks_of_real_images_are_neither_degenerate_nor_shrunk_to_the_core(masks):
+    shares = foreground_share(masks)
+
+    assert is_usable(shares, GateConfig()).mean() >= 0.95
+    assert (shares < 0.06).mean() <= 0.02  # the sure core alone covers 3 %
+    assert 0.15 < np.median(shares) < 0.5
+
+
+def test_a_mask_parts_colours_that_differ(images, masks):
+    """The foreground's mean colour lies farther from the border's than the background's does, in most images."""
+    separated = []
+    for image, mask in zip(images.astype(float), masks, strict=True):
+        border = np.ones((32, 32), np.bool_)
+        border[3:-3, 3:-3] = False
+        outside = image[border & ~mask].mean(axis=0)
+        inside, rest = (
+            np.linalg.norm(image[pixels].mean(axis=0) - outside) for pixels in (mask & ~border, ~mask & ~border)
+        )
+        separated.append(inside > rest)
+
+    assert np.mean(separated) > 0.85
+
+
+def test_the_same_image_gives_the_same_mask_whatever_was_segmented_before(images, masks):
+    for index in (3, 20, 41):
+        cv2.setRNGSeed(index)
+        np.testing.assert_array_equal(segment(images[index]), masks[index])
+
+
+def test_a_drawn_object_is_found_where_it_is(images):
+    """A real texture cut to an ellipse, on another real texture: the mask is that ellipse."""
+    cloth, sky = (cv2.resize(images[index, 8:24, 8:24], (64, 64)) for index in (45, 2))
+    y, x = np.mgrid[:64, :64]
+    ellipse = ((x - 32) / 22) ** 2 + ((y - 30) / 13) ** 2 < 1
+    scene = np.where(ellipse[..., None], cloth // 2, sky // 3 + 170).astype(np.uint8)
+
+    assert overlap(segment(scene), ellipse) > 0.85
+
+
+@pytest.mark.parametrize("size", [(32, 48), (96, 96), (240, 320), (500, 375)])
+def test_a_larger_picture_of_the_same_thing_has_much_the_same_mask(images, masks, size):
+    overlaps = []
+    for index in range(4, 50, 12):
+        picture = cv2.resize(images[index], size[::-1], interpolation=cv2.INTER_CUBIC)
+        mask = segment(picture)
+        assert mask.shape == size
+        small = cv2.resize(mask.astype(np.uint8), (32, 32), interpolation=cv2.INTER_AREA) > 0
+        overlaps.append(overlap(small, masks[index]))
+
+    assert np.mean(overlaps) > 0.6
+
+
+def test_grey_images_are_segmented_too(images):
+    grey = [np.repeat(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2) for image in images[::5]]
+    shares = foreground_share(np.stack([segment(image) for image in grey]))
+
+    assert is_usable(shares, GateConfig()).all()
+
+
+@settings(max_examples=25, deadline=None)
+@given(height=st.integers(1, 80), width=st.integers(1, 80), value=st.integers(0, 255), seed=st.integers(0, 9))
+def test_any_size_and_even_a_flat_image_gives_a_mask(height, width, value, seed):
+    flat = np.full((height, width, 3), value, np.uint8)
+    noisy = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    for image in (flat, noisy):
+        mask = segment(image)
+        assert mask.shape == (height, width)
+        assert mask.dtype == np.bool_
+
+
+@pytest.mark.parametrize("size", [(1, 4000), (3000, 7), (2000, 1600)])
+def test_extreme_sizes_are_bounded_in_work_and_exact_in_shape(images, size):
+    picture = cv2.resize(images[0], size[::-1])
+
+    assert segment(picture).shape == size
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        np.zeros((32, 32), np.uint8),
+        np.zeros((32, 32, 4), np.uint8),
+        np.zeros((32, 32, 3), np.float32),
+        np.zeros((0, 32, 3), np.uint8),
+        np.zeros((1, 32, 32, 3), np.uint8),
+    ],
+)
+def test_another_shape_or_dtype_is_refused(wrong):
+    with pytest.raises(ValueError, match="expected an RGB image"):
+        segment(wrong)
