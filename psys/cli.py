@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from psys.config import parse
+from psys.config import Parser, parse
 from psys.errors import exit_with_message
 
 
@@ -20,7 +20,7 @@ def _prepare(argv: Sequence[str]) -> None:
 def _data(argv: Sequence[str]) -> None:
     from psys.data.fetch import FetchConfig, fetch
 
-    parser = argparse.ArgumentParser(prog="psys data")
+    parser = Parser(prog="psys data")
     parser.add_argument("action", choices=["fetch"])
     parser.add_argument("dataset", choices=["cifar10"])
     rest = parser.parse_known_args(argv)[1] if argv[:2] == ["fetch", "cifar10"] else parser.parse_args(argv)
@@ -32,7 +32,7 @@ def _evaluate(argv: Sequence[str]) -> None:
     from psys.cluster.rundir import RunDirectory
     from psys.results import finish
 
-    parser = argparse.ArgumentParser(prog="psys evaluate", description=finish.__doc__)
+    parser = Parser(prog="psys evaluate", description=finish.__doc__)
     parser.add_argument("run", type=Path, help="directory of a run that was stopped before it was evaluated")
     finish(RunDirectory(parser.parse_args(argv).run), Console())
 
@@ -46,7 +46,7 @@ _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; exit code 2 and one line for what the user must mend."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="psys",
         description="The way to and from training with a parameter server (training: torchrun launch/ps.py --help).",
         epilog="\n".join(f"  {name:10}{text}" for name, (_, text) in _COMMANDS.items()),
@@ -54,8 +54,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("command", choices=_COMMANDS)
     arguments = list(sys.argv[1:] if argv is None else argv)
-    command = parser.parse_args(arguments[:1]).command
     with exit_with_message():
+        command = parser.parse_args(arguments[:1]).command
         _COMMANDS[command][0](arguments[1:])
 
 

@@ -24,7 +24,9 @@ class Config(BaseModel):
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are PsysErrors of one line."""
+
     def error(self, message: str) -> NoReturn:
         raise PsysError(f"{message} (see --help)")
 
@@ -36,7 +38,7 @@ def parse(model: type[ConfigT], argv: Sequence[str], prog: str, default_file: Pa
     """
     # pydantic-settings makes the flags from a BaseSettings class, which by itself would read the environment as well.
     flags_model = type(model.__name__, (model, BaseSettings), {"__doc__": model.__doc__})
-    parser = _Parser(prog=prog, description=model.__doc__, allow_abbrev=False)
+    parser = Parser(prog=prog, description=model.__doc__, allow_abbrev=False)
     parser.add_argument("--config", type=Path, metavar="FILE", help=f"YAML file of settings (default: {default_file})")
     source: CliSettingsSource[Any] = CliSettingsSource(
         flags_model,

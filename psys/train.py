@@ -19,6 +19,7 @@ from psys.cluster.rundir import RunDirectory
 from psys.cluster.supervisor import Supervisor
 from psys.cluster.worker import work
 from psys.compute.device import available_cores
+from psys.data.store import PreparedStore
 from psys.errors import PsysError
 from psys.models.registry import build
 from psys.results import finish
@@ -94,6 +95,7 @@ def _start_run(config: LaunchConfig, workers: int) -> RunDirectory:
     build(config.model, num_classes=2)  # an unknown name must not be found out after minutes of preparing
     if not config.store.exists():
         _prepare(config)
+    PreparedStore.open(config.store)  # damaged, it is found out here and not by every process of the run
     settings = {name: getattr(config, name) for name in RunConfig.model_fields}
     run = RunDirectory.create(RunConfig(**{**settings, "workers": workers}))
     _say(f"{config.mode} training of {config.model} with {workers} workers; everything goes to {run.path}")

@@ -37,10 +37,16 @@ class Status:
 
     def __str__(self) -> str:
         speed = self.images / self.train_seconds if self.train_seconds else 0.0
-        return (
-            f"{self.mode} · {self.workers} workers · epoch {self.epochs_done:.1f}/{self.epochs} · {speed:.0f} images/s · "
-            f"loss {self.loss:.3f} · accuracy {self.accuracy:.1%} · staleness {self.staleness:.1f}"
-        )
+        parts = [
+            self.mode,
+            f"{self.workers} workers",
+            f"epoch {self.epochs_done:.1f}/{self.epochs}",
+            f"{speed:.0f} images/s",
+            f"loss {self.loss:.3f}",
+            f"accuracy {self.accuracy:.1%}",
+            f"staleness {self.staleness:.1f}",
+        ]
+        return " · ".join(parts)
 
 
 class ProgressView:

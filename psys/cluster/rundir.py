@@ -10,7 +10,7 @@ import platform
 import subprocess
 import sys
 import time
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,8 @@ class RunDirectory:
         name = config.name or f"{time.strftime('%Y%m%d-%H%M%S')}-{config.mode}"
         run = cls(config.runs / name)
         try:
-            run.snapshots.mkdir(parents=True)
+            run.path.mkdir(parents=True)
+            run.snapshots.mkdir()
             run.logs.mkdir()
         except FileExistsError:
             raise PsysError(f"{run.path} holds a run already: choose another --name, or remove it") from None
@@ -82,7 +83,7 @@ def _environment() -> dict[str, Any]:
         "command": sys.argv,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in _PACKAGES},
+        "packages": {name: _version(name) for name in _PACKAGES},
         "commit": _commit(),
         "machine": platform.machine(),
         "system": platform.platform(),
@@ -90,6 +91,13 @@ def _environment() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "memory_bytes": psutil.virtual_memory().total,
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # a machine that only trains needs neither Ray nor OpenCV
+        return None
 
 
 def _commit() -> str | None:

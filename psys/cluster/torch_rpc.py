@@ -7,6 +7,7 @@ This is the only file that imports torch.distributed.rpc; tests/integration/test
 
 import os
 import socket
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import cast
@@ -23,6 +24,8 @@ from psys.errors import PsysError
 _SERVER = "server"
 _PREFIX = "rpc_prefix_0/"  # where the first init_rpc of a process keeps its keys
 _UNLIMITED = 0  # seconds, in RPC's language: a synchronous push waits for its round
+
+_RETRY_SECONDS = 0.2
 
 _store: dist.Store | None = None
 _service: Service | None = None
@@ -76,9 +79,10 @@ class Client:
         rpc.rpc_sync(_SERVER, _leave, args=(self.worker,))
 
 
-def connect(host: str, port: int, timeout_seconds: float = 60.0) -> Client:
+def connect(host: str, port: int, timeout_seconds: float = 30.0) -> Client:
     """Join the server at `host:port`, waiting for it to come up. Raises PsysError when nothing answers in time."""
     global _store
+    _wait_for_server(host, port, timeout_seconds)
     deadline = timedelta(seconds=timeout_seconds)
     try:
         shared = dist.TCPStore(host, port, is_master=False, timeout=deadline, use_libuv=False)
@@ -133,6 +137,22 @@ def _build_agent(
 
 dist.register_rendezvous_handler("psys", _rendezvous)
 _HUB = backend_registry.register_backend("PSYS_HUB", rpc.TensorPipeRpcBackendOptions, _build_agent)
+
+
+def _wait_for_server(host: str, port: int, timeout_seconds: float) -> None:
+    deadline = time.monotonic() + timeout_seconds
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=timeout_seconds).close()
+        except OSError as error:
+            if time.monotonic() > deadline or isinstance(error, socket.gaierror):
+                reason = error.strerror or str(error)
+                raise PsysError(
+                    f"no server at {host}:{port} ({reason}): is it running, and is that its port?"
+                ) from None
+            time.sleep(_RETRY_SECONDS)
+        else:
+            return
 
 
 def _own_address_towards(host: str, port: int) -> str:

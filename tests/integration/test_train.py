@@ -13,8 +13,6 @@ from psys.data.store import PreparedStore
 from psys.events import read_events
 from tests.support.processes import (
     PS,
-    ROOT,
-    Done,
     family,
     finished,
     run,

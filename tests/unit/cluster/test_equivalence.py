@@ -1,4 +1,4 @@
-"""What the modes promise, on real images and a real network: gradients computed as workers do, driven in one process."""
+"""What the modes promise, on real images and a real network; gradients computed as workers do, in one process."""
 
 import copy
 import random

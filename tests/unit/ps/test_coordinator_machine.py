@@ -1,4 +1,4 @@
-"""Random joins, pushes, retries and deaths in every mode: nothing lost, nothing twice, nothing too stale, no deadlock."""
+"""Random joins, pushes, retries and deaths in every mode: nothing lost, nor twice, nor too stale, and no deadlock."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ BOUND = {"sync": lambda s: 0, "ssp": lambda s: s, "async": lambda s: BATCHES}
 
 
 class CoordinatorMachine(RuleBasedStateMachine):
-    """Plain SGD at rate 1 on one parameter a batch: the gradient of batch b is -1 at b, so parameter b counts b's uses."""
+    """SGD at rate 1 on one parameter a batch: the gradient of batch b is -1 at b, so parameter b counts b's uses."""
 
     lapsed = Bundle("lapsed")  # leases whose holder died or that were pushed already: a late or repeated push
 

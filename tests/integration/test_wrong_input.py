@@ -1,0 +1,76 @@
+"""What a user gets wrong: one clear line, exit code 2, nothing made. (What prepare refuses: test_prepare.py.)"""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.support.processes import PS, Done, run
+
+
+def check(done: Done, *words: str) -> None:
+    assert done.code == 2, done
+    complaints = [line for line in done.err.splitlines() if line.startswith("psys: error: ")]
+    assert len(complaints) == 1
+    assert "Traceback" not in done.err
+    for word in words:
+        assert word in complaints[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--mode", "fast"], ["'mode'", "'fast'", "sync"]),
+        (["--workers", "0"], ["'workers'", "1"]),
+        (["--model", "resnet9"], ["resnet9", "resnet44"]),
+        (["--store", "nowhere", "--source", "no/such/folder"], ["no/such/folder"]),
+        (["--config", "none.yaml"], ["none.yaml", "No such file"]),
+        (["--role", "worker"], ["--join"]),
+        (["--role", "worker", "--join", "localhost"], ["'join'"]),
+    ],
+    ids=lambda value: "-".join(value),
+)
+def test_a_wrong_argument(tmp_path: Path, arguments: list[str], words: list[str]) -> None:
+    check(run(PS, *arguments, cwd=tmp_path), *words)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_misspelt_setting(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("mode: sync\noptimizer: {momentun: 0.5}\n")
+    check(run(PS, "--config", "c.yaml", cwd=tmp_path), "optimizer.momentun", "did you mean 'momentum'", "c.yaml")
+
+
+def test_an_occupied_port(small_store_path: Path, tmp_path: Path) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = str(holder.getsockname()[1])
+        check(run(PS, "--store", str(small_store_path), "--port", port, cwd=tmp_path), port, "in use", "--port")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_name_that_is_taken(small_store_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "runs" / "r").mkdir(parents=True)
+    check(run(PS, "--store", str(small_store_path), "--name", "r", cwd=tmp_path), "runs/r", "--name")
+
+
+def test_a_store_that_was_damaged(small_store_path: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    for file in small_store_path.iterdir():
+        (store / file.name).write_bytes(file.read_bytes()[:-1] if "images" in file.name else file.read_bytes())
+    check(run(PS, "--store", "store", cwd=tmp_path), "images.npy", "prepare the store again")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["evaluate", "no/run"], "no/run"),
+        (["data", "fetch", "imagenet"], "imagenet"),
+        (["data", "fetch", "cifar10", "--archive", "none.tar.gz"], "none.tar.gz"),
+        (["bogus"], "bogus"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)
+def test_a_wrong_command(tmp_path: Path, arguments: list[str], word: str) -> None:
+    check(run("-m", "psys.cli", *arguments, cwd=tmp_path), word)
