@@ -26,6 +26,8 @@ _PREFIX = "rpc_prefix_0/"  # where the first init_rpc of a process keeps its key
 _UNLIMITED = 0  # seconds, in RPC's language: a synchronous push waits for its round
 
 _RETRY_SECONDS = 0.2
+# Not TensorPipe's shared-memory transport: its thread never sleeps, in every process, and takes half of two cores.
+_TRANSPORTS, _CHANNELS = ["uv"], ["cma", "basic"]
 
 _store: dist.Store | None = None
 _service: Service | None = None
@@ -114,7 +116,9 @@ def _init(name: str, rank: int, threads: int) -> None:
     # torchrun's variables would turn our rendezvous into a client of torchrun's own store.
     for variable in [v for v in os.environ if v.startswith("TORCHELASTIC_")]:
         del os.environ[variable]
-    options = rpc.TensorPipeRpcBackendOptions(init_method="psys://", num_worker_threads=threads)
+    options = rpc.TensorPipeRpcBackendOptions(
+        init_method="psys://", num_worker_threads=threads, _transports=_TRANSPORTS, _channels=_CHANNELS
+    )
     rpc.init_rpc(name, backend=_HUB, rank=rank, rpc_backend_options=options)
 
 
