@@ -23,6 +23,8 @@ from psys.models.registry import build
 
 Event = dict[str, Any]
 
+_PARITY_IMAGES = 500
+
 
 def finish(run: RunDirectory, console: Console) -> dict[str, Any]:
     """Evaluate every snapshot on the held-out images, choose the best by them, test it, export it, draw and tabulate.
@@ -132,8 +134,9 @@ def _export(run: RunDirectory, store: PreparedStore, module: nn.Module, result: 
     colours = {"mean": store.channel_mean, "std": store.channel_std}
     metadata = {"model": result["model"], "run": run.path.name, "test_accuracy": f"{accuracy:.4f}"}
     export(module, path, image_size=store.image_size, classes=store.classes, metadata=metadata, **colours)
-    images = torch.from_numpy(np.array(store.split("test").images[:500]))
-    return check(path, module, images, **colours)._asdict()
+    images = store.split("test").images
+    spread = np.linspace(0, len(images) - 1, min(len(images), _PARITY_IMAGES)).astype(np.int64)
+    return check(path, module, torch.from_numpy(images[spread]), **colours)._asdict()
 
 
 def _table(run: RunDirectory, result: dict[str, Any]) -> Table:

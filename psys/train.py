@@ -43,7 +43,7 @@ def launch(config: LaunchConfig) -> None:
         raise PsysError("--role worker and --join HOST:PORT go together")
     processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if config.join is not None:
-        host, port = config.join.rsplit(":", 1)
+        host, port = config.join.replace("[", "").replace("]", "").rsplit(":", 1)  # IPv6 comes in brackets
         store = config.store if "store" in config.model_fields_set else None
         work(host, int(port), _threads(config, processes_here), store)
     elif int(os.environ.get("WORLD_SIZE", 1)) > 1:

@@ -3,8 +3,10 @@
 import time
 from dataclasses import dataclass, field
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from psys.ps.coordinator import Update
 
@@ -36,6 +38,8 @@ class Status:
         self.epochs_done, self.train_seconds = update.epochs_done, seconds
 
     def __str__(self) -> str:
+        if not self.images:
+            return f"{self.mode} · {self.workers} workers · waiting for the first gradient"
         speed = self.images / self.train_seconds if self.train_seconds else 0.0
         parts = [
             self.mode,
@@ -50,38 +54,36 @@ class Status:
 
 
 class ProgressView:
-    """Shows a Status: a bar that moves on a terminal, else a line every 10 s. Use as a context manager."""
+    """Shows a Status: figures over a moving bar on a terminal, else a line every 10 s. Use as a context manager."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._progress = Progress(
-            BarColumn(bar_width=20),
-            TaskProgressColumn(),
-            TextColumn("{task.description}"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
+        self._text = Text()
+        self._bar = Progress(BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), TextColumn("left"))
+        self._task = self._bar.add_task("", total=None)
+        self._live = (
+            Live(Group(self._text, self._bar), console=console, transient=True) if console.is_terminal else None
         )
-        self._task = self._progress.add_task("waiting for workers", total=None)
         self._said = time.monotonic()
 
     def __enter__(self) -> "ProgressView":
-        self._progress.start()
+        if self._live:
+            self._live.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._progress.stop()
+        if self._live:
+            self._live.stop()
 
     def show(self, status: Status) -> None:
         """Bring the display up to date; cheap enough to call several times a second."""
-        text = str(status) if status.images else f"{status.mode} · {status.workers} workers · waiting"
-        if self._console.is_terminal:
-            self._progress.update(self._task, total=status.epochs, completed=status.epochs_done, description=text)
+        if self._live:
+            self._text.plain = str(status)
+            self._bar.update(self._task, total=status.epochs, completed=status.epochs_done)
         elif time.monotonic() - self._said >= _LINE_SECONDS:
             self._said = time.monotonic()
             left = _seconds_left(status)
-            self._console.print(f"{text} · {left:.0f} s left" if left is not None else text, soft_wrap=True)
+            self._console.print(f"{status} · {left:.0f} s left" if left is not None else status, soft_wrap=True)
 
 
 def _seconds_left(status: Status) -> float | None:

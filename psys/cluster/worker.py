@@ -37,6 +37,7 @@ class BatchGradient:
         self._mean, self._std = store.channel_mean, store.channel_std
         self._split = store.split("train")
         self._chosen, _ = holdout(self._split.labels, config.validation_share, config.seed)
+        self.samples = len(self._chosen)
         self._precision = choose_precision(config.precision, device)
         self._generator = torch.Generator(device)
         self.model = FlatModel(build(config.model, len(store.classes)).to(device))
@@ -45,7 +46,7 @@ class BatchGradient:
         """The lease's gradient on the snapshot. The push aliases the model's vectors: send it before the next call."""
         config = self._config
         self.model.load(snapshot.parameters, snapshot.statistics)
-        indices = self._chosen[samples_of(lease.batch, len(self._chosen), config.batch_size, config.seed).numpy()]
+        indices = self._chosen[samples_of(lease.batch, self.samples, config.batch_size, config.seed).numpy()]
         rows = [torch.from_numpy(np.asarray(column[indices])).to(self._device) for column in self._split]
         images, labels, masks, usable = rows
         self._generator.manual_seed(batch_seed(config.seed, lease.batch, stream=1))

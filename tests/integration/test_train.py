@@ -110,6 +110,32 @@ def test_a_run_whose_workers_all_die_ends_and_keeps_what_it_has(small_store_path
     assert (path / "model.onnx").exists()
 
 
+def test_a_killed_server_ends_the_run_and_what_was_saved_can_be_evaluated(
+    small_store_path: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "runs" / "r"
+    with started(PS, *small_run(small_store_path, "r", "--epochs", "500"), cwd=tmp_path) as process:
+        wait_until(lambda: (path / "snapshots").exists() and len(os.listdir(path / "snapshots")) > 1, "two snapshots")
+        members = family(process)
+        next(member for member in members if "serve" in member.cmdline()).kill()
+        done = finished(process)
+        assert not [member for member in members if member.is_running()]
+    assert done.code == 2
+    assert "the server ended with code -9" in done.err
+    assert run("-m", "psys.cli", "evaluate", str(path), cwd=tmp_path).code == 0
+
+
+def test_a_killed_supervisor_takes_its_children_along_after_they_saved(small_store_path: Path, tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "r"
+    with started(PS, *small_run(small_store_path, "r", "--epochs", "500"), cwd=tmp_path) as process:
+        wait_until(lambda: len(updates(path)) >= 5, "five updates")
+        children = family(process)[1:]
+        process.kill()
+        wait_until(lambda: not any(child.is_running() for child in children), "the end of all children")
+    end = next(event for event in read_events(path / "events.jsonl") if event["event"] == "end")
+    assert (end["applied"], end["lost"]) == (len(updates(path)), 0)
+
+
 def test_ctrl_c_stops_saves_and_leaves_no_process(small_store_path: Path, tmp_path: Path) -> None:
     path = tmp_path / "runs" / "r"
     with started(PS, *small_run(small_store_path, "r", "--epochs", "500"), cwd=tmp_path) as process:

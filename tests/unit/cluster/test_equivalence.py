@@ -77,8 +77,7 @@ def drive(
     """`updates` updates of a cluster of `workers`, of which a random one finishes next if `shuffle` is given."""
     model = FlatModel(module or fresh_module(config))
     store = ParameterStore(model.parameters, model.decayed, model.statistics, config.optimizer)
-    samples = len(compute._chosen)
-    ledger = Ledger(config.epochs, samples, config.batch_size)
+    ledger = Ledger(config.epochs, compute.samples, config.batch_size)
     policy = make_policy(config.mode, config.staleness)
     coordinator = Coordinator(ledger, policy, store, config.schedule, config.epochs, awaited=workers)
     computing: dict[str, tuple[Lease, Snapshot]] = {}
