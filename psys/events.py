@@ -1,5 +1,6 @@
 """The run's diary: one JSON object a line, appended as things happen, flushed so that a crash loses nothing told."""
 
+import fcntl
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,10 +10,18 @@ from psys.errors import PsysError
 
 
 class EventLog:
-    """Append-only writer of `events.jsonl`; every line holds `event` (its kind) and the fields given."""
+    """The one writer of an `events.jsonl`; every line holds `event` (its kind) and the fields given.
+
+    Raises PsysError if another process has it open for writing: the run is still going on.
+    """
 
     def __init__(self, path: Path) -> None:
         self._file: TextIO = path.open("a", encoding="utf-8")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise PsysError(f"{path} is being written: the run is still going on") from None
 
     def write(self, event: str, **fields: Any) -> None:
         """Append one event. Fields must be JSON values."""

@@ -18,7 +18,7 @@ from psys.curves import EpochPoint, draw
 from psys.data.holdout import holdout
 from psys.data.store import PreparedStore, Split
 from psys.errors import PsysError
-from psys.events import read_events
+from psys.events import EventLog, read_events
 from psys.models.registry import build
 
 Event = dict[str, Any]
@@ -30,11 +30,13 @@ def finish(run: RunDirectory, console: Console) -> dict[str, Any]:
     """Evaluate every snapshot on the held-out images, choose the best by them, test it, export it, draw and tabulate.
 
     Leaves best.safetensors, last.safetensors, model.onnx, curves.png and result.json in the run's directory and removes
-    the other snapshots. Returns the result. Raises PsysError if the run was evaluated before or has no snapshot.
+    the other snapshots. Returns the result. Raises PsysError if the run was evaluated before, has no snapshot, or is
+    still going on.
     """
     if (run.path / "result.json").exists():
         raise PsysError(f"{run.path} is evaluated already: see {run.path / 'result.json'}")
     config = run.config()
+    log = EventLog(run.events)  # held to the end: nobody trains, nor evaluates, here at the same time
     store = PreparedStore.open(config.store)
     module = build(config.model, len(store.classes)).to(choose_device(0))
     train = store.split("train")
@@ -55,6 +57,7 @@ def finish(run: RunDirectory, console: Console) -> dict[str, Any]:
     draw(list(points.values()), run.path / "curves.png", title=f"{run.path.name}: {config.model}, {config.mode}")
     run.write_json("result.json", result)
     shutil.rmtree(run.snapshots)
+    log.close()
     console.print(_table(run, result))
     return result
 

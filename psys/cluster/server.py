@@ -72,19 +72,22 @@ class Server:
             self._first_call = self._first_call or now
             if push is not None:
                 self._take(push)
-            if name not in self._coordinator.members:
-                self._events.write("join", worker=name, seconds=self._train_seconds())
             self._waiting[name] = answer
-            self._carry_out(self._coordinator.request(name))
+            self._enlist(name)
         self._send_answers()
         return answer
 
     def beat(self, worker: int) -> None:
+        name = f"worker{worker}"
         with self._lock:
-            self._membership.heard(f"worker{worker}", time.monotonic())
+            self._membership.heard(name, time.monotonic())
+            if name in self._waiting and name not in self._coordinator.members:
+                self._enlist(name)  # it was taken for dead while it waited
+        self._send_answers()
 
     def leave(self, worker: int) -> None:
         with self._lock:
+            self._waiting.pop(f"worker{worker}", None)
             self._drop(f"worker{worker}", "left")
         self._send_answers()
 
@@ -139,9 +142,13 @@ class Server:
             self._events.write("refused", receipt=receipt.value, lease=push.lease, seconds=self._train_seconds())
         self._carry_out(decision)
 
+    def _enlist(self, name: str) -> None:
+        if name not in self._coordinator.members:
+            self._events.write("join", worker=name, seconds=self._train_seconds())
+        self._carry_out(self._coordinator.request(name))
+
     def _drop(self, name: str, reason: str) -> None:
         self._membership.forget(name)
-        self._waiting.pop(name, None)
         if name in self._coordinator.members:
             self._events.write("leave", worker=name, reason=reason, seconds=self._train_seconds())
             self._carry_out(self._coordinator.leave(name))

@@ -97,6 +97,32 @@ def test_a_killed_worker_costs_nothing_but_time(small_store_path: Path, tmp_path
     assert sorted(reasons) == ["left", "silent"]
 
 
+def test_a_worker_taken_for_dead_is_recognised_when_it_wakes(small_store_path: Path, tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "r"
+
+    def events(kind: str) -> list[dict]:
+        return [event for event in read_events(path / "events.jsonl") if event["event"] == kind]
+
+    arguments = small_run(small_store_path, "r", "--mode", "sync", "--epochs", "5000", "--heartbeat-timeout", "1")
+    with started(PS, *arguments, cwd=tmp_path) as process:
+        wait_until(lambda: len(updates(path)) >= 5, "five updates")
+        sleeper = workers_of(process)[0]
+        sleeper.suspend()
+        wait_until(lambda: bool(events("leave")), "the sleeper being given up")
+        alone = len(updates(path))
+        wait_until(lambda: len(updates(path)) > alone + 3, "updates by the other worker alone")
+        sleeper.resume()
+        wait_until(lambda: len(events("join")) == 3, "the sleeper's return")
+        awake = len(updates(path))
+        wait_until(lambda: any(len(u["workers"]) == 2 for u in updates(path)[awake:]), "an update of both")
+        process.send_signal(signal.SIGINT)
+        done = finished(process)
+    assert done.code == 130, done.err
+    applied = [batch for update in updates(path) for batch in update["batches"]]
+    assert sorted(applied) == list(range(len(applied)))
+    assert events("end")[0]["lost"] == 0
+
+
 def test_a_run_whose_workers_all_die_ends_and_keeps_what_it_has(small_store_path: Path, tmp_path: Path) -> None:
     path = tmp_path / "runs" / "r"
     with started(PS, *small_run(small_store_path, "r", "--epochs", "500"), cwd=tmp_path) as process:
