@@ -2,9 +2,11 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from datetime import timedelta
+from ipaddress import ip_address
 from typing import Literal
 
 import torch
@@ -75,7 +77,7 @@ def _train_as_rank(config: LaunchConfig, processes_here: int) -> None:
         host, port = board.get("psys/server").decode().rsplit(":", 1)
         work(host, int(port), _threads(config, max(1, processes_here - 1)))
         return
-    if world > processes_here and config.listen in ("127.0.0.1", "localhost", "::1"):
+    if _is_loopback(config.listen) and not _is_loopback(master):
         raise PsysError("other hosts cannot reach a server on loopback: name this host's address with --listen")
     listener = torch_rpc.listen(config.listen, config.port)
     host, port = listener.getsockname()[:2]
@@ -100,6 +102,13 @@ def _start_run(config: LaunchConfig, workers: int) -> RunDirectory:
     run = RunDirectory.create(RunConfig(**{**settings, "workers": workers}))
     _say(f"{config.mode} training of {config.model} with {workers} workers; everything goes to {run.path}")
     return run
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return all(ip_address(found[4][0]).is_loopback for found in socket.getaddrinfo(host, None))
+    except OSError as error:
+        raise PsysError(f"cannot resolve the address '{host}': {error.strerror}") from None
 
 
 def _threads(config: LaunchConfig, workers_here: int) -> int:

@@ -25,6 +25,7 @@ class Pairs:
         return Welcome("{}", "hash", worker)
     def push_pull(self, worker, push):
         answer = Future()
+        print("called", flush=True)
         with self.lock:
             self.waiting.append(answer)
             together, self.waiting = (self.waiting, []) if len(self.waiting) == 2 else ([], self.waiting)
@@ -88,8 +89,10 @@ def stack() -> Iterator[ExitStack]:
 
 
 def test_a_killed_worker_leaves_nothing_behind_and_others_join_at_once(tmp_path: Path, stack: ExitStack) -> None:
-    _, port = stack.enter_context(server(tmp_path))
+    process, port = stack.enter_context(server(tmp_path))
     dead = stack.enter_context(client(tmp_path, port))
+    assert process.stdout
+    assert process.stdout.readline() == "called\n"
     dead.kill()
     dead.wait()
     # The dead one's call is still held: the next client completes its pair, the two after that make another.
