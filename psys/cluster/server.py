@@ -135,10 +135,10 @@ class Server:
         return 0.0 if self._first_lease is None else time.monotonic() - self._first_lease
 
     def _take(self, push: Push) -> None:
-        self._accepted[push.lease] = push
         receipt, decision = self._coordinator.push(push.lease, push.gradient, push.statistics)
-        if receipt is not Receipt.ACCEPTED:
-            del self._accepted[push.lease]
+        if receipt is Receipt.ACCEPTED:
+            self._accepted[push.lease] = push
+        else:
             self._events.write("refused", receipt=receipt.value, lease=push.lease, seconds=self._train_seconds())
         self._carry_out(decision)
 
