@@ -38,7 +38,8 @@ def parse(model: type[ConfigT], argv: Sequence[str], prog: str, default_file: Pa
     """
     # pydantic-settings makes the flags from a BaseSettings class, which by itself would read the environment as well.
     flags_model = type(model.__name__, (model, BaseSettings), {"__doc__": model.__doc__})
-    parser = Parser(prog=prog, description=model.__doc__, allow_abbrev=False)
+    order = "A flag goes before the file of --config, which goes before the default shown with the flag."
+    parser = Parser(prog=prog, description=f"{model.__doc__} {order}", allow_abbrev=False)
     parser.add_argument("--config", type=Path, metavar="FILE", help=f"YAML file of settings (default: {default_file})")
     source: CliSettingsSource[Any] = CliSettingsSource(
         flags_model,
