@@ -8,11 +8,11 @@ from typing import Any, NoReturn, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_settings import BaseSettings, CliSettingsSource
+from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
 
 from psys.errors import PsysError
 
-_MODEL_CONFIG = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+_MODEL_CONFIG = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Config(BaseModel):
@@ -40,7 +40,9 @@ def parse(model: type[ConfigT], argv: Sequence[str], prog: str, default_file: Pa
     flags_model = type(model.__name__, (model, BaseSettings), {"__doc__": model.__doc__})
     order = "A flag goes before the file of --config, which goes before the default shown with the flag."
     parser = Parser(prog=prog, description=f"{model.__doc__} {order}", allow_abbrev=False)
-    parser.add_argument("--config", type=Path, metavar="FILE", help=f"YAML file of settings (default: {default_file})")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help=f"YAML file of settings (default: {default_file or 'none'})"
+    )
     source: CliSettingsSource[Any] = CliSettingsSource(
         flags_model,
         root_parser=parser,
@@ -50,10 +52,14 @@ def parse(model: type[ConfigT], argv: Sequence[str], prog: str, default_file: Pa
         cli_kebab_case=True,
     )
     config_file = parser.parse_known_args(argv)[0].config or default_file
-    source(args=list(argv))
+    try:
+        source(args=list(argv))
+    except SettingsError as error:
+        raise PsysError(f"a flag's value cannot be read: {error}") from None
     flags = source()
     settings = read_yaml(config_file) if config_file else {}
-    return validate(model, _overlay(settings, flags), where=f"{config_file} and flags" if flags else str(config_file))
+    where = " and ".join([*([str(config_file)] if config_file else []), *(["flags"] if flags else [])])
+    return validate(model, _overlay(settings, flags), where)
 
 
 def validate(model: type[ConfigT], settings: dict[str, Any], where: str) -> ConfigT:

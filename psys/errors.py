@@ -11,10 +11,10 @@ class PsysError(Exception):
 
 @contextlib.contextmanager
 def exit_with_message() -> Iterator[None]:
-    """Turn a PsysError into one line on standard error and exit code 2; an interrupt into exit code 130."""
+    """Turn a PsysError, or what the operating system refused, into one line and exit code 2; an interrupt into 130."""
     try:
         yield
-    except PsysError as error:
+    except (PsysError, OSError) as error:
         print(f"psys: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

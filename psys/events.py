@@ -16,7 +16,10 @@ class EventLog:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file: TextIO = path.open("a", encoding="utf-8")
+        try:
+            self._file: TextIO = path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise PsysError(f"cannot write {path}: {error.strerror}") from None
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -36,14 +39,17 @@ def read_events(path: Path) -> Iterator[dict[str, Any]]:
     """Events in order; a last line cut short by a crash is left out. Raises PsysError naming any other broken line."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise PsysError(f"cannot read {path}: {error.strerror}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise PsysError(f"cannot read {path}: {error}") from None
     for number, line in enumerate(lines, start=1):
         if not line:
             continue
         try:
-            yield json.loads(line)
+            event = json.loads(line)
         except ValueError:
             if number == len(lines):
                 return
-            raise PsysError(f"{path} line {number} is not JSON: the file was changed after it was written") from None
+            event = None
+        if not isinstance(event, dict) or "event" not in event:
+            raise PsysError(f"{path} line {number} is no event: the file was changed after it was written")
+        yield event

@@ -21,6 +21,7 @@ from psys.cluster.rundir import RunDirectory
 from psys.cluster.supervisor import Supervisor
 from psys.cluster.worker import work
 from psys.compute.device import available_cores
+from psys.data.holdout import holdout
 from psys.data.store import PreparedStore
 from psys.errors import PsysError
 from psys.models.registry import build
@@ -58,11 +59,8 @@ def _train_here(config: LaunchConfig) -> None:
     listener = torch_rpc.listen(config.listen, config.port)
     workers = config.workers or min(torch.cuda.device_count() or available_cores(), _MOST_WORKERS)
     run = _start_run(config, workers)
-    supervisor = Supervisor(run, listener, workers, _threads(config, workers))
-    if supervisor.wait():
-        _say(f"stopped and saved in {run.path}; `psys evaluate {run.path}` makes the results of what was trained")
-        sys.exit(130)
-    finish(run, Console())
+    complete = Supervisor(run, listener, workers, _threads(config, workers)).wait()
+    _end_run(run, complete)
 
 
 def _train_as_rank(config: LaunchConfig, processes_here: int) -> None:
@@ -75,20 +73,27 @@ def _train_as_rank(config: LaunchConfig, processes_here: int) -> None:
     board = dist.TCPStore(master, int(os.environ["MASTER_PORT"]), is_master=False, timeout=_PREPARING)
     if rank > 0:
         host, port = board.get("psys/server").decode().rsplit(":", 1)
+        _take_signals()  # it is the server that ends a run, once what is being computed has arrived
         work(host, int(port), _threads(config, max(1, processes_here - 1)))
         return
-    if _is_loopback(config.listen) and not _is_loopback(master):
+    if world > processes_here and _is_loopback(config.listen) and not _is_loopback(master):
         raise PsysError("other hosts cannot reach a server on loopback: name this host's address with --listen")
     listener = torch_rpc.listen(config.listen, config.port)
     host, port = listener.getsockname()[:2]
     run = _start_run(config, world - 1)
-    asked: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: asked.append(number))
+    asked = _take_signals()
     board.set("psys/server", f"{master if host in ('0.0.0.0', '::') else host}:{port}")
-    serve(run, listener, world - 1, lambda: bool(asked))
-    if asked:
-        _say(f"stopped and saved in {run.path}; `psys evaluate {run.path}` makes the results of what was trained")
+    proof = serve(run, listener, world - 1, lambda status: bool(asked))
+    _end_run(run, complete=not proof.unfinished)
+
+
+def _end_run(run: RunDirectory, complete: bool) -> None:
+    if not complete:
+        saved = any(run.snapshots.iterdir())
+        hint = (
+            f"`psys evaluate {run.path}` makes the results of what was trained" if saved else "nothing was trained yet"
+        )
+        _say(f"stopped, see {run.path}; {hint}")
         sys.exit(130)
     finish(run, Console())
 
@@ -97,11 +102,20 @@ def _start_run(config: LaunchConfig, workers: int) -> RunDirectory:
     build(config.model, num_classes=2)  # an unknown name must not be found out after minutes of preparing
     if not config.store.exists():
         _prepare(config)
-    PreparedStore.open(config.store)  # damaged, it is found out here and not by every process of the run
+    # A damaged store or a holdout of everything is found out here, and not by every process of the run.
+    holdout(PreparedStore.open(config.store).split("train").labels, config.validation_share, config.seed)
     settings = {name: getattr(config, name) for name in RunConfig.model_fields}
     run = RunDirectory.create(RunConfig(**{**settings, "workers": workers}))
     _say(f"{config.mode} training of {config.model} with {workers} workers; everything goes to {run.path}")
     return run
+
+
+def _take_signals() -> list[int]:
+    """Keep SIGINT and SIGTERM from ending this process; the list returned grows by each that comes."""
+    asked: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: asked.append(number))
+    return asked
 
 
 def _is_loopback(host: str) -> bool:

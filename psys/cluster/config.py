@@ -19,10 +19,10 @@ class RunConfig(Config):
     """directory of the run below `runs`; by default the time and the mode"""
     runs: Path = Path("runs")
     """where run directories are made"""
-    store: Path = Path("stores/sample")
-    """the prepared store to train on"""
-    source: str | None = "sample"
+    source: str | None = Field("sample", min_length=1)
     """what to prepare the store from if it is not there: sample, cifar10, or the path of a data set"""
+    store: Path = Field(default_factory=lambda settings: Path("stores") / Path(settings.get("source") or "sample").name)
+    """the prepared store to train on; by default the one of `source` below stores/"""
     model: str = "resnet8"
     """resnet<6n+2>: resnet8, resnet20, resnet44 ..."""
     mode: Mode = "async"
@@ -33,7 +33,7 @@ class RunConfig(Config):
     """processes that compute gradients; by default what the machine carries: one a GPU, or one a core up to 8"""
     threads: int | None = Field(None, ge=1)
     """threads that each worker computes with; by default this machine's cores, shared by its workers"""
-    epochs: int = Field(20, ge=1)
+    epochs: int = Field(20, ge=1, le=100_000)
     """passes over the training images"""
     batch_size: int = Field(64, ge=1)
     """images of one gradient, before batch augmentation multiplies them"""
@@ -41,15 +41,15 @@ class RunConfig(Config):
     """probability mass taken from the right class and spread over all (Szegedy et al. 2016)"""
     precision: Precision = "auto"
     """of forward and backward; auto: bf16 where the hardware multiplies in it"""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     """of the initial parameters, the order of batches and the augmentation"""
     validation_share: float = Field(0.1, ge=0, lt=1)
     """share of each class's training images held out to choose the best snapshot; 0: none, the last is the best"""
-    snapshot_epochs: float = Field(1.0, gt=0)
+    snapshot_epochs: float = Field(1.0, ge=0.001)
     """epochs between snapshots; each is a point of the curves"""
     heartbeat_timeout: float = Field(15.0, gt=0)
     """seconds of silence after which a worker is taken for dead and its batch given to another"""
-    listen: str = "127.0.0.1"
+    listen: str = Field("127.0.0.1", min_length=1)
     """address that servers listen on; anything but loopback opens them to that network"""
     port: int = Field(0, ge=0, le=65535)
     """port that workers join at; 0: any free one"""

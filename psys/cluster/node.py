@@ -4,6 +4,7 @@ import argparse
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from rich.console import Console
 
 from psys.cluster import torch_rpc
-from psys.cluster.progress import ProgressView
+from psys.cluster.progress import ProgressView, Status
 from psys.cluster.rundir import RunDirectory, save_module
 from psys.cluster.server import Server, Stamped
 from psys.cluster.worker import work
@@ -26,8 +27,12 @@ from psys.ps.ledger import Ledger, Proof
 from psys.ps.policy import make_policy
 from psys.ps.store import ParameterStore
 
+# What a supervisor tells its server, and the exit code of a server that ended before its last batch.
+STOP, STOP_WHEN_ALONE = signal.SIGTERM, signal.SIGUSR1
+STOPPED_EARLY = 3
 
-def serve(run: RunDirectory, listener: socket.socket, awaited: int, stopped: Callable[[], bool]) -> Proof:
+
+def serve(run: RunDirectory, listener: socket.socket, awaited: int, stopped: Callable[[Status], bool]) -> Proof:
     """Be the server of a run until its batches are applied or `stopped()`; `awaited` workers start together."""
     config = run.config()
     store = PreparedStore.open(config.store)
@@ -43,6 +48,7 @@ def serve(run: RunDirectory, listener: socket.socket, awaited: int, stopped: Cal
         awaited,
     )
     events = EventLog(run.events)
+    events.write("start", store=store.content_hash)
 
     def save(stamped: Stamped) -> None:
         snapshot = stamped.snapshot
@@ -62,11 +68,16 @@ def serve(run: RunDirectory, listener: socket.socket, awaited: int, stopped: Cal
 
 def _serve_as_child(arguments: argparse.Namespace) -> None:
     asked: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
-    supervisor = os.getppid()
-    listener = socket.socket(fileno=arguments.fd)
-    # Without its supervisor nobody would end this process: it saves and goes.
-    serve(RunDirectory(arguments.run), listener, arguments.workers, lambda: bool(asked) or os.getppid() != supervisor)
+    for number in (STOP, STOP_WHEN_ALONE):
+        signal.signal(number, lambda number, frame: asked.append(number))
+
+    def stopped(status: Status) -> bool:
+        # Without its supervisor nobody would end this process: it saves and goes.
+        orphaned = os.getppid() != arguments.supervisor
+        return orphaned or STOP in asked or (STOP_WHEN_ALONE in asked and status.workers == 0)
+
+    proof = serve(RunDirectory(arguments.run), socket.socket(fileno=arguments.fd), arguments.workers, stopped)
+    sys.exit(STOPPED_EARLY if proof.unfinished else 0)
 
 
 def main() -> None:
@@ -76,6 +87,7 @@ def main() -> None:
     server.add_argument("run", type=Path)
     server.add_argument("--fd", type=int, required=True)
     server.add_argument("--workers", type=int, required=True)
+    server.add_argument("--supervisor", type=int, required=True, help="process id of the parent")
     server.set_defaults(function=_serve_as_child)
     worker = roles.add_parser("work")
     worker.add_argument("host")

@@ -83,7 +83,7 @@ class ProgressView:
         elif time.monotonic() - self._said >= _LINE_SECONDS:
             self._said = time.monotonic()
             left = _seconds_left(status)
-            self._console.print(f"{status} · {left:.0f} s left" if left is not None else status, soft_wrap=True)
+            self._console.print(f"{status} · {left:.0f} s left" if left is not None else str(status), soft_wrap=True)
 
 
 def _seconds_left(status: Status) -> float | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -74,8 +75,12 @@ def save_module(module: nn.Module, path: Path) -> None:
 
 
 def load_module(module: nn.Module, path: Path) -> None:
-    """Read what `save_module` wrote into `module`."""
-    module.load_state_dict(load_file(path))
+    """Read what `save_module` wrote into `module`. Raises PsysError for a missing, damaged or unfitting file."""
+    try:
+        module.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise PsysError(f"cannot load {path}: {reason}") from None
 
 
 def _environment() -> dict[str, Any]:

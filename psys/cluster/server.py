@@ -1,8 +1,9 @@
 """The server: workers' calls drive the coordinator under one lock; what it decides is answered and written down."""
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from torch.futures import Future
@@ -54,19 +55,20 @@ class Server:
         self._accepted: dict[Lease, Push] = {}
         self._unsaved: list[Stamped] = []
         self._stamped_version = 0
+        self._failure: Exception | None = None
         self._first_call: float | None = None  # monotonic seconds, as is the next
         self._first_lease: float | None = None
         self._status = Status(config.mode, config.epochs)
 
     # The Service: called from RPC threads.
 
-    def hello(self, worker: int) -> Welcome:
-        return Welcome(self._settings, self._store_hash, worker)
+    def hello(self) -> Welcome:
+        return Welcome(self._settings, self._store_hash)
 
     def push_pull(self, worker: int, push: Push | None) -> "Future[Work]":
         name = f"worker{worker}"
         answer: Future[Work] = Future()
-        with self._lock:
+        with self._guarded():
             now = time.monotonic()
             self._membership.heard(name, now)
             self._first_call = self._first_call or now
@@ -79,31 +81,45 @@ class Server:
 
     def beat(self, worker: int) -> None:
         name = f"worker{worker}"
-        with self._lock:
+        with self._guarded():
             self._membership.heard(name, time.monotonic())
             if name in self._waiting and name not in self._coordinator.members:
                 self._enlist(name)  # it was taken for dead while it waited
         self._send_answers()
 
     def leave(self, worker: int) -> None:
-        with self._lock:
+        with self._guarded():
             self._waiting.pop(f"worker{worker}", None)
             self._drop(f"worker{worker}", "left")
         self._send_answers()
 
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """The lock; what is raised under it leaves the books in doubt, so it ends the run instead of one worker."""
+        with self._lock:
+            try:
+                yield
+            except Exception as error:
+                self._failure = self._failure or error
+                self._lock.notify_all()
+                raise
+
     # The server's own thread.
 
-    def run(self, stopped: Callable[[], bool], tick: Callable[[Status], None]) -> Proof:
+    def run(self, stopped: Callable[[Status], bool], tick: Callable[[Status], None]) -> Proof:
         """Serve until the run is over and the workers have gone; `tick` sees the status several times a second.
 
-        Once `stopped()` is true no batch is granted any more; what is being computed is still applied.
+        Once `stopped(status)` is true no batch is granted any more; what is being computed is still applied.
+        Raises whatever an answer to a worker failed with, such as OSError for a full disk.
         """
         over_since: float | None = None
         while True:
             with self._lock:
                 self._lock.wait(_TICK_SECONDS)
+                if self._failure:
+                    raise self._failure
                 now = time.monotonic()
-                self._look_after(now, stopped())
+                self._look_after(now, stopped(self._status))
                 if self._coordinator.over and over_since is None:
                     over_since = now
                 ended = over_since is not None and (

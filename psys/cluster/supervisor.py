@@ -6,14 +6,17 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from types import FrameType
+from typing import Any
 
+from psys.cluster.node import STOP, STOP_WHEN_ALONE, STOPPED_EARLY
 from psys.cluster.rundir import RunDirectory
 from psys.errors import PsysError
 
 _POLL_SECONDS = 0.2
-_SETTLE_SECONDS = 20.0  # for a server to save and for workers to go, once the run is over
+_SETTLE_SECONDS = 10.0  # for workers to go, once the server has
 
 
 class Supervisor:
@@ -21,24 +24,29 @@ class Supervisor:
 
     def __init__(self, run: RunDirectory, listener: socket.socket, workers: int, threads: int) -> None:
         self._run = run
-        self._environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         host, port = listener.getsockname()[:2]
-        descriptor = str(listener.fileno())
-        self._server = self._start(
-            ["serve", str(run.path), "--fd", descriptor, "--workers", str(workers)], pass_fds=[listener.fileno()]
-        )
+        reachable = "localhost" if host in ("0.0.0.0", "::") else host
+        serve = ["serve", run.path, "--fd", listener.fileno(), "--workers", workers, "--supervisor", os.getpid()]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        self._server = _start(serve, environment, pass_fds=[listener.fileno()])
         listener.close()
-        join = ["work", "localhost" if host in ("0.0.0.0", "::") else host, str(port), "--threads", str(threads)]
-        self._failed = 0
-        self._workers = {number: self._start(join, log=f"worker{number}.log") for number in range(workers)}
+        self._workers: dict[int, subprocess.Popen[bytes]] = {}
+        for number in range(workers):
+            work = ["work", reachable, port, "--threads", threads]
+            environment = {**environment, "LOCAL_RANK": str(number)}
+            with (run.logs / f"worker{number}.log").open("wb") as log:
+                self._workers[number] = _start(work, environment, stdout=log, stderr=log)
 
     def wait(self) -> bool:
-        """Until the run has ended. Returns whether it was interrupted; raises PsysError if it failed."""
+        """Until the run has ended. Returns whether every batch was applied (False: it was interrupted).
+
+        Raises PsysError if the server failed, or all workers did.
+        """
         interrupted: list[int] = []
 
         def interrupt(number: int, frame: FrameType | None) -> None:
             interrupted.append(number)
-            self._server.terminate()
+            self._server.send_signal(STOP)
 
         before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -50,44 +58,39 @@ class Supervisor:
             self._end()
             for number, handler in before.items():
                 signal.signal(number, handler)
-        if self._failed and not self._workers:
+        code = self._server.returncode
+        if code == 0 or interrupted:
+            return code == 0
+        if code == STOPPED_EARLY:
             raise PsysError(f"every worker failed, the run ended early; what was trained is in {self._run.path}")
-        if self._server.returncode and not interrupted:
-            code = self._server.returncode
-            raise PsysError(f"the server ended with code {code}; what was saved is in {self._run.path}")
-        return bool(interrupted)
+        raise PsysError(f"the server ended with code {code}; what was saved is in {self._run.path}")
 
     def _look_after_workers(self) -> None:
         for number, process in list(self._workers.items()):
             if not process.poll():
                 continue
             del self._workers[number]
-            self._failed += 1
             log = self._run.logs / f"worker{number}.log"
             last_words = log.read_text(errors="replace").strip().splitlines()[-1:]
             print(f"psys: a worker ended with code {process.returncode}:", *last_words, f"(see {log})", file=sys.stderr)
             if not self._workers:
-                self._server.terminate()
+                self._server.send_signal(STOP_WHEN_ALONE)  # others may have joined from elsewhere
 
     def _end(self) -> None:
-        self._server.terminate()
-        for process in [self._server, *self._workers.values()]:
+        if self._server.poll() is None:  # only if this process is failing itself
+            self._server.kill()
+        deadline = time.monotonic() + _SETTLE_SECONDS
+        for process in self._workers.values():
+            if self._server.wait():
+                process.terminate()  # it may still be looking for the server that is gone
             try:
-                process.wait(_SETTLE_SECONDS)
+                process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
 
-    def _start(
-        self, arguments: Sequence[str], log: str | None = None, pass_fds: Sequence[int] = ()
-    ) -> subprocess.Popen[bytes]:
-        # A session of its own keeps the terminal's Ctrl-C from a child that must be ended in order.
-        command = [sys.executable, "-m", "psys.cluster.node", *arguments]
-        output = (self._run.logs / log).open("wb") if log else None
-        try:
-            return subprocess.Popen(
-                command, env=self._environment, stdout=output, stderr=output, pass_fds=pass_fds, start_new_session=True
-            )
-        finally:
-            if output:
-                output.close()
+
+def _start(arguments: Sequence[object], environment: dict[str, str], **options: Any) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "psys.cluster.node", *map(str, arguments)]
+    # A session of its own keeps the terminal's Ctrl-C from a child that must be ended in order.
+    return subprocess.Popen(command, env=environment, start_new_session=True, **options)

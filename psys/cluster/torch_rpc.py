@@ -41,10 +41,11 @@ def listen(address: str, port: int) -> socket.socket:
     try:
         listener.bind((address, port))
         listener.listen(1024)
-    except OSError as error:
+    except (OSError, UnicodeError, TypeError) as error:
         listener.close()
+        reason = error.strerror if isinstance(error, OSError) else "no such address"
         where = f"{address} port {port}"
-        raise PsysError(f"cannot listen on {where}: {error.strerror}; choose another --port or --listen") from None
+        raise PsysError(f"cannot listen on {where}: {reason}; choose another --port or --listen") from None
     return listener
 
 
@@ -68,7 +69,7 @@ class Client:
         self.worker = worker
 
     def hello(self) -> Welcome:
-        return cast(Welcome, rpc.rpc_sync(_SERVER, _hello, args=(self.worker,)))
+        return cast(Welcome, rpc.rpc_sync(_SERVER, _hello))
 
     def push_pull(self, push: Push | None) -> "Future[Work]":
         answer = rpc.rpc_async(_SERVER, _push_pull, args=(self.worker, push), timeout=_UNLIMITED)
@@ -148,9 +149,10 @@ def _wait_for_server(host: str, port: int, timeout_seconds: float) -> None:
     while True:
         try:
             socket.create_connection((host, port), timeout=timeout_seconds).close()
-        except OSError as error:
-            if time.monotonic() > deadline or isinstance(error, socket.gaierror):
-                reason = error.strerror or str(error)
+        except (OSError, UnicodeError, OverflowError) as error:
+            passing = isinstance(error, OSError) and not isinstance(error, socket.gaierror)
+            if not passing or time.monotonic() > deadline:
+                reason = getattr(error, "strerror", None) or str(error)
                 raise PsysError(
                     f"no server at {host}:{port} ({reason}): is it running, and is that its port?"
                 ) from None
@@ -179,9 +181,9 @@ def _only_interface_of(address: str) -> None:
 # What runs on the server when a worker calls.
 
 
-def _hello(worker: int) -> Welcome:
+def _hello() -> Welcome:
     assert _service is not None
-    return _service.hello(worker)
+    return _service.hello()
 
 
 @rpc.functions.async_execution  # type: ignore[untyped-decorator]

@@ -14,7 +14,6 @@ class Welcome(NamedTuple):
 
     settings: str  # RunConfig as JSON
     store_hash: str  # content of the prepared store; the worker's own copy must have the same
-    worker: int  # the number the worker is known by
 
 
 class Push(NamedTuple):
@@ -38,7 +37,7 @@ class Work(NamedTuple):
 class Service(Protocol):
     """What a server offers; each call may come from any thread."""
 
-    def hello(self, worker: int) -> Welcome:
+    def hello(self) -> Welcome:
         """A worker has come and asks what the run is. It takes part from its first `push_pull`."""
 
     def push_pull(self, worker: int, push: Push | None) -> "Future[Work]":

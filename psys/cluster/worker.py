@@ -69,18 +69,19 @@ def work(host: str, port: int, threads: int, store_path: Path | None = None) -> 
         store = PreparedStore.open(store_path or config.store)
         if store.content_hash != welcome.store_hash:
             raise PsysError(f"the store at {store.path} is not the server's: copy that one, or name it with --store")
-        compute = BatchGradient(config, store, choose_device(welcome.worker))
+        compute = BatchGradient(config, store, choose_device(int(os.environ.get("LOCAL_RANK", client.worker))))
         with _heartbeat(client, config.heartbeat_timeout / _BEATS_PER_TIMEOUT):
             todo = client.push_pull(None).wait()
             while todo.lease is not None:
                 todo = client.push_pull(compute(todo.lease, todo.snapshot)).wait()
-        with contextlib.suppress(RuntimeError):  # the server may end on hearing it, before it has answered
-            client.leave()
     except RuntimeError as error:
         if not torch_rpc.is_connection_error(error):
             raise
         raise PsysError(f"lost the server at {host}:{port}: {str(error).splitlines()[0]}") from None
     finally:
+        # Whatever happened, its batch need not wait for a heartbeat; the server may end on hearing it, unanswered.
+        with contextlib.suppress(RuntimeError):
+            client.leave()
         torch_rpc.close()
 
 

@@ -13,10 +13,10 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def choose_device(worker_number: int) -> torch.device:
-    """The GPU of this worker (round robin) where there is one, else the CPU."""
+def choose_device(local_rank: int) -> torch.device:
+    """The GPU of this machine's worker number `local_rank` (round robin) where there is one, else the CPU."""
     if torch.cuda.is_available():
-        return torch.device("cuda", worker_number % torch.cuda.device_count())
+        return torch.device("cuda", local_rank % torch.cuda.device_count())
     return torch.device("cpu")
 
 

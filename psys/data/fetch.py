@@ -160,7 +160,7 @@ def _read_package(read: Callable[[str], bytes], where: Path) -> Dataset:
     for split, (pictures, label_file) in PACKAGE_FILES.items():
         try:
             labels = np.array(json.loads(read(label_file)), np.int64)
-        except ValueError as error:
+        except (ValueError, TypeError, OverflowError) as error:
             raise PsysError(f"{where} ({label_file}) is not a list of labels: {error}") from None
         images = np.concatenate([_read_picture(read(name), f"{where} ({name})") for name in pictures])
         if labels.shape != images.shape[:1] or labels.min() < 0 or labels.max() >= len(CLASSES):
@@ -170,7 +170,7 @@ def _read_package(read: Callable[[str], bytes], where: Path) -> Dataset:
 
 
 def _read_picture(data: bytes, where: str) -> NDArray[np.uint8]:
-    picture: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    picture: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
     if picture is None or picture.shape[1:] != (32 * 32, 3):
         raise PsysError(f"{where} is not a picture of 1024 pixels a row")
     return np.ascontiguousarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB).reshape(-1, 32, 32, 3)).astype(np.uint8)

@@ -56,8 +56,14 @@ class Coordinator:
         return self._stopping or self.ledger.finished
 
     def request(self, worker: str) -> Decision:
-        """`worker` (joining if unknown) wants a batch and the parameters to compute it with."""
+        """`worker` (joining if unknown) wants a batch and the parameters to compute it with.
+
+        One that asks while it holds a lease has not heard of it (its answer was lost): that batch is due again.
+        """
         self._join(worker)
+        if unheard := self.ledger.take_back(worker):
+            self._policy.leave(worker, unheard)
+            self._policy.join(worker)
         self._waiting[worker] = None
         return self._decide()
 

@@ -30,7 +30,7 @@ ALGORITHM = "grabcut-1"  # raised when the same image would get another mask
 class PrepareConfig(Config):
     """Prepare a source for training: decode, resize, cut out the foreground, and write the store."""
 
-    source: str = "sample"
+    source: Annotated[str, Field(min_length=1)] = "sample"
     """sample, cifar10 (after `psys data fetch cifar10`), a CIFAR-10 archive or folder, or a folder of class folders."""
     stores: Path = Path("stores")
     """Folder of the prepared stores."""

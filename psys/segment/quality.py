@@ -1,10 +1,10 @@
 """Which masks may serve as foreground: the gate in front of foreground training."""
 
-from typing import Annotated
+from typing import Annotated, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from psys.config import Config
 
@@ -18,6 +18,12 @@ class GateConfig(Config):
     """Below this share of foreground pixels a mask counts as empty."""
     max_share: Share = 0.95
     """Above this share of foreground pixels a mask counts as the whole image."""
+
+    @model_validator(mode="after")
+    def _bounds_are_in_order(self) -> Self:
+        if self.min_share > self.max_share:
+            raise ValueError("'min_share' must not be above 'max_share'")
+        return self
 
 
 def foreground_share(masks: NDArray[np.bool_]) -> NDArray[np.float32]:

@@ -21,8 +21,8 @@ class Pairs:
     '''Answers a push only when a second one is there, as a synchronous round does.'''
     def __init__(self):
         self.lock, self.waiting, self.left = threading.Lock(), [], threading.Event()
-    def hello(self, worker):
-        return Welcome("{}", "hash", worker)
+    def hello(self):
+        return Welcome("{}", "hash")
     def push_pull(self, worker, push):
         answer = Future()
         print("called", flush=True)
@@ -50,7 +50,7 @@ CLIENT = """
 import sys, torch
 from psys.cluster import torch_rpc
 client = torch_rpc.connect("127.0.0.1", int(sys.argv[1]))
-assert client.hello().worker == client.worker
+assert client.hello().store_hash == "hash"
 print("joined", client.worker, flush=True)
 try:
     work = client.push_pull(None).wait()

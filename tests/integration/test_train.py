@@ -15,6 +15,7 @@ from tests.support.processes import (
     PS,
     family,
     finished,
+    free_port,
     run,
     small_run,
     started,
@@ -36,16 +37,23 @@ def check_books(run_path: Path, epochs: int) -> dict:
     return result
 
 
+def result_is_above_chance(run_path: Path) -> bool:
+    """The training accuracy of the last epoch beats guessing among ten classes by far, and the loss fell."""
+    first, *_, last = json.loads((run_path / "result.json").read_text())["points"]
+    return bool(last["train_accuracy"] > 0.17 and last["train_loss"] < first["train_loss"])
+
+
 @pytest.mark.parametrize(("mode", "bound"), [("sync", 0), ("ssp", 1), ("async", None)])
 def test_a_run_in_every_mode(small_store_path: Path, tmp_path: Path, mode: str, bound: int | None) -> None:
-    arguments = small_run(small_store_path, "r", "--mode", mode, "--staleness", "1", "--epochs", "3")
+    arguments = small_run(small_store_path, "r", "--mode", mode, "--staleness", "1", "--epochs", "6")
     done = run(PS, *arguments, cwd=tmp_path)
     assert done.code == 0, done.err
     path = tmp_path / "runs" / "r"
+    assert result_is_above_chance(path)
     names = {"config.yaml", "environment.json", "events.jsonl", "curves.png", "best.safetensors", "last.safetensors"}
     assert names | {"model.onnx", "result.json"} <= set(os.listdir(path))
-    result = check_books(path, epochs=3)
-    assert len(result["points"]) == 3
+    result = check_books(path, epochs=6)
+    assert len(result["points"]) == 6
     staleness = [s for update in updates(path) for s in update["staleness"]]
     assert (result["staleness_max"], result["workers"]) == (max(staleness), 2)
     if bound is not None:
@@ -123,9 +131,30 @@ def test_a_worker_taken_for_dead_is_recognised_when_it_wakes(small_store_path: P
     assert events("end")[0]["lost"] == 0
 
 
+def test_a_run_goes_on_with_a_joined_worker_when_the_local_ones_are_dead(
+    small_store_path: Path, tmp_path: Path
+) -> None:
+    path, port = tmp_path / "runs" / "r", str(free_port())
+    more = ("--workers", "1", "--epochs", "5000", "--port", port, "--heartbeat-timeout", "1")
+    joining = ("--role", "worker", "--join", f"127.0.0.1:{port}", "--store", str(small_store_path), "--threads", "1")
+    arguments = small_run(small_store_path, "r", *more)
+    with started(PS, *arguments, cwd=tmp_path) as process, started(PS, *joining, cwd=tmp_path) as newcomer:
+        wait_until(lambda: len({worker for u in updates(path) for worker in u["workers"]}) == 2, "updates by both")
+        workers_of(process)[0].kill()
+        wait_until(lambda: any(e["event"] == "leave" for e in read_events(path / "events.jsonl")), "its departure")
+        alone = len(updates(path))
+        wait_until(lambda: len(updates(path)) > alone + 20, "updates by the newcomer alone")
+        process.send_signal(signal.SIGINT)
+        joined, done = finished(newcomer), finished(process)
+    assert (joined.code, done.code) == (0, 130), joined.err + done.err
+    applied = [batch for update in updates(path) for batch in update["batches"]]
+    assert sorted(applied) == list(range(len(applied)))
+
+
 def test_a_run_whose_workers_all_die_ends_and_keeps_what_it_has(small_store_path: Path, tmp_path: Path) -> None:
     path = tmp_path / "runs" / "r"
-    with started(PS, *small_run(small_store_path, "r", "--epochs", "500"), cwd=tmp_path) as process:
+    arguments = small_run(small_store_path, "r", "--epochs", "5000", "--heartbeat-timeout", "1")
+    with started(PS, *arguments, cwd=tmp_path) as process:
         wait_until(lambda: len(updates(path)) >= 5, "five updates")
         for worker in workers_of(process):
             worker.kill()
@@ -140,7 +169,7 @@ def test_a_killed_server_ends_the_run_and_what_was_saved_can_be_evaluated(
     small_store_path: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "runs" / "r"
-    with started(PS, *small_run(small_store_path, "r", "--epochs", "500"), cwd=tmp_path) as process:
+    with started(PS, *small_run(small_store_path, "r", "--epochs", "5000"), cwd=tmp_path) as process:
         wait_until(lambda: (path / "snapshots").exists() and len(os.listdir(path / "snapshots")) > 1, "two snapshots")
         members = family(process)
         next(member for member in members if "serve" in member.cmdline()).kill()
@@ -153,7 +182,7 @@ def test_a_killed_server_ends_the_run_and_what_was_saved_can_be_evaluated(
 
 def test_a_killed_supervisor_takes_its_children_along_after_they_saved(small_store_path: Path, tmp_path: Path) -> None:
     path = tmp_path / "runs" / "r"
-    with started(PS, *small_run(small_store_path, "r", "--epochs", "500"), cwd=tmp_path) as process:
+    with started(PS, *small_run(small_store_path, "r", "--epochs", "5000"), cwd=tmp_path) as process:
         wait_until(lambda: len(updates(path)) >= 5, "five updates")
         children = family(process)[1:]
         process.kill()
@@ -164,7 +193,7 @@ def test_a_killed_supervisor_takes_its_children_along_after_they_saved(small_sto
 
 def test_ctrl_c_stops_saves_and_leaves_no_process(small_store_path: Path, tmp_path: Path) -> None:
     path = tmp_path / "runs" / "r"
-    with started(PS, *small_run(small_store_path, "r", "--epochs", "500"), cwd=tmp_path) as process:
+    with started(PS, *small_run(small_store_path, "r", "--epochs", "5000"), cwd=tmp_path) as process:
         wait_until(lambda: len(updates(path)) >= 5, "five updates")
         members = family(process)
         process.send_signal(signal.SIGINT)
@@ -206,7 +235,7 @@ def test_torchrun(small_store_path: Path, tmp_path: Path, processes: int) -> Non
 
 def test_every_port_of_a_run_is_on_loopback(small_store_path: Path, tmp_path: Path) -> None:
     path = tmp_path / "runs" / "r"
-    with started(PS, *small_run(small_store_path, "r", "--epochs", "500"), cwd=tmp_path) as process:
+    with started(PS, *small_run(small_store_path, "r", "--epochs", "5000"), cwd=tmp_path) as process:
         wait_until(lambda: len(updates(path)) >= 3, "three updates")
         listening = [
             connection.laddr.ip
@@ -216,11 +245,3 @@ def test_every_port_of_a_run_is_on_loopback(small_store_path: Path, tmp_path: Pa
         ]
     assert listening
     assert set(listening) <= {"127.0.0.1", "::1"}
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import PS, Done, run
+from tests.support.processes import PS, Done, free_port, run, small_run, started, updates, wait_until
+from tests.support.stores import write_small_store
 
 
 def check(done: Done, *words: str) -> None:
@@ -26,6 +27,12 @@ def check(done: Done, *words: str) -> None:
         (["--store", "nowhere", "--source", "no/such/folder"], ["no/such/folder"]),
         (["--config", "none.yaml"], ["none.yaml", "No such file"]),
         (["--role", "worker"], ["--join"]),
+        (["--role", "worker", "--join", "localhost:99999"], ["localhost:99999"]),
+        (["--listen", "no.such.host.invalid"], ["no.such.host.invalid"]),
+        (["--listen", ""], ["'listen'"]),
+        (["--heartbeat-timeout", "inf"], ["'heartbeat_timeout'", "finite"]),
+        (["--seed", "20240101123456"], ["'seed'"]),
+        (["--schedule.table", "[[0"], ["schedule.table"]),
         (["--role", "worker", "--join", "localhost"], ["'join'"]),
     ],
     ids=lambda value: "-".join(value),
@@ -47,6 +54,29 @@ def test_an_occupied_port(small_store_path: Path, tmp_path: Path) -> None:
         port = str(holder.getsockname()[1])
         check(run(PS, "--store", str(small_store_path), "--port", port, cwd=tmp_path), port, "in use", "--port")
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_holdout_of_everything(small_store_path: Path, tmp_path: Path) -> None:
+    done = run(PS, "--store", str(small_store_path), "--validation-share", "0.99", cwd=tmp_path)
+    check(done, "leaves none to train on")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_that_diverged(small_store_path: Path, tmp_path: Path) -> None:
+    arguments = small_run(small_store_path, "r", "--epochs", "2", "--schedule.learning-rate", "1e30")
+    check(run(PS, *arguments, cwd=tmp_path), "diverged", "--schedule.learning-rate")
+    assert (tmp_path / "runs" / "r" / "curves.png").exists()
+    assert not (tmp_path / "runs" / "r" / "model.onnx").exists()
+
+
+def test_a_worker_whose_store_is_another(small_store_path: Path, tmp_path: Path) -> None:
+    other = write_small_store(tmp_path / "other", train_per_class=2, test_per_class=1)
+    port = str(free_port())
+    path = tmp_path / "runs" / "r"
+    with started(PS, *small_run(small_store_path, "r", "--epochs", "5000", "--port", port), cwd=tmp_path):
+        wait_until(lambda: len(updates(path)) >= 3, "three updates")
+        joining = ("--role", "worker", "--join", f"127.0.0.1:{port}", "--threads", "1", "--store", str(other.path))
+        check(run(PS, *joining, cwd=tmp_path), "is not the server's")
 
 
 def test_a_name_that_is_taken(small_store_path: Path, tmp_path: Path) -> None:

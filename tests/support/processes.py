@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -100,6 +101,13 @@ def small_run(store: Path, name: str, *more: str) -> Sequence[str]:
         *("--config", str(ROOT / "configs" / "sample.yaml"), "--store", str(store), "--name", name),
         *("--workers", "2", "--batch-size", "16", "--augment.views", "1", "--precision", "fp32", *more),
     )
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _environment(more: dict[str, str] | None) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import copy
 import random
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -170,6 +171,24 @@ def test_sync_with_batch_norm_is_one_process_with_ghost_batches(small_store: Pre
         optimizer.step()
     assert torch.equal(got.parameters, model.parameters)
     assert torch.equal(got.statistics, model.statistics)
+
+
+def test_images_held_out_are_never_trained_on(small_store: PreparedStore) -> None:
+    """A whole epoch of gradients stays the same when every held-out image is painted over."""
+    config = settings(validation_share=0.25, batch_size=30, epochs=1)
+    compute = BatchGradient(config, small_store, CPU)
+    _, held = holdout(small_store.split("train").labels, 0.25, config.seed)
+    assert (compute.samples, len(held)) == (120, 40)
+    model = FlatModel(fresh_module(config))
+    snapshot = Snapshot(0, model.parameters.clone(), model.statistics.clone())
+    before = [compute(Lease(batch, 0, "w", 0), snapshot).gradient.clone() for batch in range(4)]
+    painted = np.array(compute._split.images)
+    painted[held] = 255
+    compute._split = compute._split._replace(images=painted)
+    after = [compute(Lease(batch, 0, "w", 0), snapshot).gradient.clone() for batch in range(4)]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    painted[:] = 255
+    assert not torch.equal(compute(Lease(0, 0, "w", 0), snapshot).gradient, before[0])
 
 
 def test_sync_does_not_depend_on_who_computes_what_or_comes_first(small_store: PreparedStore) -> None:

@@ -29,7 +29,8 @@ class Rig:
         )
         self.path = folder / "events.jsonl"
         self.saved: list[Stamped] = []
-        self.server = Server(config, "hash", self.coordinator, EventLog(self.path), self.saved.append)
+        self.log = EventLog(self.path)
+        self.server = Server(config, "hash", self.coordinator, self.log, self.saved.append)
 
     def ask(self, worker: int) -> "torch.futures.Future[Work]":
         return self.server.push_pull(worker, None)
@@ -72,7 +73,7 @@ def test_a_run_is_driven_to_its_end_with_a_snapshot_an_epoch(tmp_path: Path) -> 
         answers = {worker: rig.push(worker, answer.wait()) for worker, answer in answers.items()}
     for worker in answers:
         rig.server.leave(worker)
-    proof = rig.server.run(stopped=lambda: False, tick=lambda status: None)
+    proof = rig.server.run(stopped=lambda status: False, tick=lambda status: None)
     assert (proof.applied, proof.lost, proof.duplicates) == (EPOCHS * BATCHES_PER_EPOCH, 0, 0)
     assert [(stamped.epochs, stamped.snapshot.version) for stamped in rig.saved] == [(1.0, 2), (2.0, 4)]
     assert rig.saved[0].snapshot.parameters is not rig.saved[1].snapshot.parameters
@@ -92,3 +93,27 @@ def test_a_worker_that_left_while_others_wait_lets_them_go_on(tmp_path: Path) ->
     assert following.lease is not None
     assert following.lease.batch == second.wait().lease.batch  # the one that was taken back
     assert following.snapshot.version == 1
+
+
+def test_a_worker_that_asks_again_gives_up_the_lease_it_never_heard_of(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, "sync")
+    rig.ask(0)
+    lost = rig.ask(1)
+    again = rig.ask(1)
+    answers = {0: rig.push(0, rig.ask(0).wait()), 1: again}
+    assert lost.wait().lease is not None
+    while answers[1].wait().lease is not None:
+        answers[1] = rig.push(1, answers[1].wait())
+        if answers[0].done() and answers[0].wait().lease is not None:
+            answers[0] = rig.push(0, answers[0].wait())
+    assert rig.coordinator.ledger.finished
+
+
+def test_a_failure_to_write_the_books_ends_the_run_and_hangs_nobody(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, "sync")
+    rig.ask(0)
+    rig.log.close()
+    with pytest.raises(ValueError, match="closed file"):
+        rig.ask(1)
+    with pytest.raises(ValueError, match="closed file"):
+        rig.server.run(stopped=lambda status: False, tick=lambda status: None)

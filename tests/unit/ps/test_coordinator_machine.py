@@ -1,5 +1,7 @@
 """Random joins, pushes, retries and deaths in every mode: nothing lost, nor twice, nor too stale, and no deadlock."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import assume, settings
@@ -23,13 +25,13 @@ class CoordinatorMachine(RuleBasedStateMachine):
     lapsed = Bundle("lapsed")  # leases whose holder died or that were pushed already: a late or repeated push
 
     @initialize(mode=st.sampled_from(["sync", "async", "ssp"]), staleness=st.integers(0, 3), awaited=st.integers(0, 3))
-    def start(self, mode: str, staleness: int, awaited: int) -> None:
+    def start(self, mode: str, staleness: int, awaited: int, kind: str = "constant") -> None:
         self.mode, self.bound = mode, BOUND[mode](staleness)
         ledger = Ledger(EPOCHS, samples=BATCHES_PER_EPOCH * 4 - 1, batch_size=4)
         self.store = ParameterStore(
             torch.zeros(BATCHES), BATCHES, torch.zeros(1), OptimizerConfig(momentum=0, nesterov=False)
         )
-        schedule = ScheduleConfig(kind="constant", learning_rate=1.0)
+        schedule = ScheduleConfig(kind=kind, learning_rate=1.0)  # type: ignore[arg-type]
         self.coordinator = Coordinator(
             ledger,
             make_policy(mode, staleness),
@@ -60,7 +62,7 @@ class CoordinatorMachine(RuleBasedStateMachine):
     def deliver(self, lease: Lease) -> Receipt:
         gradient = torch.zeros(BATCHES)
         gradient[lease.batch] = -1
-        receipt, decision = self.coordinator.push(lease, gradient, torch.full((1,), float(lease.batch)))
+        receipt, decision = self.coordinator.push(lease, gradient, torch.full((1,), float(lease.batch + 1)))
         self.follow(decision)
         return receipt
 
@@ -99,6 +101,13 @@ class CoordinatorMachine(RuleBasedStateMachine):
     def push_again(self, lease: Lease) -> None:
         expected = Receipt.DUPLICATE if lease.batch in self.accepted else Receipt.EXPIRED
         assert self.deliver(lease) is expected
+
+    @rule(pick=st.randoms(use_true_random=False))
+    def ask_again_for_the_answer_was_lost(self, pick) -> None:
+        assume(self.computing)
+        worker = pick.choice(sorted(self.computing))
+        del self.computing[worker]
+        self.ask(worker)
 
     @rule(lease=consumes(lapsed))
     def come_back_from_the_dead(self, lease: Lease) -> None:
@@ -176,3 +185,32 @@ def test_a_stopped_run_applies_what_was_being_computed_and_grants_nothing_more(m
     assert not machine.computing
     assert not machine.waiting
     assert machine.coordinator.ledger.proof().applied == 2
+
+
+def test_the_rate_of_each_update_follows_the_progress_of_the_run() -> None:
+    machine = CoordinatorMachine()
+    machine.start("async", 0, 1, kind="cosine")
+    machine.join()
+    while machine.computing:
+        worker, lease = machine.computing.popitem()
+        machine.deliver(lease)
+        machine.ask(worker)
+    rates = [update.learning_rate for update in machine.updates]
+    done = [batch / BATCHES_PER_EPOCH for batch in range(BATCHES)]
+    assert rates == [pytest.approx(0.5 * (1 + math.cos(math.pi * epochs / EPOCHS))) for epochs in done]
+
+
+@pytest.mark.parametrize(("mode", "share"), [("async", 0.5), ("sync", 1.0)])
+def test_running_statistics_move_by_the_share_of_workers_in_an_update(mode: str, share: float) -> None:
+    machine = CoordinatorMachine()
+    machine.start(mode, 0, 2)
+    machine.join()
+    machine.join()
+    leases = sorted(machine.computing.values())
+    for lease in leases:
+        machine.deliver(lease)
+        if mode == "async":
+            break
+    pushed = [float(lease.batch) + 1 for lease in leases[: 1 if mode == "async" else 2]]
+    expected = share * sum(pushed) / len(pushed)
+    assert machine.store.snapshot().statistics.item() == pytest.approx(expected)
