@@ -34,6 +34,12 @@ class EventLog:
     def close(self) -> None:
         self._file.close()
 
+    def __enter__(self) -> "EventLog":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
 
 def read_events(path: Path) -> Iterator[dict[str, Any]]:
     """Events in order; a last line cut short by a crash is left out. Raises PsysError naming any other broken line."""

@@ -36,18 +36,23 @@ def finish(run: RunDirectory, console: Console) -> dict[str, Any]:
     """
     if (run.path / "result.json").exists():
         raise PsysError(f"{run.path} is evaluated already: see {run.path / 'result.json'}")
+    events = list(read_events(run.events))
+    with EventLog(run.events):  # nobody trains, nor evaluates, here at the same time
+        result = _results(run, events, console)
+    console.print(_table(run, result))
+    return result
+
+
+def _results(run: RunDirectory, events: list[Event], console: Console) -> dict[str, Any]:
     config = run.config()
     store = PreparedStore.open(config.store)
+    if store.content_hash not in [event.get("store") for event in events if event["event"] == "start"]:
+        raise PsysError(f"{config.store} is not the store that {run.path} was trained on: it was prepared anew since")
     module = build(config.model, len(store.classes)).to(choose_device(0))
     train = store.split("train")
     _, held = holdout(train.labels, config.validation_share, config.seed)
-    events = list(read_events(run.events))
-    log = EventLog(run.events)  # held to the end: nobody trains, nor evaluates, here at the same time
-    if store.content_hash not in [event.get("store") for event in events if event["event"] == "start"]:
-        raise PsysError(f"{config.store} is not the store that {run.path} was trained on: it was prepared anew since")
     held_out = Split(train.images[held], train.labels[held], train.masks[held], train.usable[held])
     points = _evaluate_snapshots(run, events, module, store, held_out, console)
-    result = {"mode": config.mode, "model": config.model, **_summary(events)}
     draw(list(points.values()), run.path / "curves.png", title=f"{run.path.name}: {config.model}, {config.mode}")
     diverged = next((point for point in points.values() if not math.isfinite(point.train_loss)), None)
     if diverged:
@@ -55,6 +60,7 @@ def finish(run: RunDirectory, console: Console) -> dict[str, Any]:
             f"training diverged: the loss is {diverged.train_loss} at epoch {diverged.epoch:.1f} "
             f"(see {run.path / 'curves.png'}); lower --schedule.learning-rate"
         )
+    result = {"mode": config.mode, "model": config.model, **_summary(events)}
     best = max(points, key=lambda version: _merit(version, points[version]))
     # The best comes last, for it stays loaded for the export.
     for role, version in (("last", max(points)), ("best", best)):
@@ -66,8 +72,6 @@ def finish(run: RunDirectory, console: Console) -> dict[str, Any]:
     result["points"] = [point._asdict() for point in points.values()]
     run.write_json("result.json", result)
     shutil.rmtree(run.snapshots)
-    log.close()
-    console.print(_table(run, result))
     return result
 
 

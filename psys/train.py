@@ -1,10 +1,12 @@
 """One command's way through: prepare if need be, train on a cluster, evaluate, export."""
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import timedelta
 from ipaddress import ip_address
 from typing import Literal
@@ -73,27 +75,28 @@ def _train_as_rank(config: LaunchConfig, processes_here: int) -> None:
     board = dist.TCPStore(master, int(os.environ["MASTER_PORT"]), is_master=False, timeout=_PREPARING)
     if rank > 0:
         host, port = board.get("psys/server").decode().rsplit(":", 1)
-        _take_signals()  # it is the server that ends a run, once what is being computed has arrived
-        work(host, int(port), _threads(config, max(1, processes_here - 1)))
+        with _signals_taken():  # it is the server that ends a run, once what is being computed has arrived
+            work(host, int(port), _threads(config, max(1, processes_here - 1)))
         return
     if world > processes_here and _is_loopback(config.listen) and not _is_loopback(master):
         raise PsysError("other hosts cannot reach a server on loopback: name this host's address with --listen")
     listener = torch_rpc.listen(config.listen, config.port)
     host, port = listener.getsockname()[:2]
     run = _start_run(config, world - 1)
-    asked = _take_signals()
     board.set("psys/server", f"{master if host in ('0.0.0.0', '::') else host}:{port}")
-    proof = serve(run, listener, world - 1, lambda status: bool(asked))
+    with _signals_taken() as asked:
+        proof = serve(run, listener, world - 1, lambda status: bool(asked))
     _end_run(run, complete=not proof.unfinished)
 
 
 def _end_run(run: RunDirectory, complete: bool) -> None:
     if not complete:
         saved = any(run.snapshots.iterdir())
-        hint = (
-            f"`psys evaluate {run.path}` makes the results of what was trained" if saved else "nothing was trained yet"
+        _say(
+            f"stopped and saved: `psys evaluate {run.path}` makes the results"
+            if saved
+            else "stopped, nothing was trained"
         )
-        _say(f"stopped, see {run.path}; {hint}")
         sys.exit(130)
     finish(run, Console())
 
@@ -110,12 +113,17 @@ def _start_run(config: LaunchConfig, workers: int) -> RunDirectory:
     return run
 
 
-def _take_signals() -> list[int]:
-    """Keep SIGINT and SIGTERM from ending this process; the list returned grows by each that comes."""
+@contextlib.contextmanager
+def _signals_taken() -> Iterator[list[int]]:
+    """SIGINT and SIGTERM do not end this process meanwhile; the list grows by each that comes."""
     asked: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: asked.append(number))
-    return asked
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda number, frame: asked.append(number)) for number in numbers]
+    try:
+        yield asked
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _is_loopback(host: str) -> bool:

@@ -135,9 +135,9 @@ def test_a_run_goes_on_with_a_joined_worker_when_the_local_ones_are_dead(
     small_store_path: Path, tmp_path: Path
 ) -> None:
     path, port = tmp_path / "runs" / "r", str(free_port())
-    more = ("--workers", "1", "--epochs", "5000", "--port", port, "--heartbeat-timeout", "1")
+    more = ("--epochs", "5000", "--port", port, "--heartbeat-timeout", "1")
     joining = ("--role", "worker", "--join", f"127.0.0.1:{port}", "--store", str(small_store_path), "--threads", "1")
-    arguments = small_run(small_store_path, "r", *more)
+    arguments = small_run(small_store_path, "r", *more, workers=1)
     with started(PS, *arguments, cwd=tmp_path) as process, started(PS, *joining, cwd=tmp_path) as newcomer:
         wait_until(lambda: len({worker for u in updates(path) for worker in u["workers"]}) == 2, "updates by both")
         workers_of(process)[0].kill()

@@ -95,11 +95,11 @@ def workers_of(process: "subprocess.Popen[str]") -> list[psutil.Process]:
     return sorted(found, key=lambda each: each.create_time())
 
 
-def small_run(store: Path, name: str, *more: str) -> Sequence[str]:
+def small_run(store: Path, name: str, *more: str, workers: int = 2) -> Sequence[str]:
     """Arguments of a run of seconds on a small store."""
     return (
         *("--config", str(ROOT / "configs" / "sample.yaml"), "--store", str(store), "--name", name),
-        *("--workers", "2", "--batch-size", "16", "--augment.views", "1", "--precision", "fp32", *more),
+        *("--workers", str(workers), "--batch-size", "16", "--augment.views", "1", "--precision", "fp32", *more),
     )
 
 
