@@ -76,7 +76,7 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + DEADLINE_SECONDS
     while not condition():
         assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.02)
+        time.sleep(0.02)  # between two looks at another process's files, not a guess at how long it takes
 
 
 def updates(run_path: Path) -> list[dict]:
