@@ -12,9 +12,10 @@ from rich.progress import track
 from rich.table import Table
 from torch import nn
 
-from psys.cluster.rundir import RunDirectory, load_module
+from psys.cluster.rundir import RunDirectory, load_snapshot, save_module
 from psys.compute.device import choose_device
 from psys.compute.evaluate import evaluate
+from psys.compute.flat import FlatModel
 from psys.curves import EpochPoint, draw
 from psys.data.holdout import holdout
 from psys.data.store import PreparedStore, Split
@@ -48,11 +49,11 @@ def _results(run: RunDirectory, events: list[Event], console: Console) -> dict[s
     store = PreparedStore.open(config.store)
     if store.content_hash not in [event.get("store") for event in events if event["event"] == "start"]:
         raise PsysError(f"{config.store} is not the store that {run.path} was trained on: it was prepared anew since")
-    module = build(config.model, len(store.classes)).to(choose_device(0))
+    model = FlatModel(build(config.model, len(store.classes)).to(choose_device(0)))
     train = store.split("train")
     _, held = holdout(train.labels, config.validation_share, config.seed)
     held_out = Split(train.images[held], train.labels[held], train.masks[held], train.usable[held])
-    points = _evaluate_snapshots(run, events, module, store, held_out, console)
+    points = _evaluate_snapshots(run, events, model, store, held_out, console)
     draw(list(points.values()), run.path / "curves.png", title=f"{run.path.name}: {config.model}, {config.mode}")
     diverged = next((point for point in points.values() if not math.isfinite(point.train_loss)), None)
     if diverged:
@@ -64,11 +65,10 @@ def _results(run: RunDirectory, events: list[Event], console: Console) -> dict[s
     best = max(points, key=lambda version: _merit(version, points[version]))
     # The best comes last, for it stays loaded for the export.
     for role, version in (("last", max(points)), ("best", best)):
-        path = run.path / f"{role}.safetensors"
-        shutil.copyfile(run.snapshot_path(version), path)
-        tested = _evaluate(module, path, store, store.split("test"))
+        tested = _evaluate(model, run.snapshot_path(version), store, store.split("test"))
+        save_module(model.module, run.path / f"{role}.safetensors")
         result[role] = {"version": version, **points[version]._asdict(), "test": tested}
-    result["onnx"] = _export(run, store, module, result)
+    result["onnx"] = _export(run, store, model.module, result)
     result["points"] = [point._asdict() for point in points.values()]
     run.write_json("result.json", result)
     shutil.rmtree(run.snapshots)
@@ -78,7 +78,7 @@ def _results(run: RunDirectory, events: list[Event], console: Console) -> dict[s
 def _evaluate_snapshots(
     run: RunDirectory,
     events: list[Event],
-    module: nn.Module,
+    model: FlatModel,
     store: PreparedStore,
     held_out: Split,
     console: Console,
@@ -98,7 +98,7 @@ def _evaluate_snapshots(
         loss, accuracy = (float(np.average([u[key] for u in since], weights=weights)) for key in ("loss", "accuracy"))
         validation: Event = {}
         if len(held_out.labels):
-            validation = _evaluate(module, run.snapshot_path(version), store, held_out)
+            validation = _evaluate(model, run.snapshot_path(version), store, held_out)
         points[version] = EpochPoint(
             snapshot["epochs"],
             snapshot["seconds"],
@@ -110,10 +110,10 @@ def _evaluate_snapshots(
     return points
 
 
-def _evaluate(module: nn.Module, path: Path, store: PreparedStore, split: Split) -> dict[str, Any]:
-    load_module(module, path)
-    device = next(module.parameters()).device
-    return evaluate(module, split.images, split.labels, store.channel_mean, store.channel_std, device)._asdict()
+def _evaluate(model: FlatModel, path: Path, store: PreparedStore, split: Split) -> dict[str, Any]:
+    load_snapshot(model, path)
+    device = model.parameters.device
+    return evaluate(model.module, split.images, split.labels, store.channel_mean, store.channel_std, device)._asdict()
 
 
 def _merit(version: int, point: EpochPoint) -> tuple[float, float]:

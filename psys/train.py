@@ -16,9 +16,9 @@ import torch.distributed as dist
 from pydantic import Field
 from rich.console import Console
 
-from psys.cluster import torch_rpc
+from psys.cluster.address import listen
 from psys.cluster.config import RunConfig
-from psys.cluster.node import serve
+from psys.cluster.node import serve, serve_shard
 from psys.cluster.rundir import RunDirectory
 from psys.cluster.supervisor import Supervisor
 from psys.cluster.worker import work
@@ -27,7 +27,6 @@ from psys.data.holdout import holdout
 from psys.data.store import PreparedStore
 from psys.errors import PsysError
 from psys.models.registry import build
-from psys.results import finish
 
 _MOST_WORKERS = 8  # by default: more workers cost accuracy in async, so a person has to ask for them
 _PREPARING = timedelta(hours=24)  # ranks wait this long for rank 0 to prepare the store
@@ -37,7 +36,7 @@ class LaunchConfig(RunConfig):
     """Train an image classifier with many workers around a parameter server."""
 
     role: Literal["all", "worker"] = "all"
-    """all: server and workers (if torchrun starts several processes, rank 0 serves, the others work); worker: join"""
+    """all: servers and workers (of several processes of torchrun the first serve, the rest work); worker: join"""
     join: str | None = Field(None, pattern=r"^.+:\d+$")
     """HOST:PORT of the running server that a `worker` adds itself to"""
 
@@ -58,10 +57,10 @@ def launch(config: LaunchConfig) -> None:
 
 
 def _train_here(config: LaunchConfig) -> None:
-    listener = torch_rpc.listen(config.listen, config.port)
+    listener = listen(config.listen, config.port)
     workers = config.workers or min(torch.cuda.device_count() or available_cores(), _MOST_WORKERS)
     run = _start_run(config, workers)
-    complete = Supervisor(run, listener, workers, _threads(config, workers)).wait()
+    complete = Supervisor(run, listener, config.servers, workers, _threads(config, workers)).wait()
     _end_run(run, complete)
 
 
@@ -69,23 +68,29 @@ def _train_as_rank(config: LaunchConfig, processes_here: int) -> None:
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         raise PsysError(f"WORLD_SIZE is {world} without torchrun: use torchrun, or --role worker --join HOST:PORT")
-    if config.workers not in (None, world - 1):
-        raise PsysError(f"--workers {config.workers}, but of torchrun's {world} processes {world - 1} are workers")
+    workers = world - config.servers
+    if workers < 1:
+        raise PsysError(f"of torchrun's {world} processes {config.servers} are servers: none is left to work")
+    if config.workers not in (None, workers):
+        raise PsysError(f"--workers {config.workers}, but of torchrun's {world} processes {workers} are workers")
     master = os.environ["MASTER_ADDR"]
     board = dist.TCPStore(master, int(os.environ["MASTER_PORT"]), is_master=False, timeout=_PREPARING)
     if rank > 0:
         host, port = board.get("psys/server").decode().rsplit(":", 1)
-        with _signals_taken():  # it is the server that ends a run, once what is being computed has arrived
-            work(host, int(port), _threads(config, max(1, processes_here - 1)))
+        with _signals_taken():  # it is server 0 that ends a run, once what is being computed has arrived
+            if rank < config.servers:
+                serve_shard(rank, host, int(port))
+            else:
+                work(host, int(port), _threads(config, max(1, processes_here - config.servers)))
         return
     if world > processes_here and _is_loopback(config.listen) and not _is_loopback(master):
         raise PsysError("other hosts cannot reach a server on loopback: name this host's address with --listen")
-    listener = torch_rpc.listen(config.listen, config.port)
+    listener = listen(config.listen, config.port)
     host, port = listener.getsockname()[:2]
-    run = _start_run(config, world - 1)
+    run = _start_run(config, workers)
     board.set("psys/server", f"{master if host in ('0.0.0.0', '::') else host}:{port}")
     with _signals_taken() as asked:
-        proof = serve(run, listener, world - 1, lambda status: bool(asked))
+        proof = serve(run, listener, workers, lambda status: bool(asked))
     _end_run(run, complete=not proof.unfinished)
 
 
@@ -98,6 +103,9 @@ def _end_run(run: RunDirectory, complete: bool) -> None:
             else "stopped, nothing was trained"
         )
         sys.exit(130)
+    # What draws takes half a second to import, for which training need not wait.
+    from psys.results import finish
+
     finish(run, Console())
 
 

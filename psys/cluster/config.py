@@ -5,9 +5,12 @@ from pathlib import Path
 from pydantic import Field
 
 from psys.augment.batch import AugmentConfig
+from psys.cluster.lane import Layout
 from psys.compute.device import Precision
 from psys.config import Config
-from psys.ps.policy import Mode
+from psys.ps.codec import Wire
+from psys.ps.partition import partition
+from psys.ps.policy import Mode, rounds_ahead
 from psys.ps.schedule import ScheduleConfig
 from psys.ps.store import OptimizerConfig
 
@@ -29,6 +32,14 @@ class RunConfig(Config):
     """sync: one update of all workers' mean gradient; async: an update per gradient; ssp: rounds, some of them ahead"""
     staleness: int = Field(2, ge=0)
     """rounds that a worker may be ahead in ssp"""
+    prefetch: int = Field(0, ge=0, le=1)
+    """1: a worker pushes and pulls behind the computation of its next batch, on parameters one step older"""
+    servers: int = Field(1, ge=1, le=64)
+    """processes that hold a slice of the parameters each"""
+    wire: Wire = "fp32"
+    """of gradients, and of parameters (topk: gradients only) on their way; topk: the largest now, the others later"""
+    topk_share: float = Field(0.01, gt=0, le=1)
+    """share of a gradient's elements that `topk` sends"""
     workers: int | None = Field(None, ge=1)
     """processes that compute gradients; by default what the machine carries: one a GPU, or one a core up to 8"""
     threads: int | None = Field(None, ge=1)
@@ -56,3 +67,9 @@ class RunConfig(Config):
     augment: AugmentConfig = AugmentConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
+
+    def layout(self, parameters: int, statistics: int) -> Layout:
+        """Of the lanes of a run whose model has that many parameters and statistics."""
+        # A gradient stays in its slot until its round is applied.
+        slots = 1 + rounds_ahead(self.mode, self.staleness, self.prefetch)
+        return Layout(partition(parameters, self.servers), statistics, slots, self.wire, self.topk_share)

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from psys.cluster.config import RunConfig
+from psys.compute.flat import FlatModel
 from psys.config import read_yaml, validate, write_yaml
 from psys.errors import PsysError
 
@@ -47,7 +49,7 @@ class RunDirectory:
         except OSError as error:
             raise PsysError(f"cannot make the run directory {run.path}: {error.strerror}") from None
         write_yaml(config, run.path / "config.yaml")
-        run.write_json("environment.json", _environment())
+        run.write_json("environment.json", environment())
         return run
 
     def config(self) -> RunConfig:
@@ -66,24 +68,36 @@ class RunDirectory:
         return self.snapshots / f"{version:08d}.safetensors"
 
 
-def save_module(module: nn.Module, path: Path) -> None:
-    """Write a module's parameters and buffers by name, whole or not at all."""
-    aside = path.with_suffix(".tmp")
-    # Cloned, for the tensors are views into one vector and safetensors writes no shared storage.
-    save_file({name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}, aside)
-    aside.replace(path)
+def save_snapshot(parameters: Tensor, statistics: Tensor, path: Path) -> None:
+    """Write a version's flat vectors (see FlatModel), whole or not at all."""
+    _save({"parameters": parameters, "statistics": statistics}, path)
 
 
-def load_module(module: nn.Module, path: Path) -> None:
-    """Read what `save_module` wrote into `module`. Raises PsysError for a missing, damaged or unfitting file."""
+def load_snapshot(model: FlatModel, path: Path) -> None:
+    """Read what `save_snapshot` wrote into `model`. Raises PsysError for a missing, damaged or unfitting file."""
     try:
-        module.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError) as error:
+        tensors = load_file(path)
+        model.load(tensors["parameters"], tensors["statistics"])
+    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise PsysError(f"cannot load {path}: {reason}") from None
 
 
-def _environment() -> dict[str, Any]:
+def save_module(module: nn.Module, path: Path) -> None:
+    """Write a module's parameters and buffers by name, whole or not at all."""
+    tensors = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
+    # Cloned, for the tensors are views into one vector and safetensors writes no shared storage, nor channels_last.
+    _save({name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}, path)
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    aside = path.with_suffix(".tmp")
+    save_file(tensors, aside)
+    aside.replace(path)
+
+
+def environment() -> dict[str, Any]:
+    """What a result depends on besides its settings: command, versions, commit, machine."""
     return {
         "command": sys.argv,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

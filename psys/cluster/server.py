@@ -1,16 +1,18 @@
-"""The server: workers' calls drive the coordinator under one lock; what it decides is answered and written down."""
+"""Server 0: workers' calls drive the coordinator under one lock; what it decides, all servers do and the log tells."""
 
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
-from torch.futures import Future
+from torch.futures import Future, collect_all
 
 from psys.cluster.config import RunConfig
 from psys.cluster.progress import Status
-from psys.cluster.transport import Push, Welcome, Work
+from psys.cluster.transport import Advance, Push, ShardControl, Welcome, Work
+from psys.errors import PsysError
 from psys.events import EventLog
 from psys.ps.coordinator import Coordinator, Decision, Update
 from psys.ps.ledger import Lease, Proof, Receipt
@@ -23,18 +25,27 @@ _TICK_SECONDS = 0.2
 
 
 class Stamped(NamedTuple):
-    """A snapshot to be evaluated later, stamped with when it was reached."""
+    """A snapshot to be evaluated later, stamped with when it was reached; a slice from each server, in order."""
 
-    snapshot: Snapshot
+    slices: list[Snapshot]
+    version: int
     epochs: float
     train_seconds: float
 
 
-class Server:
-    """A `Service` over one Coordinator. Training time runs from the first lease to the last update.
+class _Answer(NamedTuple):
+    """What a worker hears once every server has done its part."""
 
-    `save` is called from `run` with what is to be evaluated later: every `snapshot_epochs` and at the end.
-    Events written: join, update, refused, leave, end.
+    waiting: "Future[Work]"
+    work: Work
+    done: "list[Future[None]]"
+
+
+class Server:
+    """A `CoordinatorService` over one Coordinator and the servers that hold the parameters, its own shard first.
+
+    Training time runs from the first lease to the last update. `save` is called from `run` with what is to be
+    evaluated later: every `snapshot_epochs` and at the end. Events written: join, update, refused, leave, end.
     """
 
     def __init__(
@@ -42,55 +53,59 @@ class Server:
         config: RunConfig,
         store_hash: str,
         coordinator: Coordinator,
+        shards: Sequence[ShardControl],
         events: EventLog,
         save: Callable[[Stamped], None],
     ) -> None:
         self._settings, self._store_hash = config.model_dump_json(), store_hash
         self._snapshot_epochs = config.snapshot_epochs
-        self._coordinator, self._events, self._save = coordinator, events, save
+        self._coordinator, self._shards, self._events, self._save = coordinator, shards, events, save
         self._membership = Membership(config.heartbeat_timeout)
         self._lock = threading.Condition()
         self._waiting: dict[str, Future[Work]] = {}
-        self._answers: list[tuple[Future[Work], Work]] = []
+        self._answers: list[_Answer] = []
+        self._steps = 0
+        self._gone: set[str] = set()  # workers whose lanes are to be released
         self._accepted: dict[Lease, Push] = {}
-        self._unsaved: list[Stamped] = []
+        self._unsaved: list[tuple[list[Future[Snapshot]], Stamped]] = []
         self._stamped_version = 0
         self._failure: Exception | None = None
         self._first_call: float | None = None  # monotonic seconds, as is the next
         self._first_lease: float | None = None
         self._status = Status(config.mode, config.epochs)
 
-    # The Service: called from RPC threads.
+    # The CoordinatorService: called from RPC threads.
 
     def hello(self) -> Welcome:
         return Welcome(self._settings, self._store_hash)
 
-    def push_pull(self, worker: int, push: Push | None) -> "Future[Work]":
-        name = f"worker{worker}"
+    def push_pull(self, worker: str, push: Push | None, holding: tuple[Lease, ...]) -> "Future[Work]":
         answer: Future[Work] = Future()
         with self._guarded():
             now = time.monotonic()
-            self._membership.heard(name, now)
+            self._membership.heard(worker, now)
             self._first_call = self._first_call or now
-            if push is not None:
-                self._take(push)
-            self._waiting[name] = answer
-            self._enlist(name)
+            taken = self._take(push) if push else Decision([], {})
+            self._waiting[worker] = answer
+            asked = self._enlist(worker, holding)
+            if asked.updates:  # not for those whom the push alone has let go on
+                self._carry_out(taken)
+                taken = Decision([], {})
+            self._carry_out(Decision(taken.updates + asked.updates, {**taken.grants, **asked.grants}))
         self._send_answers()
         return answer
 
-    def beat(self, worker: int) -> None:
-        name = f"worker{worker}"
+    def beat(self, worker: str) -> None:
         with self._guarded():
-            self._membership.heard(name, time.monotonic())
-            if name in self._waiting and name not in self._coordinator.members:
-                self._enlist(name)  # it was taken for dead while it waited
+            self._membership.heard(worker, time.monotonic())
+            if worker in self._waiting and worker not in self._coordinator.members:
+                self._carry_out(self._enlist(worker, ()))  # it was taken for dead while it waited
         self._send_answers()
 
-    def leave(self, worker: int) -> None:
+    def leave(self, worker: str) -> None:
         with self._guarded():
-            self._waiting.pop(f"worker{worker}", None)
-            self._drop(f"worker{worker}", "left")
+            self._waiting.pop(worker, None)
+            self._drop(worker, "left")
         self._send_answers()
 
     @contextlib.contextmanager
@@ -126,12 +141,16 @@ class Server:
                     not self._coordinator.members or now - over_since > _FAREWELL_SECONDS
                 )
                 if ended:
-                    self._stamp()
+                    self._stamp(self._coordinator.version)
                 unsaved, self._unsaved = self._unsaved, []
                 self._status.workers = len(self._coordinator.members)
             self._send_answers()
-            for stamped in unsaved:
-                self._save(stamped)
+            for slices, stamped in unsaved:
+                try:
+                    taken = [part.wait() for part in slices]
+                except RuntimeError as error:
+                    raise _lost(error) from None
+                self._save(stamped._replace(slices=taken))
             tick(self._status)
             if ended:
                 break
@@ -150,44 +169,78 @@ class Server:
     def _train_seconds(self) -> float:
         return 0.0 if self._first_lease is None else time.monotonic() - self._first_lease
 
-    def _take(self, push: Push) -> None:
-        receipt, decision = self._coordinator.push(push.lease, push.gradient, push.statistics)
+    def _take(self, push: Push) -> Decision:
+        receipt, decision = self._coordinator.push(push.lease)
         if receipt is Receipt.ACCEPTED:
             self._accepted[push.lease] = push
         else:
             self._events.write("refused", receipt=receipt.value, lease=push.lease, seconds=self._train_seconds())
-        self._carry_out(decision)
+        return decision
 
-    def _enlist(self, name: str) -> None:
-        if name not in self._coordinator.members:
-            self._events.write("join", worker=name, seconds=self._train_seconds())
-        self._carry_out(self._coordinator.request(name))
+    def _enlist(self, worker: str, holding: tuple[Lease, ...]) -> Decision:
+        if worker not in self._coordinator.members:
+            self._gone.discard(worker)
+            self._events.write("join", worker=worker, seconds=self._train_seconds())
+        return self._coordinator.request(worker, holding)
 
-    def _drop(self, name: str, reason: str) -> None:
-        self._membership.forget(name)
-        if name in self._coordinator.members:
-            self._events.write("leave", worker=name, reason=reason, seconds=self._train_seconds())
-            self._carry_out(self._coordinator.leave(name))
+    def _drop(self, worker: str, reason: str) -> None:
+        self._membership.forget(worker)
+        self._gone.add(worker)
+        if worker in self._coordinator.members:
+            self._events.write("leave", worker=worker, reason=reason, seconds=self._train_seconds())
+            self._carry_out(self._coordinator.leave(worker))
         self._lock.notify_all()
 
     def _carry_out(self, decision: Decision) -> None:
+        done = self._advance(decision)
         before = int(self._status.epochs_done / self._snapshot_epochs)
         for update in decision.updates:
             self._note(update)
         if int(self._status.epochs_done / self._snapshot_epochs) > before:
-            self._stamp()
+            self._stamp(decision.updates[-1].version)
         if decision.grants:
             self._first_lease = self._first_lease or time.monotonic()
-            snapshot = self._coordinator.store.snapshot()
-            for name, lease in decision.grants.items():
-                self._answers.append((self._waiting.pop(name), Work(lease, snapshot)))
+        for worker, lease in decision.grants.items():
+            self._answers.append(_Answer(self._waiting.pop(worker), Work(lease), done))
+
+    def _advance(self, decision: Decision) -> "list[Future[None]]":
+        readers = tuple(worker for worker, lease in decision.grants.items() if lease is not None)
+        released = tuple(worker for worker in self._gone if not self._coordinator.pushed(worker))
+        self._gone.difference_update(released)
+        if not (decision.updates or readers or released):
+            return []
+        step = Advance(self._steps, tuple(decision.updates), readers, released)
+        self._steps += 1
+        # Its own slice last, for the other servers work meanwhile.
+        done = [shard.advance(step) for shard in reversed(self._shards)]
+        for each in done:
+            each.add_done_callback(self._check)
+        return done
 
     def _send_answers(self) -> None:
-        # Outside the lock: completing a future serialises the parameters.
+        # Outside the lock: whoever is told may call again at once.
         with self._lock:
             answers, self._answers = self._answers, []
-        for future, work in answers:
-            future.set_result(work)
+        for answer in answers:
+            if all(done.done() for done in answer.done):
+                self._tell(answer)
+            else:
+                collect_all(answer.done).add_done_callback(partial(self._tell, answer))
+
+    def _tell(self, answer: _Answer, all_done: object = None) -> None:
+        for done in answer.done:
+            self._check(done)
+        if not self._failure:
+            answer.waiting.set_result(answer.work)
+
+    def _check(self, done: "Future[None]") -> None:
+        """If a server did not do its part, its slice is in doubt: the run ends."""
+        try:
+            done.value()
+        except Exception as error:
+            with self._lock:
+                self._failure = self._failure or _lost(error)
+                self._lock.notify_all()
 
     def _note(self, update: Update) -> None:
         seconds = self._train_seconds()
@@ -211,8 +264,13 @@ class Server:
         )
         self._status.add(update, images, seconds, loss, accuracy)
 
-    def _stamp(self) -> None:
-        snapshot = self._coordinator.store.snapshot()
-        if snapshot.version > self._stamped_version:
-            self._stamped_version = snapshot.version
-            self._unsaved.append(Stamped(snapshot, self._status.epochs_done, self._status.train_seconds))
+    def _stamp(self, version: int) -> None:
+        if version > self._stamped_version:
+            self._stamped_version = version
+            slices = [shard.snapshot() for shard in self._shards]
+            self._unsaved.append((slices, Stamped([], version, self._status.epochs_done, self._status.train_seconds)))
+
+
+def _lost(error: Exception) -> PsysError:
+    reason = str(error).split(" (this error originated")[0].splitlines() or [type(error).__name__]
+    return PsysError(f"lost a server and its part of the parameters: {reason[0]}")

@@ -1,4 +1,4 @@
-"""Starts the server and the workers of a local run as processes, watches over them and leaves none behind."""
+"""Starts the servers and the workers of a local run as processes, watches over them and leaves none behind."""
 
 import contextlib
 import os
@@ -20,9 +20,9 @@ _SETTLE_SECONDS = 10.0  # for workers to go, once the server has
 
 
 class Supervisor:
-    """One server and `workers` workers that share this machine's cores. SIGINT and SIGTERM end the run gently."""
+    """`servers` and `workers` that share this machine's cores. SIGINT and SIGTERM end the run gently."""
 
-    def __init__(self, run: RunDirectory, listener: socket.socket, workers: int, threads: int) -> None:
+    def __init__(self, run: RunDirectory, listener: socket.socket, servers: int, workers: int, threads: int) -> None:
         self._run = run
         host, port = listener.getsockname()[:2]
         reachable = "localhost" if host in ("0.0.0.0", "::") else host
@@ -30,6 +30,10 @@ class Supervisor:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         self._server = _start(serve, environment, pass_fds=[listener.fileno()])
         listener.close()
+        self._shards: list[subprocess.Popen[bytes]] = []
+        for number in range(1, servers):
+            shard = ["shard", number, reachable, port, "--supervisor", os.getpid()]
+            self._shards.append(_start(shard, environment))
         self._workers: dict[int, subprocess.Popen[bytes]] = {}
         for number in range(workers):
             work = ["work", reachable, port, "--threads", threads]
@@ -54,6 +58,9 @@ class Supervisor:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._server.wait(_POLL_SECONDS)
                 self._look_after_workers()
+                if self._dead_shard():
+                    self._server.kill()  # a part of the parameters is gone
+            dead = self._dead_shard()  # before this process ends the others
         finally:
             self._end()
             for number, handler in before.items():
@@ -61,9 +68,15 @@ class Supervisor:
         code = self._server.returncode
         if code == 0 or interrupted:
             return code == 0
+        if dead:
+            raise PsysError(f"server {dead[0]} ended with code {dead[1]}; what was saved is in {self._run.path}")
         if code == STOPPED_EARLY:
             raise PsysError(f"every worker failed, the run ended early; what was trained is in {self._run.path}")
         raise PsysError(f"the server ended with code {code}; what was saved is in {self._run.path}")
+
+    def _dead_shard(self) -> tuple[int, int] | None:
+        """Number and exit code of a server, not the first, that failed."""
+        return next(((number, shard.returncode) for number, shard in enumerate(self._shards, 1) if shard.poll()), None)
 
     def _look_after_workers(self) -> None:
         for number, process in list(self._workers.items()):
@@ -80,7 +93,7 @@ class Supervisor:
         if self._server.poll() is None:  # only if this process is failing itself
             self._server.kill()
         deadline = time.monotonic() + _SETTLE_SECONDS
-        for process in self._workers.values():
+        for process in (*self._workers.values(), *self._shards):
             if self._server.wait():
                 process.terminate()  # it may still be looking for the server that is gone
             try:

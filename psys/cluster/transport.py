@@ -1,50 +1,87 @@
-"""What workers and the server say to each other, whatever carries it."""
+"""What workers and servers say to each other, whatever carries it: short messages. Vectors go through lanes."""
 
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
 from torch.futures import Future
 
+from psys.cluster.lane import LaneAddress
+from psys.ps.coordinator import Update
 from psys.ps.ledger import Lease
 from psys.ps.store import Snapshot
 
 
 class Welcome(NamedTuple):
-    """The server's answer to a newcomer: everything it needs to compute the same gradients as all others."""
+    """The coordinator's answer to a newcomer: everything it needs to compute the same gradients as all others."""
 
     settings: str  # RunConfig as JSON
     store_hash: str  # content of the prepared store; the worker's own copy must have the same
 
 
 class Push(NamedTuple):
-    """A computed batch: its gradient counts once for the lease it names."""
+    """A computed batch, whose gradient stands in the lease's slot: it counts once for the lease it names."""
 
     lease: Lease
-    gradient: Tensor  # (n,) float32
-    statistics: Tensor  # (m,) float32
     loss: float
     correct: int
     views: int
 
 
 class Work(NamedTuple):
-    """The next batch and the parameters to compute it on; no lease: the run is over."""
+    """The next batch, whose parameters stand in the worker's lane; no lease: see `Decision`."""
 
     lease: Lease | None
-    snapshot: Snapshot
 
 
-class Service(Protocol):
-    """What a server offers; each call may come from any thread."""
+class Advance(NamedTuple):
+    """What every server does next; all do the same in the same order, so a version is the same on all of them."""
+
+    number: int  # 0, 1, 2 ...
+    updates: tuple[Update, ...]
+    readers: tuple[str, ...]  # workers into whose lanes the parameters go afterwards
+    released: tuple[str, ...]  # workers whose lanes are not used any more
+
+
+class CoordinatorService(Protocol):
+    """What server 0 offers besides its slice; each call may come from any thread."""
 
     def hello(self) -> Welcome:
         """A worker has come and asks what the run is. It takes part from its first `push_pull`."""
 
-    def push_pull(self, worker: int, push: Push | None) -> "Future[Work]":
-        """Deliver a gradient (None: the first call) and ask for more work; answered when the policy lets it start."""
+    def push_pull(self, worker: str, push: Push | None, holding: tuple[Lease, ...]) -> "Future[Work]":
+        """Hand in a gradient (None: nothing to hand in) and ask for work beside the leases that are still `holding`.
 
-    def beat(self, worker: int) -> None:
+        Answered when the policy lets it start.
+        """
+
+    def beat(self, worker: str) -> None:
         """A sign of life."""
 
-    def leave(self, worker: int) -> None:
+    def leave(self, worker: str) -> None:
         """The worker goes and will not push again."""
+
+
+class ShardControl(Protocol):
+    """What server 0 asks of every server, itself included."""
+
+    def advance(self, step: Advance) -> "Future[None]":
+        """Make these versions and deliver the last; done when the readers' lanes hold it."""
+
+    def snapshot(self) -> "Future[Snapshot]":
+        """The slice at the version made last."""
+
+    def finish(self) -> None:
+        """The run is over: nobody will call any more."""
+
+
+class ShardService(ShardControl, Protocol):
+    """What every server offers for its slice of the parameters; each call may come from any thread."""
+
+    def attach(self, worker: str, address: LaneAddress) -> bool:
+        """A worker has come. Whether its memory can be seen from here; if not, it moves its bytes with put and get."""
+
+    def put(self, worker: str, offset: int, chunk: Tensor) -> None:
+        """Bytes (uint8) of the worker's lane, from `offset` on, for a server that cannot see it."""
+
+    def get(self, worker: str, offset: int, length: int) -> Tensor:
+        """Bytes (length,) uint8 of the worker's lane as this server has it."""

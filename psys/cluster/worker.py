@@ -6,61 +6,48 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from psys.augment.batch import augment
 from psys.cluster import torch_rpc
+from psys.cluster.batches import Batches
 from psys.cluster.config import RunConfig
+from psys.cluster.laned import LanedModel
 from psys.cluster.transport import Push
-from psys.compute.device import choose_device, choose_precision
+from psys.compute.device import choose_device, choose_precision, keep_freed_memory
 from psys.compute.flat import FlatModel
-from psys.compute.step import gradient_step
+from psys.compute.step import GradientStep, StepResult
 from psys.config import validate
-from psys.data.holdout import holdout
 from psys.data.store import PreparedStore
 from psys.errors import PsysError
 from psys.models.registry import build
-from psys.ps.ledger import Lease, batch_seed, samples_of
-from psys.ps.store import Snapshot
 
 _BEATS_PER_TIMEOUT = 5
 
 
 class BatchGradient:
-    """Computes the gradient of any batch of the run, which depends on batch and snapshot, not on who computes it."""
+    """Computes the gradient of any batch of the run, which depends on batch and parameters, not on who computes it."""
 
-    def __init__(self, config: RunConfig, store: PreparedStore, device: torch.device) -> None:
-        self._config, self._device = config, device
-        self._mean, self._std = store.channel_mean, store.channel_std
-        self._split = store.split("train")
-        self._chosen, _ = holdout(self._split.labels, config.validation_share, config.seed)
-        self.samples = len(self._chosen)
-        self._precision = choose_precision(config.precision, device)
-        self._generator = torch.Generator(device)
-        self.model = FlatModel(build(config.model, len(store.classes)).to(device))
+    def __init__(self, config: RunConfig, store: PreparedStore, model: FlatModel) -> None:
+        device = model.parameters.device
+        self._batches = Batches(config, store, device)
+        self.samples = self._batches.samples
+        self._step = GradientStep(model, choose_precision(config.precision, device), config.label_smoothing)
 
-    def __call__(self, lease: Lease, snapshot: Snapshot) -> Push:
-        """The lease's gradient on the snapshot. The push aliases the model's vectors: send it before the next call."""
-        config = self._config
-        self.model.load(snapshot.parameters, snapshot.statistics)
-        indices = self._chosen[samples_of(lease.batch, self.samples, config.batch_size, config.seed).numpy()]
-        rows = [torch.from_numpy(np.asarray(column[indices])).to(self._device) for column in self._split]
-        images, labels, masks, usable = rows
-        self._generator.manual_seed(batch_seed(config.seed, lease.batch, stream=1))
-        views, targets = augment(images, labels, masks, usable, config.augment, self._mean, self._std, self._generator)
-        result = gradient_step(self.model, views, targets, self._precision, config.label_smoothing)
-        return Push(lease, self.model.gradient.cpu(), self.model.statistics.cpu(), *result)
+    def __call__(self, batch: int) -> StepResult:
+        """Leave the batch's gradient at the model's parameters in the model's gradient, and its statistics there."""
+        return self._step(*self._batches[batch])
 
 
 def work(host: str, port: int, threads: int, store_path: Path | None = None) -> None:
-    """Join the server at host:port and compute until the run is over.
+    """Join the run at host:port and compute until it is over.
 
     `store_path`: where this machine has the prepared store, if not where the run's settings say.
     Raises PsysError when there is no server, or the store here is not the server's.
     """
+    keep_freed_memory()
     torch.set_num_threads(threads)
     client = torch_rpc.connect(host, port)
     try:
@@ -69,11 +56,12 @@ def work(host: str, port: int, threads: int, store_path: Path | None = None) -> 
         store = PreparedStore.open(store_path or config.store)
         if store.content_hash != welcome.store_hash:
             raise PsysError(f"the store at {store.path} is not the server's: copy that one, or name it with --store")
-        compute = BatchGradient(config, store, choose_device(int(os.environ.get("LOCAL_RANK", client.worker))))
+        device = choose_device(int(os.environ.get("LOCAL_RANK", client.number)))
+        laned = LanedModel(build(config.model, len(store.classes)).to(device), config)
+        compute = BatchGradient(config, store, laned.model)
+        client.attach(laned.lane)
         with _heartbeat(client, config.heartbeat_timeout / _BEATS_PER_TIMEOUT):
-            todo = client.push_pull(None).wait()
-            while todo.lease is not None:
-                todo = client.push_pull(compute(todo.lease, todo.snapshot)).wait()
+            (_run_ahead if config.prefetch else _run)(client, laned, compute)
     except RuntimeError as error:
         if not torch_rpc.is_connection_error(error):
             raise
@@ -83,6 +71,37 @@ def work(host: str, port: int, threads: int, store_path: Path | None = None) -> 
         with contextlib.suppress(RuntimeError):
             client.leave()
         torch_rpc.close()
+
+
+def _run(client: torch_rpc.Client, laned: LanedModel, compute: BatchGradient) -> None:
+    lease = client.push_pull(None).lease
+    while lease is not None:
+        laned.receive()
+        result = compute(lease.batch)
+        laned.send(lease.slot)
+        lease = client.push_pull(Push(lease, *result)).lease
+
+
+def _run_ahead(client: torch_rpc.Client, laned: LanedModel, compute: BatchGradient) -> None:
+    """One batch is computed while the gradient of the one before is pushed and the next lease is fetched."""
+    with ThreadPoolExecutor(1, "courier") as courier:
+        lease = client.push_pull(None).lease
+        while lease is not None:
+            laned.receive()
+            coming = courier.submit(client.push_pull, None, (lease,))
+            while lease is not None:
+                result = compute(lease.batch)
+                following = coming.result().lease
+                # What has come stands in the lane until the next request: it must be taken out before that.
+                laned.send(lease.slot)
+                push = Push(lease, *result)
+                if following is None:
+                    break
+                laned.receive()
+                coming = courier.submit(client.push_pull, push, (following,))
+                lease = following
+            # Nothing to have ahead: the run ends, or the last batches are with others and may come back.
+            lease = client.push_pull(push).lease
 
 
 @contextlib.contextmanager

@@ -1,11 +1,15 @@
 """What this machine computes with: device, precision, cores."""
 
+import ctypes
 import os
+import sys
 from typing import Literal
 
 import torch
 
 Precision = Literal["auto", "fp32", "bf16"]
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of malloc.h
 
 
 def available_cores() -> int:
@@ -31,3 +35,24 @@ def _multiplies_in_bf16(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep what it frees and use it again: a step allocates the same tensors every time.
+
+    By default glibc gives memory of this size back to the kernel, which then clears it page by page at the next step;
+    with 25.6 million parameters that is 40 % of the step.
+    """
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(_M_MMAP_THRESHOLD, 2**30)
+
+
+def share_freed_memory() -> None:
+    """Let the threads of this process use again what any of them freed: by default glibc keeps it apart by thread.
+
+    A server's snapshots are made by one thread and freed by another; over a long run that would add up.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)

@@ -5,26 +5,32 @@ from torch import Tensor, nn
 
 
 class FlatModel:
-    """Wraps `module` in place; loading, pushing and zeroing need no loop over its parameters.
+    """Wraps `module` in place; loading and pushing need no loop over its parameters.
 
     parameters, gradient: (n,) float32; the first `decayed` elements are the weights that weight decay applies to (two
-    or more dimensions), then come biases and normalisation. statistics: (m,) float32, every floating-point buffer
-    (batch norm's running mean and variance). The module's tensors alias these vectors from here on.
+    or more dimensions), then come biases and normalisation. Convolution weights lie in channels_last order (out, rows,
+    columns, in), as the kernels for channels_last images want them. statistics: (m,) float32, every floating-point
+    buffer (batch norm's running mean and variance). The module's tensors alias these vectors from here on; `leaves` are
+    its parameters in the vectors' order and `slopes` their gradients.
+
+    `parameters` and `gradient` are memory to live in, shared with another process say, on the module's device; the
+    module's values are copied there.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, parameters: Tensor | None = None, gradient: Tensor | None = None) -> None:
         self.module = module
-        parameters = sorted(module.parameters(), key=lambda p: p.dim() < 2)
-        self.decayed = sum(p.numel() for p in parameters if p.dim() >= 2)
-        self.parameters = torch.cat([p.detach().flatten() for p in parameters]).float()
-        self.gradient = torch.zeros_like(self.parameters)
-        sizes = [p.numel() for p in parameters]
-        values, gradients = self.parameters.split(sizes), self.gradient.split(sizes)
-        for parameter, value, gradient in zip(parameters, values, gradients, strict=True):
-            parameter.data = value.view_as(parameter)
-            parameter.grad = gradient.view_as(parameter)
+        self.leaves = sorted(module.parameters(), key=lambda p: p.dim() < 2)
+        sizes = [p.numel() for p in self.leaves]
+        device = self.leaves[0].device
+        self.decayed = sum(p.numel() for p in self.leaves if p.dim() >= 2)
+        self.parameters = torch.empty(sum(sizes), device=device) if parameters is None else parameters
+        self.gradient = torch.zeros_like(self.parameters) if gradient is None else gradient
+        shapes = [p.shape for p in self.leaves]
+        self.slopes = [_shaped(*pair) for pair in zip(self.gradient.split(sizes), shapes, strict=True)]
+        for leaf, value, slope in zip(self.leaves, self.parameters.split(sizes), self.slopes, strict=True):
+            leaf.data = _shaped(value, leaf.shape).copy_(leaf.detach())
+            leaf.grad = slope
         buffers = [b for b in module.buffers() if b.is_floating_point()]
-        device = self.parameters.device
         self.statistics = torch.cat([b.flatten() for b in buffers]) if buffers else torch.zeros(0, device=device)
         for buffer, value in zip(buffers, self.statistics.split([b.numel() for b in buffers]), strict=True):
             buffer.data = value.view_as(buffer)
@@ -33,3 +39,11 @@ class FlatModel:
         """Copy in a snapshot's parameters (n,) and statistics (m,)."""
         self.parameters.copy_(parameters)
         self.statistics.copy_(statistics)
+
+
+def _shaped(flat: Tensor, shape: torch.Size) -> Tensor:
+    """A slice of a flat vector as a tensor of that shape; a convolution's weight (O, I, H, W) strides channels_last."""
+    if len(shape) != 4:
+        return flat.view(shape)
+    out_channels, in_channels, rows, columns = shape
+    return flat.view(out_channels, rows, columns, in_channels).permute(0, 3, 1, 2)

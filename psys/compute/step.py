@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from psys.compute.flat import FlatModel
+from psys.compute.graph import Replay
 
 
 class StepResult(NamedTuple):
@@ -17,19 +18,43 @@ class StepResult(NamedTuple):
     views: int
 
 
-def gradient_step(
-    model: FlatModel, views: Tensor, labels: Tensor, precision: torch.dtype, label_smoothing: float = 0.0
-) -> StepResult:
-    """Leave the mean gradient of the batch in `model.gradient` and its batch statistics in `model.statistics`.
+class GradientStep:
+    """Leaves the mean gradient of a batch in `model.gradient` and its batch statistics in `model.statistics`.
 
-    views: (V, 3, H, W) float32, normalised; labels: (V,) int64. The loss is the mean over views (Hoffer et al. 2020).
+    On a GPU it replays a CUDA graph for each shape of batch, of which an epoch has two at most.
     """
-    model.module.train()
-    model.gradient.zero_()
-    with torch.autocast(views.device.type, dtype=precision, enabled=precision != torch.float32):
-        logits = model.module(views)
-    logits = logits.float()
-    F.cross_entropy(logits, labels, label_smoothing=label_smoothing).backward()
-    logits = logits.detach()
-    correct = (logits.argmax(1) == labels).sum()
-    return StepResult(F.cross_entropy(logits, labels).item(), int(correct.item()), len(labels))
+
+    def __init__(self, model: FlatModel, precision: torch.dtype, label_smoothing: float = 0.0) -> None:
+        self._model, self._precision, self._label_smoothing = model, precision, label_smoothing
+        self._replays: dict[torch.Size, Replay] = {}
+
+    def __call__(self, views: Tensor, labels: Tensor) -> StepResult:
+        """views: (V, 3, H, W) float32, normalised; labels: (V,) int64. The loss is the mean over views.
+
+        Hoffer et al., CVPR 2020.
+        """
+        self._model.module.train()
+        seen = self._replay(views, labels) if views.is_cuda else self._compute(views, labels)
+        loss, correct = seen.tolist()
+        return StepResult(loss, int(correct), len(labels))
+
+    def _replay(self, views: Tensor, labels: Tensor) -> Tensor:
+        if views.shape not in self._replays:
+            statistics = self._model.statistics.clone()
+            self._replays[views.shape] = Replay(self._compute, views, labels)
+            self._model.statistics.copy_(statistics)  # capturing has run the step
+        return self._replays[views.shape](views, labels)
+
+    def _compute(self, views: Tensor, labels: Tensor) -> Tensor:
+        """Mean loss and number of right answers, (2,) float32 on the device: to fetch them is to wait for the step."""
+        # No weight is used twice in a forward, so a cache of their casts would only hold memory.
+        with torch.autocast(
+            views.device.type, self._precision, enabled=self._precision != torch.float32, cache_enabled=False
+        ):
+            logits = self._model.module(views)
+        logits = logits.float()
+        loss = F.cross_entropy(logits, labels, label_smoothing=self._label_smoothing)
+        # Accumulating into zeros, as backward() would, reads and writes the whole gradient once more.
+        torch._foreach_copy_(self._model.slopes, torch.autograd.grad(loss, self._model.leaves))
+        logits = logits.detach()
+        return torch.stack([F.cross_entropy(logits, labels), (logits.argmax(1) == labels).sum().float()])

@@ -1,8 +1,11 @@
 """The networks a run can name."""
 
+import re
+
 from torch import nn
 
 from psys.errors import PsysError
+from psys.models.mlp import MLP
 from psys.models.resnet import resnet
 
 _DEPTHS = {f"resnet{depth}": depth for depth in (8, 14, 20, 32, 44, 56, 110)}
@@ -10,6 +13,8 @@ _DEPTHS = {f"resnet{depth}": depth for depth in (8, 14, 20, 32, 44, 56, 110)}
 
 def build(name: str, num_classes: int) -> nn.Module:
     """A freshly initialised network by name: (B, 3, H, W) -> logits (B, num_classes). Raises PsysError if unknown."""
-    if name not in _DEPTHS:
-        raise PsysError(f"unknown model '{name}' (known: {', '.join(_DEPTHS)})")
-    return resnet(_DEPTHS[name], num_classes)
+    if name in _DEPTHS:
+        return resnet(_DEPTHS[name], num_classes)
+    if match := re.fullmatch(r"mlp([1-9]\d{0,4})", name):
+        return MLP(int(match[1]), num_classes)
+    raise PsysError(f"unknown model '{name}' (known: {', '.join(_DEPTHS)}, mlp<hidden units, 1 to 99999>)")

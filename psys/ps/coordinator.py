@@ -1,49 +1,54 @@
 """The parameter server's decisions in one pure machine: events of workers in, updates and grants out."""
 
+from collections.abc import Collection
 from typing import NamedTuple
-
-from torch import Tensor
 
 from psys.ps.ledger import Lease, Ledger, Receipt
 from psys.ps.policy import Policy
 from psys.ps.schedule import ScheduleConfig, learning_rate
-from psys.ps.store import Contribution, ParameterStore
 
 
 class Update(NamedTuple):
-    """One new version and what it was made of."""
+    """One new version and what it is made of: the mean of the leases' gradients, by their shares."""
 
     version: int
     leases: tuple[Lease, ...]
+    shares: tuple[float, ...]  # of the update's samples, for each lease
     staleness: tuple[int, ...]  # of each lease: updates made between its reading and this one
     learning_rate: float
+    statistics_share: float  # how far this update moves the running statistics: 1 replaces them
     epochs_done: float  # after this update
 
 
 class Decision(NamedTuple):
-    """What follows from an event, in order: versions made, workers answered (a lease, or None: the run is over)."""
+    """What follows from an event, in order: versions made, workers answered.
+
+    The answer is a lease, to be computed on the last version made; or None: the run is over, or, for a worker that
+    still holds a lease, there is none to have ahead of it.
+    """
 
     updates: list[Update]
     grants: dict[str, Lease | None]
 
 
 class Coordinator:
-    """Drives ledger, policy and store by events; the same machine serves real and simulated clusters.
+    """Drives ledger and policy by events; the same machine serves real and simulated clusters.
 
-    Nobody starts before `awaited` workers have joined, so that a synchronous run is the same each time. A worker is
-    either computing one lease or waiting; it is answered in a later Decision if not in the one its request caused.
+    Nobody starts before `awaited` workers have joined, so that a synchronous run is the same each time. A worker asks
+    for one lease at a time, and is answered in a later Decision if not in the one its request caused. Each worker has
+    `slots` places for gradients: a slot is leased again only when what stood in it is applied or given up.
     """
 
     def __init__(
-        self, ledger: Ledger, policy: Policy, store: ParameterStore, schedule: ScheduleConfig, epochs: int, awaited: int
+        self, ledger: Ledger, policy: Policy, schedule: ScheduleConfig, epochs: int, awaited: int, slots: int
     ) -> None:
-        self.ledger, self.store = ledger, store
+        self.ledger, self.version = ledger, 0
         self._policy, self._schedule, self._epochs = policy, schedule, epochs
-        self._awaited = awaited
+        self._awaited, self._slots = awaited, range(slots)
         self._stopping = False
         self._waiting: dict[str, None] = {}  # in order of asking
         self._members: set[str] = set()
-        self._pushed: dict[Lease, Contribution] = {}
+        self._pushed: set[Lease] = set()
 
     @property
     def members(self) -> frozenset[str]:
@@ -55,32 +60,35 @@ class Coordinator:
         """No lease will be granted any more: every batch is applied, or the run was stopped."""
         return self._stopping or self.ledger.finished
 
-    def request(self, worker: str) -> Decision:
-        """`worker` (joining if unknown) wants a batch and the parameters to compute it with.
+    def request(self, worker: str, holding: Collection[Lease] = ()) -> Decision:
+        """`worker` (joining if unknown) wants a batch, beside those it holds and has not pushed.
 
-        One that asks while it holds a lease has not heard of it (its answer was lost): that batch is due again.
+        A lease it has and does not name was lost on the way to it: that batch is due again.
         """
         self._join(worker)
-        if unheard := self.ledger.take_back(worker):
+        if unheard := [lease for lease in self.ledger.outstanding(worker) if lease not in holding]:
+            self.ledger.take_back(unheard)
             self._policy.leave(worker, unheard)
             self._policy.join(worker)
         self._waiting[worker] = None
         return self._decide()
 
-    def push(self, lease: Lease, gradient: Tensor, statistics: Tensor) -> tuple[Receipt, Decision]:
+    def push(self, lease: Lease) -> tuple[Receipt, Decision]:
         """The gradient of `lease` has come. Applied now, later with its round, or never (see Receipt)."""
         receipt = self.ledger.accept(lease)
         if receipt is Receipt.ACCEPTED:
-            self._pushed[lease] = Contribution(gradient, statistics, self.ledger.size(lease.batch))
+            self._pushed.add(lease)
             self._policy.arrive(lease)
         return receipt, self._decide()
 
     def leave(self, worker: str) -> Decision:
-        """`worker` is gone, by its own will or not; its outstanding lease becomes due again."""
+        """`worker` is gone, by its own will or not; its outstanding leases become due again."""
         if worker in self._members:
             self._members.remove(worker)
             self._waiting.pop(worker, None)
-            self._policy.leave(worker, self.ledger.take_back(worker))
+            abandoned = self.ledger.outstanding(worker)
+            self.ledger.take_back(abandoned)
+            self._policy.leave(worker, abandoned)
         return self._decide()
 
     def stop_waiting(self) -> Decision:
@@ -93,6 +101,10 @@ class Coordinator:
         self._stopping = True
         return self._decide()
 
+    def pushed(self, worker: str) -> bool:
+        """Whether a gradient of `worker` is accepted and not applied yet."""
+        return any(lease.worker == worker for lease in self._pushed)
+
     def _join(self, worker: str) -> None:
         if worker not in self._members:
             self._members.add(worker)
@@ -104,30 +116,40 @@ class Coordinator:
             updates.append(self._apply(due))
         if len(self._members) >= self._awaited:
             self._awaited = 0
-        grants = {worker: self._grant(worker) for worker in list(self._waiting) if self._grantable(worker)}
+        grants: dict[str, Lease | None] = {}
+        for worker in list(self._waiting):
+            self._answer(worker, grants)
         return Decision(updates, grants)
 
-    def _grantable(self, worker: str) -> bool:
-        if self.over:
-            return True
-        return not self._awaited and not self.ledger.exhausted and self._policy.admits(worker)
-
-    def _grant(self, worker: str) -> Lease | None:
+    def _answer(self, worker: str, grants: dict[str, Lease | None]) -> None:
+        held = self.ledger.outstanding(worker)
+        if self.over or (self.ledger.exhausted and held):
+            grants[worker] = None
+        else:
+            taken = {lease.slot for lease in (*held, *self._pushed) if lease.worker == worker}
+            free = [slot for slot in self._slots if slot not in taken]
+            if self._awaited or self.ledger.exhausted or not free or not self._policy.admits(worker):
+                return
+            lease = grants[worker] = self.ledger.lease(worker, self.version, free[0])
+            self._policy.begin(lease)
         del self._waiting[worker]
-        if self.over:
-            return None
-        lease = self.ledger.lease(worker, self.store.version)
-        self._policy.begin(lease)
-        return lease
 
     def _apply(self, leases: list[Lease]) -> Update:
-        read_before = self.store.version
         rate = learning_rate(self._schedule, self.ledger.epochs_done, self._epochs)
-        contributions = [self._pushed.pop(lease) for lease in leases]
         # An update speaks for its share of the workers; with all of them, or a single one, it replaces the statistics.
-        share = min(1.0, len(leases) / max(1, len(self._members)))
-        self.store.apply(contributions, rate, share)
+        statistics_share = min(1.0, len(leases) / max(1, len(self._members)))
+        sizes = [self.ledger.size(lease.batch) for lease in leases]
         for lease in leases:
+            self._pushed.remove(lease)
             self.ledger.apply(lease)
-        staleness = tuple(read_before - lease.version for lease in leases)
-        return Update(self.store.version, tuple(leases), staleness, rate, self.ledger.epochs_done)
+        staleness = tuple(self.version - lease.version for lease in leases)
+        self.version += 1
+        return Update(
+            self.version,
+            tuple(leases),
+            tuple(size / sum(sizes) for size in sizes),
+            staleness,
+            rate,
+            statistics_share,
+            self.ledger.epochs_done,
+        )

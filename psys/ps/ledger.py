@@ -1,6 +1,7 @@
 """The finite list of batches of a run, each leased to one worker and its gradient counted exactly once."""
 
 import heapq
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import Enum, IntEnum
 from functools import lru_cache
@@ -17,6 +18,7 @@ class Lease(NamedTuple):
     attempt: int
     worker: str
     version: int  # version of the parameters that were read with it
+    slot: int  # which of the worker's places for a gradient this one will stand in
 
 
 class Receipt(Enum):
@@ -92,7 +94,7 @@ class Ledger:
         index = batch % self.batches_per_epoch
         return min(self.batch_size, self.samples - index * self.batch_size)
 
-    def lease(self, worker: str, version: int) -> Lease:
+    def lease(self, worker: str, version: int, slot: int) -> Lease:
         """Hand out the earliest batch that is due. Raises LookupError if `exhausted`."""
         if self._returned:
             batch = heapq.heappop(self._returned)
@@ -100,7 +102,7 @@ class Ledger:
             batch, self._fresh = self._fresh, self._fresh + 1
         else:
             raise LookupError("no batch is due")
-        lease = Lease(batch, self._attempts.get(batch, 0), worker, version)
+        lease = Lease(batch, self._attempts.get(batch, 0), worker, version, slot)
         self._state[batch] = _State.LEASED
         self._outstanding[batch] = lease
         self._counts.leased += 1
@@ -126,15 +128,17 @@ class Ledger:
         self._attempts.pop(lease.batch, None)
         self._counts.applied += 1
 
-    def take_back(self, worker: str) -> list[Lease]:
-        """Return the outstanding leases of a worker that is gone to the queue."""
-        leases = [lease for lease in self._outstanding.values() if lease.worker == worker]
+    def outstanding(self, worker: str) -> list[Lease]:
+        """The leases that `worker` has and has not pushed."""
+        return [lease for lease in self._outstanding.values() if lease.worker == worker]
+
+    def take_back(self, leases: Iterable[Lease]) -> None:
+        """Return outstanding leases to the queue: their worker is gone, or has never heard of them."""
         for lease in leases:
             del self._outstanding[lease.batch]
             self._state[lease.batch] = _State.PENDING
             self._attempts[lease.batch] = lease.attempt + 1
             heapq.heappush(self._returned, lease.batch)
-        return leases
 
     def proof(self) -> Proof:
         """The account of the run, recounted from the state of every batch."""

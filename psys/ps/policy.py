@@ -76,7 +76,9 @@ class Rounds:
         self._arrived: dict[int, list[Lease]] = defaultdict(list)
 
     def join(self, worker: str) -> None:
-        self._next[worker] = self._newest + 1
+        # One that never heard of a lease joins anew; what it still holds keeps open the rounds that it is part of.
+        held = [begun for lease, begun in self._round_of.items() if lease.worker == worker]
+        self._next[worker] = 1 + max(held, default=self._newest)
 
     def leave(self, worker: str, abandoned: Iterable[Lease]) -> None:
         self._next.pop(worker, None)
@@ -111,14 +113,20 @@ class Rounds:
         return exhausted or all(begins > self._open for begins in self._next.values())
 
 
-def make_policy(mode: Mode, staleness: int) -> Policy:
-    """The policy of a mode; `staleness` (rounds) is the bound of `ssp` and has no meaning in the others."""
+def rounds_ahead(mode: Mode, staleness: int, prefetch: int) -> int:
+    """How many batches a worker may begin before its earliest one is applied, besides that one."""
+    return prefetch + (staleness if mode == "ssp" else 0)
+
+
+def make_policy(mode: Mode, staleness: int, prefetch: int) -> Policy:
+    """The policy of a mode; `staleness` (rounds) is the bound of `ssp` and has no meaning in the others.
+
+    Workers that ask for a batch `prefetch` ahead of the one they compute are as many rounds further ahead.
+    """
     match mode:
         case "async":
             return Async()
-        case "sync":
-            return Rounds(0)
-        case "ssp":
-            return Rounds(staleness)
+        case "sync" | "ssp":
+            return Rounds(rounds_ahead(mode, staleness, prefetch))
         case _:
             raise ValueError(f"unknown mode '{mode}': expected sync, async or ssp")

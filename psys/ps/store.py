@@ -1,12 +1,14 @@
 """One server's slice of the flat parameters with the optimizer on it: gradients in, immutable snapshots out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Literal, NamedTuple, Self
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
-from torch.optim import SGD, Adam, Optimizer, RMSprop
+from torch import Tensor
+from torch.optim.adam import adam
+from torch.optim.rmsprop import rmsprop
+from torch.optim.sgd import sgd
 
 from psys.config import Config
 
@@ -31,19 +33,65 @@ class OptimizerConfig(Config):
             raise ValueError("'nesterov' needs 'momentum' above 0")
         return self
 
-    def build(self, decayed: nn.Parameter, spared: nn.Parameter) -> Optimizer:
-        """The torch optimizer over the decayed and the spared part of a flat vector."""
-        groups = [
-            {"params": [decayed], "weight_decay": self.weight_decay},
-            {"params": [spared], "weight_decay": 0.0},
-        ]
+    def state(self, numel: int) -> dict[str, Tensor]:
+        """What the rule remembers of `numel` parameters, at the start: vectors (numel,) float32 by name."""
+        names = {"sgd": [], "rmsprop": ["squares"], "adam": ["means", "squares"]}[self.kind]
+        if self.kind != "adam" and self.momentum:
+            names.append("momentum")
+        return {name: torch.zeros(numel) for name in names}
+
+    def step(
+        self, parameters: Tensor, gradient: Tensor, state: dict[str, Tensor], done: int, rate: float, decay: float
+    ) -> None:
+        """Move `parameters` and their `state`, in place, by one gradient after `done` others; all vectors are (n,)."""
+        # The functions beneath torch.optim's classes: those import its compiler, 75 MB and 1.5 s, to no use here.
         match self.kind:
             case "sgd":
-                return SGD(groups, lr=0.0, momentum=self.momentum, nesterov=self.nesterov, foreach=True)
-            case "rmsprop":
-                return RMSprop(groups, lr=0.0, alpha=self.smoothing, momentum=self.momentum, foreach=True)
+                sgd(
+                    [parameters],
+                    [gradient],
+                    [state.get("momentum")],
+                    fused=True,
+                    lr=rate,
+                    weight_decay=decay,
+                    momentum=self.momentum,
+                    nesterov=self.nesterov,
+                    dampening=0.0,
+                    maximize=False,
+                )
+            case "rmsprop":  # torch has no fused one
+                rmsprop(
+                    [parameters],
+                    [gradient],
+                    [state["squares"]],
+                    [],
+                    [state["momentum"]] if self.momentum else [],
+                    [torch.tensor(float(done))],
+                    foreach=True,
+                    lr=rate,
+                    weight_decay=decay,
+                    momentum=self.momentum,
+                    alpha=self.smoothing,
+                    eps=1e-8,
+                    centered=False,
+                )
             case "adam":
-                return Adam(groups, lr=0.0, betas=(0.9, self.smoothing), foreach=True)
+                adam(
+                    [parameters],
+                    [gradient],
+                    [state["means"]],
+                    [state["squares"]],
+                    [],
+                    [torch.tensor(float(done))],
+                    fused=True,
+                    lr=rate,
+                    weight_decay=decay,
+                    beta1=0.9,
+                    beta2=self.smoothing,
+                    eps=1e-8,
+                    amsgrad=False,
+                    maximize=False,
+                )
 
 
 class Snapshot(NamedTuple):
@@ -57,9 +105,9 @@ class Snapshot(NamedTuple):
 class Contribution(NamedTuple):
     """What one pushed batch adds to an update."""
 
-    gradient: Tensor  # (n,) float32, mean over the batch
+    gradient: Tensor  # (n,) float32, mean over the batch; `apply` may write over it
     statistics: Tensor  # (m,) float32, the worker's running statistics after the batch
-    weight: int  # samples in the batch
+    share: float  # of the update's samples; those of an update add up to 1
 
 
 class ParameterStore:
@@ -71,36 +119,40 @@ class ParameterStore:
 
     def __init__(self, parameters: Tensor, decayed: int, statistics: Tensor, optimizer: OptimizerConfig) -> None:
         self.version = 0
-        self._parameters = parameters.detach().clone()
-        self._statistics = statistics.detach().clone()
-        self._gradient = torch.zeros_like(self._parameters)
-        parts = [nn.Parameter(part) for part in (self._parameters[:decayed], self._parameters[decayed:])]
-        for part, gradient in zip(parts, (self._gradient[:decayed], self._gradient[decayed:]), strict=True):
-            part.grad = gradient
-        self._optimizer = optimizer.build(*parts)
+        self.parameters = parameters.detach().clone()
+        self.statistics = statistics.detach().clone()
+        self._optimizer = optimizer
+        self._state = optimizer.state(len(parameters))
+        self._parts = [(slice(0, decayed), optimizer.weight_decay), (slice(decayed, len(parameters)), 0.0)]
         self._snapshot: Snapshot | None = None
 
-    def apply(self, contributions: Sequence[Contribution], learning_rate: float, statistics_share: float) -> None:
-        """One optimizer step with the sample-weighted mean gradient, summed in the order given.
+    def apply(self, contributions: Iterable[Contribution], learning_rate: float, statistics_share: float) -> None:
+        """One optimizer step with the mean gradient of the contributions (one or more), summed in the order given.
 
-        The running statistics move towards the contributions' mean by `statistics_share`: 1 replaces them.
+        The running statistics move towards the contributions' mean by `statistics_share`: 1 replaces them. Each
+        contribution is used up before the next is drawn, and the sum is made in the first one's memory: big vectors
+        are neither copied nor kept.
         """
-        samples = sum(c.weight for c in contributions)
-        statistics = torch.zeros_like(self._statistics)
-        self._gradient.zero_()
+        gradient: Tensor | None = None
+        statistics = torch.zeros_like(self.statistics)
         for contribution in contributions:
-            share = contribution.weight / samples
-            self._gradient.add_(contribution.gradient, alpha=share)
-            statistics.add_(contribution.statistics, alpha=share)
-        self._statistics.lerp_(statistics, statistics_share)
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
-        self._optimizer.step()
+            statistics.add_(contribution.statistics, alpha=contribution.share)
+            if gradient is not None:
+                gradient.add_(contribution.gradient, alpha=contribution.share)
+            else:
+                gradient = contribution.gradient
+                if contribution.share != 1:
+                    gradient.mul_(contribution.share)
+        assert gradient is not None
+        self.statistics.lerp_(statistics, statistics_share)
+        for part, decay in self._parts:
+            state = {name: vector[part] for name, vector in self._state.items()}
+            self._optimizer.step(self.parameters[part], gradient[part], state, self.version, learning_rate, decay)
         self.version += 1
         self._snapshot = None
 
     def snapshot(self) -> Snapshot:
         """The present version, copied once however many ask for it."""
         if self._snapshot is None:
-            self._snapshot = Snapshot(self.version, self._parameters.clone(), self._statistics.clone())
+            self._snapshot = Snapshot(self.version, self.parameters.clone(), self.statistics.clone())
         return self._snapshot

@@ -8,58 +8,110 @@ from subprocess import Popen
 import psutil
 import pytest
 
-from tests.support.processes import finished, started, wait_until
+from tests.support.processes import finished, free_port, started, wait_until
 
-SERVER = """
+SERVERS = """
 import sys, threading, torch
-from torch.futures import Future
+from torch.futures import Future, collect_all
 from psys.cluster import torch_rpc
-from psys.cluster.transport import Welcome, Work
-from psys.ps.store import Snapshot
+from psys.cluster.address import listen
+from psys.cluster.lane import Layout
+from psys.cluster.shard import Shard
+from psys.cluster.transport import Advance, Welcome, Work
+from psys.ps.coordinator import Update
+from psys.ps.ledger import Lease
+from psys.ps.partition import partition
+from psys.ps.store import OptimizerConfig, ParameterStore
 
 class Pairs:
-    '''Answers a push only when a second one is there, as a synchronous round does.'''
-    def __init__(self):
-        self.lock, self.waiting, self.left = threading.Lock(), [], threading.Event()
+    # Answers a call only when a second one is there, as a synchronous round does.
+    def __init__(self, shards):
+        self.shards, self.lock, self.left = shards, threading.Lock(), threading.Semaphore(0)
+        self.waiting, self.steps = [], 0
     def hello(self):
         return Welcome("{}", "hash")
-    def push_pull(self, worker, push):
+    def push_pull(self, worker, push, holding):
         answer = Future()
         print("called", flush=True)
         with self.lock:
-            self.waiting.append(answer)
-            together, self.waiting = (self.waiting, []) if len(self.waiting) == 2 else ([], self.waiting)
-        for each in together:
-            each.set_result(Work(None, Snapshot(7, torch.arange(650_000.0), torch.zeros(0))))
+            self.waiting.append((worker, push, answer))
+            if len(self.waiting) == 2:
+                self.answer()
         return answer
+    def answer(self):
+        workers, pushes, answers = zip(*self.waiting)
+        updates = ()
+        if all(pushes):
+            leases = tuple(push.lease for push in pushes)
+            updates = (Update(1, leases, (0.5, 0.5), (0, 0), 1.0, 1.0, 0.0),)
+        step = Advance(self.steps, updates, workers, ())
+        self.waiting, self.steps = [], self.steps + 1
+        def tell(done):
+            for worker, answer in zip(workers, answers):
+                answer.set_result(Work(Lease(7, 0, worker, 0, 1)))
+        collect_all([shard.advance(step) for shard in self.shards]).add_done_callback(tell)
     def beat(self, worker):
         pass
     def leave(self, worker):
-        self.left.set()
+        self.left.release()
 
-service = Pairs()
-listener = torch_rpc.listen("127.0.0.1", int(sys.argv[1]))
-port = listener.getsockname()[1]
-torch_rpc.serve(service, listener)
-print(port, flush=True)
-service.left.wait()
+number, servers, port = map(int, sys.argv[1:])
+layout = Layout(partition(3_000_001, servers), 5, slots=2)
+part, statistics = layout.slices[number], torch.arange(5.0) if number == 0 else torch.zeros(0)
+plain = OptimizerConfig(momentum=0, nesterov=False)
+shard = Shard(number, ParameterStore(torch.arange(3_000_001.0)[part], 0, statistics, plain), layout, "fp32", 0.01)
+if number:
+    assert torch_rpc.settings_of("127.0.0.1", port) == "{}"
+    torch_rpc.serve_shard(shard, number, "127.0.0.1")
+    shard.finished.wait()
+else:
+    listener = listen("127.0.0.1", port)
+    print(listener.getsockname()[1], flush=True)
+    others = torch_rpc.open_board(listener, "{}", servers)
+    service = Pairs([*others, shard])
+    torch_rpc.serve(service, shard, servers)
+    for _ in range(2):
+        service.left.acquire()
+    for other in others:
+        assert len(other.snapshot().wait().parameters) == len(range(3_000_001)[layout.slices[1]])
+        other.finish()
 torch_rpc.close()
 """
 
 CLIENT = """
 import sys, torch
 from psys.cluster import torch_rpc
-client = torch_rpc.connect("127.0.0.1", int(sys.argv[1]))
+from psys.cluster.lane import Lane, Layout
+from psys.cluster.transport import Push
+from psys.ps.partition import partition
+
+def whole(spans):
+    return lane[slice(spans[0].start, spans[-1].stop)].view(torch.float32)
+
+port, servers = map(int, sys.argv[1:3])
+client = torch_rpc.connect("127.0.0.1", port)
 assert client.hello().store_hash == "hash"
-print("joined", client.worker, flush=True)
+lane = Lane(Layout(partition(3_000_001, servers), 5, slots=2))
+if "apart" in sys.argv:
+    lane.address = lane.address._replace(token=bytes(16))
+client.attach(lane)
+print("joined", client.number, flush=True)
 try:
-    work = client.push_pull(None).wait()
+    work = client.push_pull(None)
 except RuntimeError as error:
     print("lost", torch_rpc.is_connection_error(error), flush=True)
     sys.exit(3)
-assert work.lease is None and work.snapshot.version == 7
-assert torch.equal(work.snapshot.parameters, torch.arange(650_000.0))
+assert work.lease.batch == 7
+assert torch.equal(whole(lane.layout.parameters), torch.arange(3_000_001.0))
+assert torch.equal(lane[lane.layout.statistics_in].view(torch.float32), torch.arange(5.0))
 print("answered", flush=True)
+if "train" in sys.argv:
+    whole(lane.layout.gradient(work.lease.slot)).copy_(torch.arange(3_000_001.0) % 100)
+    lane[lane.layout.statistics_out(work.lease.slot)].view(torch.float32).fill_(3)
+    assert client.push_pull(Push(work.lease, 0.0, 0, 1)).lease is not None
+    assert torch.equal(whole(lane.layout.parameters), torch.arange(3_000_001.0) - torch.arange(3_000_001.0) % 100)
+    assert lane[lane.layout.statistics_in].view(torch.float32).tolist() == [3] * 5
+    print("trained", flush=True)
 if "leave" in sys.argv:
     client.leave()
 torch_rpc.close()
@@ -67,16 +119,21 @@ torch_rpc.close()
 
 
 @contextmanager
-def server(tmp_path: Path, port: int = 0) -> Iterator[tuple["Popen[str]", int]]:
-    with started("-c", SERVER, str(port), cwd=tmp_path) as process:
+def server(tmp_path: Path, servers: int = 1) -> Iterator[tuple["Popen[str]", int]]:
+    """Server 0 and its port; others, if any, come to it."""
+    with ExitStack() as stack:
+        process = stack.enter_context(started("-c", SERVERS, "0", str(servers), "0", cwd=tmp_path))
         assert process.stdout
-        yield process, int(process.stdout.readline())
+        port = process.stdout.readline().strip()
+        for number in range(1, servers):
+            stack.enter_context(started("-c", SERVERS, str(number), str(servers), port, cwd=tmp_path))
+        yield process, int(port)
 
 
 @contextmanager
-def client(tmp_path: Path, port: int, *more: str) -> Iterator["Popen[str]"]:
+def client(tmp_path: Path, port: int, *more: str, servers: int = 1) -> Iterator["Popen[str]"]:
     """A client that has joined and now waits for an answer."""
-    with started("-c", CLIENT, str(port), *more, cwd=tmp_path) as process:
+    with started("-c", CLIENT, str(port), str(servers), *more, cwd=tmp_path) as process:
         assert process.stdout
         assert process.stdout.readline().startswith("joined"), finished(process).err
         yield process
@@ -117,6 +174,32 @@ def test_all_ports_are_on_the_interface_asked_for(tmp_path: Path, stack: ExitSta
         listening = [c for c in psutil.Process(each.pid).net_connections("inet") if c.status == psutil.CONN_LISTEN]
         assert listening
         assert {c.laddr.ip for c in listening} == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize("servers", [1, 2])
+@pytest.mark.parametrize("apart", [[], ["apart"]])
+def test_gradients_go_to_all_servers_and_parameters_come_from_all(
+    tmp_path: Path, stack: ExitStack, servers: int, apart: list[str]
+) -> None:
+    """Through the worker's memory, or apart from it in chunks; the pair's other worker is one that is seen."""
+    _, port = stack.enter_context(server(tmp_path, servers))
+    pair = [stack.enter_context(client(tmp_path, port, "train", *more, servers=servers)) for more in ([], apart)]
+    for each in pair:
+        done = finished(each)
+        assert (done.code, done.out) == (0, "answered\ntrained\n"), done.err
+
+
+def test_servers_find_each_other_whoever_comes_first_and_end_together(tmp_path: Path, stack: ExitStack) -> None:
+    port = free_port()
+    second = stack.enter_context(started("-c", SERVERS, "1", "2", str(port), cwd=tmp_path))
+    early = stack.enter_context(started("-c", CLIENT, str(port), "2", "leave", cwd=tmp_path))
+    first = stack.enter_context(started("-c", SERVERS, "0", "2", str(port), cwd=tmp_path))
+    late = stack.enter_context(client(tmp_path, port, "leave", servers=2))
+    for each in (early, late):
+        assert "answered" in finished(each).out
+    for each in (first, second):
+        done = finished(each)
+        assert done.code == 0, done.err
 
 
 def test_a_server_ends_when_its_run_does(tmp_path: Path, stack: ExitStack) -> None:

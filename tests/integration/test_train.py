@@ -68,6 +68,32 @@ def test_a_run_in_every_mode(small_store_path: Path, tmp_path: Path, mode: str, 
     assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == list(store.classes)
 
 
+def test_several_servers_a_sparse_wire_and_prefetch_together(small_store_path: Path, tmp_path: Path) -> None:
+    engine = ("--mode", "ssp", "--staleness", "1", "--servers", "2", "--wire", "topk", "--prefetch", "1")
+    # Gradients that come late, for two reasons, want a lower rate.
+    gently = ("--topk-share", "0.1", "--schedule.learning-rate", "0.02", "--epochs", "12")
+    done = run(PS, *small_run(small_store_path, "r", *engine, *gently), cwd=tmp_path)
+    assert done.code == 0, done.err
+    path = tmp_path / "runs" / "r"
+    check_books(path, epochs=12)
+    assert result_is_above_chance(path)
+    staleness = [s for update in updates(path) for s in update["staleness"]]
+    assert 1 <= max(staleness) <= 2
+
+
+def test_24_workers_on_one_host(small_store_path: Path, tmp_path: Path) -> None:
+    """They start, each trains, all end."""
+    arguments = small_run(small_store_path, "r", "--epochs", "1", "--batch-size", "4", "--threads", "1", workers=24)
+    done = run(PS, *arguments, cwd=tmp_path)
+    assert done.code == 0, done.err
+    path = tmp_path / "runs" / "r"
+    assert json.loads((path / "result.json").read_text())["batches"]["lost"] == 0
+    assert sorted(batch for update in updates(path) for batch in update["batches"]) == list(range(35))
+    assert len({worker for update in updates(path) for worker in update["workers"]}) == 24
+    events = list(read_events(path / "events.jsonl"))
+    assert [event["reason"] for event in events if event["event"] == "leave"] == ["left"] * 24
+
+
 def test_two_sync_runs_with_the_same_seed_are_bit_identical(small_store_path: Path, tmp_path: Path) -> None:
     for name, seed in (("a", "3"), ("b", "3"), ("c", "4")):
         done = run(
@@ -90,10 +116,10 @@ def test_training_imports_neither_ray_nor_cv2(small_store_path: Path, tmp_path: 
     assert "ray was imported" in control.err
 
 
-@pytest.mark.parametrize("mode", ["sync", "async"])
-def test_a_killed_worker_costs_nothing_but_time(small_store_path: Path, tmp_path: Path, mode: str) -> None:
+@pytest.mark.parametrize("more", [("sync",), ("async",), ("sync", "--servers", "2", "--prefetch", "1")])
+def test_a_killed_worker_costs_nothing_but_time(small_store_path: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
     path = tmp_path / "runs" / "r"
-    arguments = small_run(small_store_path, "r", "--mode", mode, "--epochs", "20", "--heartbeat-timeout", "2")
+    arguments = small_run(small_store_path, "r", "--epochs", "20", "--heartbeat-timeout", "2", "--mode", *more)
     with started(PS, *arguments, cwd=tmp_path) as process:
         wait_until(lambda: len(updates(path)) >= 5, "five updates")
         workers_of(process)[0].kill()
@@ -165,18 +191,24 @@ def test_a_run_whose_workers_all_die_ends_and_keeps_what_it_has(small_store_path
     assert (path / "model.onnx").exists()
 
 
+@pytest.mark.parametrize(("servers", "killed"), [("1", "the server"), ("2", "the server"), ("2", "server 1")])
 def test_a_killed_server_ends_the_run_and_what_was_saved_can_be_evaluated(
-    small_store_path: Path, tmp_path: Path
+    small_store_path: Path, tmp_path: Path, servers: str, killed: str
 ) -> None:
     path = tmp_path / "runs" / "r"
-    with started(PS, *small_run(small_store_path, "r", "--epochs", "5000"), cwd=tmp_path) as process:
+    arguments = small_run(small_store_path, "r", "--epochs", "5000", "--servers", servers)
+    with started(PS, *arguments, cwd=tmp_path) as process:
         wait_until(lambda: (path / "snapshots").exists() and len(os.listdir(path / "snapshots")) > 1, "two snapshots")
         members = family(process)
-        next(member for member in members if "serve" in member.cmdline()).kill()
+        role = "serve" if killed == "the server" else "shard"
+        next(member for member in members if role in member.cmdline()).kill()
         done = finished(process)
         assert not [member for member in members if member.is_running()]
     assert done.code == 2
-    assert "the server ended with code -9" in done.err
+    # A server that lives may say first what it has lost.
+    *_, error = (line for line in done.err.splitlines() if line.startswith("psys: error:"))
+    assert error == f"psys: error: {killed} ended with code -9; what was saved is in {path.relative_to(tmp_path)}"
+    assert "Traceback" not in done.err
     assert run("-m", "psys.cli", "evaluate", str(path), cwd=tmp_path).code == 0
 
 
@@ -224,11 +256,12 @@ def test_a_worker_joins_a_running_server(small_store_path: Path, tmp_path: Path)
     assert sorted(applied) == list(range(len(applied)))
 
 
-@pytest.mark.parametrize("processes", [1, 3])
-def test_torchrun(small_store_path: Path, tmp_path: Path, processes: int) -> None:
+@pytest.mark.parametrize(("processes", "servers"), [(1, 1), (3, 1), (4, 2)])
+def test_torchrun(small_store_path: Path, tmp_path: Path, processes: int, servers: int) -> None:
     torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", str(processes))
     standalone = ("--standalone",) if processes > 1 else ()
-    done = run(*torchrun, *standalone, PS, *small_run(small_store_path, "r", "--epochs", "2"), cwd=tmp_path)
+    arguments = small_run(small_store_path, "r", "--epochs", "2", "--servers", str(servers))
+    done = run(*torchrun, *standalone, PS, *arguments, cwd=tmp_path)
     assert done.code == 0, done.err
     assert check_books(tmp_path / "runs" / "r", epochs=2)["workers"] == 2
 

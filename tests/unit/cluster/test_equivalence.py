@@ -2,6 +2,9 @@
 
 import copy
 import random
+import shutil
+from collections import defaultdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,10 +23,9 @@ from psys.ps.coordinator import Coordinator, Decision
 from psys.ps.ledger import Lease, Ledger, batch_seed, samples_of
 from psys.ps.policy import make_policy
 from psys.ps.schedule import ScheduleConfig
-from psys.ps.store import OptimizerConfig, ParameterStore, Snapshot
+from psys.ps.store import Contribution, OptimizerConfig, ParameterStore, Snapshot
 
 RATE, MOMENTUM, DECAY = 0.01, 0.9, 1e-3
-CPU = torch.device("cpu")
 
 
 def settings(**changes: object) -> RunConfig:
@@ -56,47 +58,95 @@ def module_with_statistics(config: RunConfig, data: PreparedStore) -> nn.Module:
     return module
 
 
-class FrozenNormBatchGradient(BatchGradient):
+def frozen_norm(module: nn.Module) -> nn.Module:
     """Batch norm uses its running statistics in training too, so that a batch's gradient is the mean of its images'."""
-
-    def __init__(self, config: RunConfig, store: PreparedStore) -> None:
-        super().__init__(config, store, CPU)
-        for module in self.model.module.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.train = lambda mode=True, module=module: module  # type: ignore[method-assign]
-                module.training = False
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.train = lambda mode=True, layer=layer: layer  # type: ignore[method-assign]
+            layer.training = False
+    return module
 
 
-def drive(
-    config: RunConfig,
-    compute: BatchGradient,
-    workers: int,
-    updates: int,
-    shuffle: random.Random | None = None,
-    module: nn.Module | None = None,
-) -> Snapshot:
-    """`updates` updates of a cluster of `workers`, of which a random one finishes next if `shuffle` is given."""
-    model = FlatModel(module or fresh_module(config))
-    store = ParameterStore(model.parameters, model.decayed, model.statistics, config.optimizer)
-    ledger = Ledger(config.epochs, compute.samples, config.batch_size)
-    policy = make_policy(config.mode, config.staleness)
-    coordinator = Coordinator(ledger, policy, store, config.schedule, config.epochs, awaited=workers)
-    computing: dict[str, tuple[Lease, Snapshot]] = {}
+class Cluster:
+    """Workers, servers and coordinator of a run in one process; of the workers a random one acts next if `shuffle`."""
 
-    def follow(decision: Decision) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        data: PreparedStore,
+        workers: int,
+        shuffle: random.Random | None = None,
+        module: nn.Module | None = None,
+    ) -> None:
+        self._prefetch, self._shuffle = config.prefetch, shuffle
+        self._model = model = FlatModel(module or fresh_module(config))
+        self._compute = BatchGradient(config, data, model)
+        layout = config.layout(len(model.parameters), len(model.statistics))
+        self._slices = layout.slices
+        self._stores = [
+            ParameterStore(
+                model.parameters[part],
+                min(max(model.decayed - part.start, 0), part.stop - part.start),
+                model.statistics,
+                config.optimizer,
+            )
+            for part in layout.slices
+        ]
+        self._coordinator = Coordinator(
+            Ledger(config.epochs, self._compute.samples, config.batch_size),
+            make_policy(config.mode, config.staleness, config.prefetch),
+            config.schedule,
+            config.epochs,
+            workers,
+            layout.slots,
+        )
+        self._held: dict[str, list[Lease]] = defaultdict(list)
+        self._read: dict[Lease, Snapshot] = {}
+        self._pushed: dict[Lease, tuple[Tensor, Tensor]] = {}
+        for number in range(workers):
+            self._follow(self._coordinator.request(f"worker{number}"))
+
+    def train(self, updates: int) -> Snapshot:
+        """Until `updates` updates are made."""
+        while self._stores[0].version < updates:
+            ready = sorted(worker for worker, leases in self._held.items() if len(leases) > self._prefetch)
+            self._work(self._shuffle.choice(ready) if self._shuffle else ready[0])
+        return self.snapshot()
+
+    def snapshot(self) -> Snapshot:
+        parts = [store.snapshot() for store in self._stores]
+        return Snapshot(parts[0].version, torch.cat([part.parameters for part in parts]), parts[0].statistics)
+
+    def loss(self, batch: int) -> float:
+        """Of the parameters as they are."""
+        now = self.snapshot()
+        self._model.load(now.parameters, now.statistics)
+        return self._compute(batch).loss
+
+    def _work(self, worker: str) -> None:
+        lease = self._held[worker].pop(0)
+        read = self._read.pop(lease)
+        self._model.load(read.parameters, read.statistics)
+        self._compute(lease.batch)
+        self._pushed[lease] = self._model.gradient.clone(), self._model.statistics.clone()
+        self._follow(self._coordinator.push(lease)[1])
+        self._follow(self._coordinator.request(worker, self._held[worker]))
+
+    def _follow(self, decision: Decision) -> None:
+        for update in decision.updates:
+            pushed = [self._pushed.pop(lease) for lease in update.leases]
+            for store, part in zip(self._stores, self._slices, strict=True):
+                contributions = [
+                    Contribution(gradient[part].clone(), statistics, share)
+                    for (gradient, statistics), share in zip(pushed, update.shares, strict=True)
+                ]
+                store.apply(contributions, update.learning_rate, update.statistics_share)
         for worker, lease in decision.grants.items():
             assert lease is not None
-            computing[worker] = (lease, store.snapshot())
-
-    for number in range(workers):
-        follow(coordinator.request(f"worker{number}"))
-    while store.version < updates:
-        worker = shuffle.choice(sorted(computing)) if shuffle else min(computing)
-        push = compute(*computing.pop(worker))
-        follow(coordinator.push(push.lease, push.gradient.clone(), push.statistics.clone())[1])
-        if store.version < updates:
-            follow(coordinator.request(worker))
-    return store.snapshot()
+            self._held[worker].append(lease)
+            self._read[lease] = self.snapshot()
+            if len(self._held[worker]) <= self._prefetch:
+                self._follow(self._coordinator.request(worker, self._held[worker]))
 
 
 def views_of(config: RunConfig, data: PreparedStore, batch: int) -> tuple[Tensor, Tensor]:
@@ -110,37 +160,53 @@ def views_of(config: RunConfig, data: PreparedStore, batch: int) -> tuple[Tensor
 
 
 def plain_torch(module: nn.Module, rate: float = RATE) -> torch.optim.SGD:
+    """Fused as on the servers: torch's implementations of the rule round differently."""
     groups = [
         {"params": [p for p in module.parameters() if p.dim() > 1], "weight_decay": DECAY},
         {"params": [p for p in module.parameters() if p.dim() < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.SGD(groups, lr=rate, momentum=MOMENTUM, nesterov=True)
+    return torch.optim.SGD(groups, lr=rate, momentum=MOMENTUM, nesterov=True, fused=True)
+
+
+def ghost_batch_gradient(model: FlatModel, config: RunConfig, data: PreparedStore, batches: tuple[int, int]) -> None:
+    """Leave the mean gradient and the mean of the statistics of two batches, each normalised by itself, in `model`."""
+    before, after = model.statistics.clone(), []
+    model.gradient.zero_()
+    for batch in batches:
+        model.statistics.copy_(before)
+        views, targets = views_of(config, data, batch)
+        (F.cross_entropy(model.module(views), targets) / 2).backward()
+        after.append(model.statistics.clone())
+    model.statistics.copy_((after[0] + after[1]) / 2)
+
+
+def same(a: Snapshot | FlatModel, b: Snapshot | FlatModel) -> bool:
+    return torch.equal(a.parameters, b.parameters) and torch.equal(a.statistics, b.statistics)
 
 
 def test_async_with_one_worker_is_plain_torch_training_bit_for_bit(small_store: PreparedStore) -> None:
     config = settings(mode="async")
-    got = drive(config, BatchGradient(config, small_store, CPU), workers=1, updates=20)
-    module = fresh_module(config).train()
+    got = Cluster(config, small_store, workers=1).train(20)
+    # The weights lie as the images do, or other kernels compute with them and round otherwise.
+    module = fresh_module(config).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = plain_torch(module)
     for batch in range(20):
         views, targets = views_of(config, small_store, batch)
         optimizer.zero_grad()
         F.cross_entropy(module(views), targets).backward()
         optimizer.step()
-    expected = FlatModel(module)
-    assert torch.equal(got.parameters, expected.parameters)
-    assert torch.equal(got.statistics, expected.statistics)
+    assert same(got, FlatModel(module))
 
 
 def test_sync_over_two_workers_is_one_process_with_the_doubled_batch(small_store: PreparedStore) -> None:
-    # One activation that rounds to the other side of ReLU's kink moves a parameter by about a thousandth of the rate:
-    # the rate is such that 1e-5 tells a wrong average from rounding.
+    # An activation that rounds to the other side of ReLU's kink moves a few parameters by about a thousandth of the
+    # rate, and which ones do depends on the number of threads: hence the low rate, and a norm for a measure.
     rate = 1e-3
     config = settings(mode="sync", batch_size=16, schedule=ScheduleConfig(kind="constant", learning_rate=rate))
-    compute = FrozenNormBatchGradient(config, small_store)
-    got = drive(config, compute, workers=2, updates=20, module=module_with_statistics(config, small_store))
-    module = module_with_statistics(config, small_store).eval()
+    module = frozen_norm(module_with_statistics(config, small_store))
     before = FlatModel(copy.deepcopy(module)).parameters
+    got = Cluster(config, small_store, workers=2, module=module).train(20)
+    module = module_with_statistics(config, small_store).eval()
     optimizer = plain_torch(module, rate)
     for update in range(20):
         halves = [views_of(config, small_store, batch) for batch in (2 * update, 2 * update + 1)]
@@ -149,65 +215,87 @@ def test_sync_over_two_workers_is_one_process_with_the_doubled_batch(small_store
         F.cross_entropy(module(views), targets).backward()
         optimizer.step()
     expected = FlatModel(module).parameters
-    torch.testing.assert_close(got.parameters, expected, atol=1e-5, rtol=0)
+    assert (got.parameters - expected).norm() < 0.005 * (expected - before).norm()
     assert (expected - before).abs().max() > 1e-2  # it did train
 
 
 def test_sync_with_batch_norm_is_one_process_with_ghost_batches(small_store: PreparedStore) -> None:
     """Each half is normalised by itself; the running statistics are the mean of the halves' (Hoffer et al. 2017)."""
     config = settings(mode="sync")
-    got = drive(config, BatchGradient(config, small_store, CPU), workers=2, updates=20)
+    got = Cluster(config, small_store, workers=2).train(20)
     model = FlatModel(fresh_module(config).train())
     optimizer = plain_torch(model.module)
     for update in range(20):
-        before, after = model.statistics.clone(), []
-        optimizer.zero_grad(set_to_none=False)
-        for batch in (2 * update, 2 * update + 1):
-            model.statistics.copy_(before)
-            views, targets = views_of(config, small_store, batch)
-            (F.cross_entropy(model.module(views), targets) / 2).backward()
-            after.append(model.statistics.clone())
-        model.statistics.copy_((after[0] + after[1]) / 2)
+        ghost_batch_gradient(model, config, small_store, (2 * update, 2 * update + 1))
         optimizer.step()
-    assert torch.equal(got.parameters, model.parameters)
-    assert torch.equal(got.statistics, model.statistics)
+    assert same(got, model)
 
 
-def test_images_held_out_are_never_trained_on(small_store: PreparedStore) -> None:
+def test_sync_with_prefetch_is_sgd_whose_gradients_come_one_update_late(small_store: PreparedStore) -> None:
+    config = settings(mode="sync", prefetch=1)
+    got, again = (Cluster(config, small_store, 2, random.Random(seed)).train(8) for seed in (1, 2))
+    assert same(got, again)
+    reads, writes = FlatModel(fresh_module(config).train()), FlatModel(fresh_module(config).train())
+    optimizer = plain_torch(writes.module)
+    versions = [(writes.parameters.clone(), writes.statistics.clone())]
+    for update in range(8):
+        reads.load(*versions[max(0, update - 1)])
+        ghost_batch_gradient(reads, config, small_store, (2 * update, 2 * update + 1))
+        writes.gradient.copy_(reads.gradient)
+        writes.statistics.copy_(reads.statistics)
+        optimizer.step()
+        versions.append((writes.parameters.clone(), writes.statistics.clone()))
+    assert same(got, writes)
+    assert not same(got, Cluster(settings(mode="sync"), small_store, 2).train(8))
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("sync", "sgd"), ("async", "adam"), ("ssp", "rmsprop")])
+def test_several_servers_are_one_bit_for_bit(small_store: PreparedStore, mode: str, kind: str) -> None:
+    optimizer = OptimizerConfig(kind=kind, momentum=0 if kind == "adam" else MOMENTUM, weight_decay=DECAY)
+    alone, three = (
+        Cluster(settings(mode=mode, optimizer=optimizer, servers=servers), small_store, 2, random.Random(3)).train(6)
+        for servers in (1, 3)
+    )
+    assert same(alone, three)
+
+
+def test_images_held_out_are_never_trained_on(small_store: PreparedStore, tmp_path: Path) -> None:
     """A whole epoch of gradients stays the same when every held-out image is painted over."""
     config = settings(validation_share=0.25, batch_size=30, epochs=1)
-    compute = BatchGradient(config, small_store, CPU)
     _, held = holdout(small_store.split("train").labels, 0.25, config.seed)
-    assert (compute.samples, len(held)) == (120, 40)
     model = FlatModel(fresh_module(config))
-    snapshot = Snapshot(0, model.parameters.clone(), model.statistics.clone())
-    before = [compute(Lease(batch, 0, "w", 0), snapshot).gradient.clone() for batch in range(4)]
-    painted = np.array(compute._split.images)
-    painted[held] = 255
-    compute._split = compute._split._replace(images=painted)
-    after = [compute(Lease(batch, 0, "w", 0), snapshot).gradient.clone() for batch in range(4)]
-    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-    painted[:] = 255
-    assert not torch.equal(compute(Lease(0, 0, "w", 0), snapshot).gradient, before[0])
+
+    def gradients(data: PreparedStore) -> Tensor:
+        compute, found = BatchGradient(config, data, model), []
+        assert (compute.samples, len(held)) == (120, 40)
+        for batch in range(4):
+            compute(batch)
+            found.append(model.gradient.clone())
+        return torch.stack(found)
+
+    def painted(name: str, rows: np.ndarray | slice) -> PreparedStore:
+        shutil.copytree(small_store.path, tmp_path / name)
+        np.load(tmp_path / name / "train_images.npy", mmap_mode="r+")[rows] = 255
+        return PreparedStore.open(tmp_path / name)
+
+    before = gradients(small_store)
+    assert torch.equal(gradients(painted("held", held)), before)
+    assert not torch.equal(gradients(painted("all", slice(None))), before)
 
 
 def test_sync_does_not_depend_on_who_computes_what_or_comes_first(small_store: PreparedStore) -> None:
     config = settings(mode="sync")
-    compute = BatchGradient(config, small_store, CPU)
-    in_order = drive(config, compute, workers=3, updates=5)
-    shuffled = drive(config, compute, workers=3, updates=5, shuffle=random.Random(1))
-    assert torch.equal(in_order.parameters, shuffled.parameters)
-    assert torch.equal(in_order.statistics, shuffled.statistics)
+    in_order = Cluster(config, small_store, workers=3).train(5)
+    shuffled = Cluster(config, small_store, workers=3, shuffle=random.Random(1)).train(5)
+    assert same(in_order, shuffled)
 
 
 def test_ssp_without_staleness_is_sync_and_with_it_is_not(small_store: PreparedStore) -> None:
-    compute = BatchGradient(settings(), small_store, CPU)
     order = [random.Random(7) for _ in range(3)]
-    sync = drive(settings(mode="sync"), compute, 2, 8, order[0])
-    bounded = drive(settings(mode="ssp", staleness=0), compute, 2, 8, order[1])
-    ahead = drive(settings(mode="ssp", staleness=2), compute, 2, 8, order[2])
-    assert torch.equal(sync.parameters, bounded.parameters)
-    assert torch.equal(sync.statistics, bounded.statistics)
+    sync = Cluster(settings(mode="sync"), small_store, 2, order[0]).train(8)
+    bounded = Cluster(settings(mode="ssp", staleness=0), small_store, 2, order[1]).train(8)
+    ahead = Cluster(settings(mode="ssp", staleness=2), small_store, 2, order[2]).train(8)
+    assert same(sync, bounded)
     assert not torch.equal(sync.parameters, ahead.parameters)
 
 
@@ -221,7 +309,8 @@ def test_training_learns_real_images(small_store: PreparedStore, kind: str) -> N
         optimizer=OptimizerConfig(kind=kind, momentum=MOMENTUM if kind == "sgd" else 0.0),
         schedule=ScheduleConfig(kind="constant", learning_rate=rate),
     )
-    compute = BatchGradient(config, small_store, CPU)
-    first, trained = drive(config, compute, 2, 1), drive(config, compute, 2, 60)
-    probe = Lease(10_000_000 % (config.epochs * 5), 0, "probe", 0)
-    assert compute(probe, trained).loss < compute(probe, first).loss - 0.4
+    cluster, probe = Cluster(config, small_store, 2), 10_000_000 % (config.epochs * 5)
+    cluster.train(1)
+    before = cluster.loss(probe)
+    cluster.train(60)
+    assert cluster.loss(probe) < before - 0.4

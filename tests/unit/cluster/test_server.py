@@ -1,56 +1,132 @@
-"""The server driven by direct calls, without a wire: repeated pushes, futures, snapshots."""
+"""The server driven by direct calls, without a wire: repeated pushes, futures, several shards, snapshots."""
 
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+from torch.futures import Future
 
 from psys.cluster.config import RunConfig
+from psys.cluster.lane import Lane, Layout
 from psys.cluster.server import Server, Stamped
-from psys.cluster.transport import Push, Work
+from psys.cluster.shard import Shard
+from psys.cluster.transport import Advance, Push, ShardControl, Work
+from psys.errors import PsysError
 from psys.events import EventLog, read_events
 from psys.ps.coordinator import Coordinator
-from psys.ps.ledger import Ledger
+from psys.ps.ledger import Lease, Ledger, Proof
+from psys.ps.partition import partition
 from psys.ps.policy import Mode, make_policy
 from psys.ps.schedule import ScheduleConfig
-from psys.ps.store import OptimizerConfig, ParameterStore
+from psys.ps.store import OptimizerConfig, ParameterStore, Snapshot
 
-EPOCHS, BATCHES_PER_EPOCH = 2, 4
+EPOCHS, BATCHES_PER_EPOCH, NUMEL = 2, 4, 32
+
+
+class Afar:
+    """A shard at the other end of a slow line: it does its part only when `catch_up` is called."""
+
+    def __init__(self, shard: Shard) -> None:
+        self._shard, self._due = shard, list[tuple[Advance, Future[None]]]()
+
+    def advance(self, step: Advance) -> "Future[None]":
+        self._due.append((step, Future()))
+        return self._due[-1][1]
+
+    def snapshot(self) -> "Future[Snapshot]":
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        raise NotImplementedError
+
+    def catch_up(self) -> None:
+        due, self._due = self._due, []
+        for step, done in due:
+            self._shard.advance(step).wait()
+            done.set_result(None)
+
+    def break_down(self) -> None:
+        due, self._due = self._due, []
+        for _, done in due:
+            done.set_exception(RuntimeError("the line is cut"))
 
 
 class Rig:
-    """A server of two workers over eight batches; `ask` and `push` are what the wire would deliver."""
+    """Servers of two workers over eight batches; `ask` and `push` are what the wire would deliver."""
 
-    def __init__(self, folder: Path, mode: Mode) -> None:
-        config = RunConfig(mode=mode, epochs=EPOCHS)
-        store = ParameterStore(torch.zeros(4), 4, torch.zeros(2), OptimizerConfig())
+    def __init__(self, folder: Path, mode: Mode, prefetch: int = 0, servers: int = 1, afar: bool = False) -> None:
+        config = RunConfig(mode=mode, epochs=EPOCHS, prefetch=prefetch, servers=servers)
+        self.layout = Layout(partition(NUMEL, servers), 2, slots=1 + prefetch)
         self.coordinator = Coordinator(
-            Ledger(EPOCHS, BATCHES_PER_EPOCH * 10, 10), make_policy(mode, 0), store, ScheduleConfig(), EPOCHS, awaited=2
+            Ledger(EPOCHS, BATCHES_PER_EPOCH * 10, 10),
+            make_policy(mode, 0, prefetch),
+            ScheduleConfig(kind="constant", learning_rate=1.0),
+            EPOCHS,
+            awaited=2,
+            slots=self.layout.slots,
         )
+        self.lanes = [Lane(self.layout) for _ in range(2)]
+        plain = OptimizerConfig(momentum=0, nesterov=False)
+        shards = [
+            Shard(
+                number,
+                ParameterStore(torch.zeros(part.stop - part.start), 0, torch.zeros(0 if number else 2), plain),
+                self.layout,
+                "fp32",
+                1.0,
+            )
+            for number, part in enumerate(self.layout.slices)
+        ]
+        for worker, lane in enumerate(self.lanes):
+            assert all(shard.attach(f"worker{worker}", lane.address) for shard in shards)
+        self.afar = Afar(shards[-1])
+        controls: list[ShardControl] = [*shards[:-1], self.afar] if afar else [*shards]
         self.path = folder / "events.jsonl"
         self.saved: list[Stamped] = []
         self.log = EventLog(self.path)
-        self.server = Server(config, "hash", self.coordinator, self.log, self.saved.append)
+        self.server = Server(config, "hash", self.coordinator, controls, self.log, self.saved.append)
 
-    def ask(self, worker: int) -> "torch.futures.Future[Work]":
-        return self.server.push_pull(worker, None)
+    def ask(self, worker: int, *holding: Lease) -> "Future[Work]":
+        return self.server.push_pull(f"worker{worker}", None, holding)
 
-    def push(self, worker: int, work: Work) -> "torch.futures.Future[Work]":
-        assert work.lease
-        gradient = torch.full((4,), float(work.lease.batch))
-        return self.server.push_pull(worker, Push(work.lease, gradient, torch.zeros(2), 1.5, 3, 10))
+    def push(self, worker: int, lease: Lease | None, *holding: Lease) -> "Future[Work]":
+        """A gradient that is 1 at its batch in every server's slice."""
+        assert lease
+        for span in self.layout.gradient(lease.slot):
+            gradient = self.lanes[worker][span].view(torch.float32)
+            gradient.zero_()
+            gradient[lease.batch] = 1
+        self.lanes[worker][self.layout.statistics_out(lease.slot)].view(torch.float32).fill_(lease.batch)
+        return self.server.push_pull(f"worker{worker}", Push(lease, 1.5, 3, 10), holding)
+
+    def parameters(self, worker: int) -> list[Tensor]:
+        """Each server's part as it stands in the worker's lane."""
+        return [self.lanes[worker][span].view(torch.float32) for span in self.layout.parameters]
+
+    def run(self) -> Proof:
+        return self.server.run(stopped=lambda status: False, tick=lambda status: None)
 
     def events(self, kind: str) -> list[dict]:
         return [event for event in read_events(self.path) if event["event"] == kind]
+
+
+def lease_of(answer: "Future[Work]") -> Lease:
+    assert answer.done()
+    lease = answer.value().lease
+    assert lease is not None
+    return lease
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
 def test_a_repeated_push_is_answered_and_not_applied_twice(tmp_path: Path, mode: Mode) -> None:
     rig = Rig(tmp_path, mode)
     first, second = rig.ask(0), rig.ask(1)
-    rig.push(0, first.wait())
-    again = rig.push(0, first.wait())  # as after a lost answer; in sync its round is still open
-    rig.push(1, second.wait())
+    lease = lease_of(first)
+    rig.push(0, lease)
+    # As after a lost answer; in sync its round is still open.
+    again = rig.server.push_pull("worker0", Push(lease, 1.5, 3, 10), ())
+    rig.push(1, lease_of(second))
     assert again.wait().lease is not None
     applied = [batch for update in rig.events("update") for batch in update["batches"]]
     assert sorted(applied) == [0, 1]
@@ -66,33 +142,84 @@ def test_nobody_starts_before_all_have_come(tmp_path: Path) -> None:
     assert second.wait().lease
 
 
-def test_a_run_is_driven_to_its_end_with_a_snapshot_an_epoch(tmp_path: Path) -> None:
-    rig = Rig(tmp_path, "sync")
+@pytest.mark.parametrize("servers", [1, 2])
+def test_a_run_is_driven_to_its_end_with_a_snapshot_an_epoch(tmp_path: Path, servers: int) -> None:
+    rig = Rig(tmp_path, "sync", servers=servers)
     answers = {worker: rig.ask(worker) for worker in (0, 1)}
     while all(answer.wait().lease for answer in answers.values()):
-        answers = {worker: rig.push(worker, answer.wait()) for worker, answer in answers.items()}
+        answers = {worker: rig.push(worker, answer.wait().lease) for worker, answer in answers.items()}
     for worker in answers:
-        rig.server.leave(worker)
-    proof = rig.server.run(stopped=lambda status: False, tick=lambda status: None)
+        rig.server.leave(f"worker{worker}")
+    proof = rig.run()
     assert (proof.applied, proof.lost, proof.duplicates) == (EPOCHS * BATCHES_PER_EPOCH, 0, 0)
-    assert [(stamped.epochs, stamped.snapshot.version) for stamped in rig.saved] == [(1.0, 2), (2.0, 4)]
-    assert rig.saved[0].snapshot.parameters is not rig.saved[1].snapshot.parameters
-    assert not torch.equal(rig.saved[0].snapshot.parameters, rig.saved[1].snapshot.parameters)
+    assert [(stamped.epochs, stamped.version) for stamped in rig.saved] == [(1.0, 2), (2.0, 4)]
+    for stamped, applied in zip(rig.saved, (4, 8), strict=True):
+        for snapshot in stamped.slices:
+            assert snapshot.version == stamped.version
+            assert snapshot.parameters[:10].tolist() == [-0.5] * applied + [0.0] * (10 - applied)
+        assert stamped.slices[0].statistics.tolist() == [applied - 1.5] * 2
     update = rig.events("update")[0]
     assert (update["batches"], update["images"], update["staleness"]) == ([0, 1], 20, [0, 0])
     assert (update["loss"], update["accuracy"]) == (1.5, 0.3)
 
 
+def test_a_worker_ahead_is_told_what_to_compute_next_while_it_computes(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, "sync", prefetch=1)
+    held = dict(enumerate(map(lease_of, [rig.ask(0), rig.ask(1)])))
+    coming = {worker: rig.ask(worker, lease) for worker, lease in held.items()}
+    last: list[Future[Work]] = []
+    while held:
+        for worker, lease in list(held.items()):
+            following = coming[worker].wait().lease
+            if following is None:
+                last.append(rig.push(worker, held.pop(worker)))
+            else:
+                assert following.slot != lease.slot
+                held[worker], coming[worker] = following, rig.push(worker, lease, following)
+    assert [answer.wait().lease for answer in last] == [None, None]
+    for worker in (0, 1):
+        rig.server.leave(f"worker{worker}")
+    proof = rig.run()
+    assert (proof.applied, proof.reissued, proof.lost) == (EPOCHS * BATCHES_PER_EPOCH, 0, 0)
+    assert [update["staleness"] for update in rig.events("update")] == [[0, 0], [1, 1], [1, 1], [1, 1]]
+    assert rig.saved[-1].slices[0].parameters[:8].tolist() == [-0.5] * 8
+
+
+def test_a_worker_is_answered_when_every_server_has_done_its_part(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, "async", servers=2, afar=True)
+    first, second = rig.ask(0), rig.ask(1)
+    assert not first.done()
+    rig.afar.catch_up()
+    assert lease_of(first).batch == 0
+    assert lease_of(second).batch == 1
+    following = rig.push(0, lease_of(first))
+    assert not following.done()
+    assert rig.parameters(0)[0][0] == -1
+    assert rig.parameters(0)[1][0] == 0
+    rig.afar.catch_up()
+    assert lease_of(following).batch == 2
+    assert rig.parameters(0)[1][0] == -1
+
+
+def test_a_server_that_fails_ends_the_run(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, "async", servers=2, afar=True)
+    rig.ask(0)
+    rig.ask(1)
+    rig.afar.break_down()
+    with pytest.raises(PsysError, match=r"lost a server.*the line is cut"):
+        rig.run()
+
+
 def test_a_worker_that_left_while_others_wait_lets_them_go_on(tmp_path: Path) -> None:
     rig = Rig(tmp_path, "sync")
     first, second = rig.ask(0), rig.ask(1)
-    waiting = rig.push(0, first.wait())
+    waiting = rig.push(0, lease_of(first))
     assert not waiting.done()
-    rig.server.leave(1)
-    following = waiting.wait()
-    assert following.lease is not None
-    assert following.lease.batch == second.wait().lease.batch  # the one that was taken back
-    assert following.snapshot.version == 1
+    rig.server.leave("worker1")
+    following = lease_of(waiting)
+    assert following.batch == lease_of(second).batch  # the one that was taken back
+    assert following.version == 1
+    assert rig.parameters(0)[0][:2].tolist() == [-1, 0]
 
 
 def test_a_worker_that_asks_again_gives_up_the_lease_it_never_heard_of(tmp_path: Path) -> None:
@@ -100,12 +227,12 @@ def test_a_worker_that_asks_again_gives_up_the_lease_it_never_heard_of(tmp_path:
     rig.ask(0)
     lost = rig.ask(1)
     again = rig.ask(1)
-    answers = {0: rig.push(0, rig.ask(0).wait()), 1: again}
+    answers = {0: rig.push(0, lease_of(rig.ask(0))), 1: again}
     assert lost.wait().lease is not None
     while answers[1].wait().lease is not None:
-        answers[1] = rig.push(1, answers[1].wait())
+        answers[1] = rig.push(1, answers[1].wait().lease)
         if answers[0].done() and answers[0].wait().lease is not None:
-            answers[0] = rig.push(0, answers[0].wait())
+            answers[0] = rig.push(0, answers[0].wait().lease)
     assert rig.coordinator.ledger.finished
 
 
@@ -116,4 +243,4 @@ def test_a_failure_to_write_the_books_ends_the_run_and_hangs_nobody(tmp_path: Pa
     with pytest.raises(ValueError, match="closed file"):
         rig.ask(1)
     with pytest.raises(ValueError, match="closed file"):
-        rig.server.run(stopped=lambda status: False, tick=lambda status: None)
+        rig.run()

@@ -1,124 +1,212 @@
-"""Random joins, pushes, retries and deaths in every mode: nothing lost, nor twice, nor too stale, and no deadlock."""
+"""Random joins, pushes, lost answers and deaths in every mode: nothing lost, nor twice, nor too stale; no deadlock.
+
+The gradients are real vectors that stand in slots until two servers, of which the second may lag, use them up: a slot
+that is leased again is filled with NaN, so whoever overwrites a gradient before it is applied spoils the parameters.
+"""
 
 import math
+from collections import defaultdict
+from dataclasses import dataclass, field
 
 import pytest
 import torch
-from hypothesis import assume, settings
+from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
+from torch import Tensor
 
 from psys.ps.coordinator import Coordinator, Decision, Update
 from psys.ps.ledger import Lease, Ledger, Receipt
-from psys.ps.policy import make_policy
+from psys.ps.policy import Mode, make_policy
 from psys.ps.schedule import ScheduleConfig
-from psys.ps.store import OptimizerConfig, ParameterStore
+from psys.ps.store import Contribution, OptimizerConfig, ParameterStore
 
-BATCHES_PER_EPOCH, EPOCHS = 5, 3
+BATCHES_PER_EPOCH, EPOCHS, SERVERS = 5, 3, 2
 BATCHES = BATCHES_PER_EPOCH * EPOCHS
-BOUND = {"sync": lambda s: 0, "ssp": lambda s: s, "async": lambda s: BATCHES}
+SLICES = [slice(server * BATCHES, (server + 1) * BATCHES) for server in range(SERVERS)]
+
+
+@dataclass
+class Worker:
+    """What a worker knows, who may be `forgotten` by the coordinator meanwhile, and goes on not knowing it."""
+
+    name: str
+    held: list[Lease] = field(default_factory=list)
+    asking: bool = False
+    answer: Lease | None = None  # the last it had
+    forgotten: bool = False
 
 
 class CoordinatorMachine(RuleBasedStateMachine):
-    """SGD at rate 1 on one parameter a batch: the gradient of batch b is -1 at b, so parameter b counts b's uses."""
+    """SGD at rate 1: the gradient of batch b is -1 at b in either server's slice, so parameter b counts b's uses."""
 
     lapsed = Bundle("lapsed")  # leases whose holder died or that were pushed already: a late or repeated push
 
-    @initialize(mode=st.sampled_from(["sync", "async", "ssp"]), staleness=st.integers(0, 3), awaited=st.integers(0, 3))
-    def start(self, mode: str, staleness: int, awaited: int, kind: str = "constant") -> None:
-        self.mode, self.bound = mode, BOUND[mode](staleness)
-        ledger = Ledger(EPOCHS, samples=BATCHES_PER_EPOCH * 4 - 1, batch_size=4)
-        self.store = ParameterStore(
-            torch.zeros(BATCHES), BATCHES, torch.zeros(1), OptimizerConfig(momentum=0, nesterov=False)
-        )
-        schedule = ScheduleConfig(kind=kind, learning_rate=1.0)  # type: ignore[arg-type]
+    @initialize(
+        mode=st.sampled_from(["sync", "async", "ssp"]),
+        staleness=st.integers(0, 3),
+        prefetch=st.integers(0, 1),
+        awaited=st.integers(0, 3),
+    )
+    def start(self, mode: Mode, staleness: int, prefetch: int, awaited: int, kind: str = "constant") -> None:
+        ahead = prefetch + (staleness if mode == "ssp" else 0)
+        self.slots, self.bound = 1 + ahead, BATCHES if mode == "async" else ahead
+        self.prefetch, self.awaited = prefetch, awaited
+        plain = OptimizerConfig(momentum=0, nesterov=False)
+        self.stores = [ParameterStore(torch.zeros(BATCHES), BATCHES, torch.zeros(1), plain) for _ in SLICES]
         self.coordinator = Coordinator(
-            ledger,
-            make_policy(mode, staleness),
-            self.store,
-            schedule,
+            Ledger(EPOCHS, samples=BATCHES_PER_EPOCH * 4 - 1, batch_size=4),
+            make_policy(mode, staleness, prefetch),
+            ScheduleConfig(kind=kind, learning_rate=1.0),  # type: ignore[arg-type]
             EPOCHS,
-            awaited,  # type: ignore[arg-type]
+            awaited,
+            self.slots,
         )
-        self.awaited = awaited
-        self.computing: dict[str, Lease] = {}
-        self.waiting: set[str] = set()
+        self.workers: dict[str, Worker] = {}
+        self.lanes: dict[tuple[str, int], Tensor] = defaultdict(lambda: torch.zeros(SERVERS * BATCHES))
         self.updates: list[Update] = []
-        self.born = 0
+        self.valid: set[Lease] = set()  # granted, and neither pushed nor taken back
+        self.standing: set[Lease] = set()  # accepted and not applied yet
         self.accepted: set[int] = set()
+        self.begun = False
+        self.born = 0
+
+    # What the cluster does.
 
     def follow(self, decision: Decision) -> None:
         self.updates += decision.updates
-        for worker, lease in decision.grants.items():
-            self.waiting.remove(worker)
+        self.standing.difference_update(lease for update in decision.updates for lease in update.leases)
+        self.let_servers_follow(0)
+        leases = [lease for lease in decision.grants.values() if lease is not None]
+        if leases:  # an answer with parameters waits for all servers
+            self.let_servers_follow(1)
+            self.begun = True
+        for name, lease in decision.grants.items():
+            worker = self.workers[name]
+            assert worker.asking
+            worker.asking, worker.answer = False, lease
             if lease is not None:
-                assert lease.worker == worker
-                self.computing[worker] = lease
+                assert lease.worker == name
+                taken = {other.slot for other in self.valid | self.standing if other.worker == name}
+                assert lease.slot in set(range(self.slots)) - taken
+                self.lanes[name, lease.slot].fill_(math.nan)
+                self.valid.add(lease)
+                worker.held.append(lease)
+        for name in decision.grants:
+            if name in self.workers and not self.workers[name].held and not self.workers[name].asking:
+                del self.workers[name]  # the run is over for it
+                self.follow(self.coordinator.leave(name))
 
-    def ask(self, worker: str) -> None:
-        self.waiting.add(worker)
-        self.follow(self.coordinator.request(worker))
+    def let_servers_follow(self, server: int) -> None:
+        store = self.stores[server]
+        for update in self.updates[store.version :]:
+            # As on a server: the gradients themselves, which `apply` may write over.
+            gradients = [self.lanes[lease.worker, lease.slot][SLICES[server]] for lease in update.leases]
+            statistics = [torch.full((1,), float(lease.batch + 1)) for lease in update.leases]
+            store.apply(
+                map(Contribution, gradients, statistics, update.shares), update.learning_rate, update.statistics_share
+            )
 
-    def deliver(self, lease: Lease) -> Receipt:
-        gradient = torch.zeros(BATCHES)
-        gradient[lease.batch] = -1
-        receipt, decision = self.coordinator.push(lease, gradient, torch.full((1,), float(lease.batch + 1)))
+    def ask(self, worker: Worker) -> None:
+        worker.asking, worker.forgotten = True, False
+        self.valid.difference_update(
+            [lease for lease in self.valid if lease.worker == worker.name and lease not in worker.held]
+        )
+        self.follow(self.coordinator.request(worker.name, tuple(worker.held)))
+
+    def beat(self, worker: Worker) -> None:
+        """It was taken for dead while it waited for an answer; the server asks in its place, holding nothing."""
+        worker.forgotten = False
+        self.follow(self.coordinator.request(worker.name))
+
+    def act(self, worker: Worker) -> Lease | None:
+        """What a worker does next that is not waiting for an answer; returns the lease if it pushed one."""
+        if self.prefetch and len(worker.held) == 1 and worker.answer is not None:
+            self.ask(worker)
+            return None
+        lease = worker.held.pop(0)
+        gradient = self.lanes[worker.name, lease.slot].zero_()
+        for part in SLICES:
+            gradient[part][lease.batch] = -1
+        self.push(lease)
+        self.ask(worker)
+        return lease
+
+    def push(self, lease: Lease) -> None:
+        late = Receipt.DUPLICATE if lease.batch in self.accepted else Receipt.EXPIRED
+        expected = Receipt.ACCEPTED if lease in self.valid else late
+        if lease in self.valid:
+            assert lease.batch not in self.accepted
+            self.valid.remove(lease)
+            self.accepted.add(lease.batch)
+            self.standing.add(lease)
+        receipt, decision = self.coordinator.push(lease)
+        assert receipt is expected
         self.follow(decision)
-        return receipt
+
+    def those(self, **state: bool) -> list[Worker]:
+        return [w for w in self.workers.values() if all(getattr(w, key) == value for key, value in state.items())]
+
+    # What may happen.
 
     @rule()
     def join(self) -> None:
         self.born += 1
-        self.ask(f"worker{self.born}")
-
-    @rule(target=lapsed, pick=st.randoms(use_true_random=False))
-    def push(self, pick) -> Lease:
-        assume(self.computing)
-        worker = pick.choice(sorted(self.computing))
-        lease = self.computing.pop(worker)
-        assert self.deliver(lease) is Receipt.ACCEPTED
-        assert lease.batch not in self.accepted
-        self.accepted.add(lease.batch)
+        worker = self.workers[f"worker{self.born}"] = Worker(f"worker{self.born}")
         self.ask(worker)
-        return lease
 
+    @precondition(lambda self: self.those(asking=False))
     @rule(target=lapsed, pick=st.randoms(use_true_random=False))
-    def die_computing(self, pick) -> Lease:
-        assume(self.computing)
-        worker = pick.choice(sorted(self.computing))
-        lease = self.computing.pop(worker)
-        self.follow(self.coordinator.leave(worker))
-        return lease
-
-    @rule(pick=st.randoms(use_true_random=False))
-    def die_waiting(self, pick) -> None:
-        assume(self.waiting)
-        worker = pick.choice(sorted(self.waiting))
-        self.waiting.remove(worker)
-        self.follow(self.coordinator.leave(worker))
+    def work(self, pick) -> Lease | None:
+        return self.act(pick.choice(self.those(asking=False)))
 
     @rule(lease=lapsed)
-    def push_again(self, lease: Lease) -> None:
-        expected = Receipt.DUPLICATE if lease.batch in self.accepted else Receipt.EXPIRED
-        assert self.deliver(lease) is expected
+    def push_again(self, lease: Lease | None) -> None:
+        if lease is not None:
+            self.push(lease)
 
+    @precondition(lambda self: self.those(asking=False))
     @rule(pick=st.randoms(use_true_random=False))
     def ask_again_for_the_answer_was_lost(self, pick) -> None:
-        assume(self.computing)
-        worker = pick.choice(sorted(self.computing))
-        del self.computing[worker]
+        worker = pick.choice(self.those(asking=False))
+        if worker.answer is not None:
+            worker.held.pop()
         self.ask(worker)
 
-    @rule(lease=consumes(lapsed))
-    def come_back_from_the_dead(self, lease: Lease) -> None:
-        if lease.worker not in self.computing and lease.worker not in self.waiting:
-            self.deliver(lease)
-            self.ask(lease.worker)
+    @precondition(lambda self: self.those(asking=True, forgotten=False))
+    @rule(pick=st.randoms(use_true_random=False))
+    def ask_again_while_waiting(self, pick) -> None:
+        self.ask(pick.choice(self.those(asking=True, forgotten=False)))
+
+    @precondition(lambda self: self.those())
+    @rule(target=lapsed, pick=st.randoms(use_true_random=False))
+    def die(self, pick) -> Lease | None:
+        worker = pick.choice(self.those())
+        del self.workers[worker.name]
+        self.take_for_dead(worker)
+        return worker.held[-1] if worker.held else None
+
+    @precondition(lambda self: self.those(forgotten=False))
+    @rule(pick=st.randoms(use_true_random=False))
+    def fall_silent(self, pick) -> None:
+        self.take_for_dead(pick.choice(self.those(forgotten=False)))
+
+    def take_for_dead(self, worker: Worker) -> None:
+        worker.forgotten = True
+        self.valid.difference_update([lease for lease in self.valid if lease.worker == worker.name])
+        self.follow(self.coordinator.leave(worker.name))
+
+    @precondition(lambda self: self.those(asking=True, forgotten=True))
+    @rule(pick=st.randoms(use_true_random=False))
+    def be_heard_again(self, pick) -> None:
+        self.beat(pick.choice(self.those(asking=True, forgotten=True)))
 
     @rule()
     def stop_waiting_for_latecomers(self) -> None:
         self.awaited = 0
         self.follow(self.coordinator.stop_waiting())
+
+    # What must hold.
 
     @invariant()
     def nothing_twice(self) -> None:
@@ -133,84 +221,84 @@ class CoordinatorMachine(RuleBasedStateMachine):
 
     @invariant()
     def somebody_works(self) -> None:
-        started = self.computing or self.updates or len(self.waiting) >= self.awaited
-        if self.waiting and started and not self.coordinator.over:
-            assert self.computing
+        members = [worker for worker in self.workers.values() if not worker.forgotten]
+        if members and (self.begun or len(members) >= self.awaited) and not self.coordinator.over:
+            assert not all(worker.asking for worker in members)
 
     @invariant()
     def parameters_hold_each_update_whole(self) -> None:
-        expected = torch.zeros(BATCHES)
-        for update in self.updates:
-            sizes = {lease.batch: self.coordinator.ledger.size(lease.batch) for lease in update.leases}
-            for batch, size in sizes.items():
-                expected[batch] += size / sum(sizes.values())
-        torch.testing.assert_close(self.store.snapshot().parameters, expected)
-        assert self.store.version == len(self.updates)
+        assert self.stores[0].version == len(self.updates)
+        for store in self.stores:
+            expected = torch.zeros(BATCHES)
+            for update in self.updates[: store.version]:
+                sizes = {lease.batch: self.coordinator.ledger.size(lease.batch) for lease in update.leases}
+                for batch, size in sizes.items():
+                    expected[batch] += size / sum(sizes.values())
+            torch.testing.assert_close(store.snapshot().parameters, expected)
 
     def teardown(self) -> None:
         if not hasattr(self, "coordinator"):
             return
         self.follow(self.coordinator.stop_waiting())
-        if not self.computing and not self.coordinator.over:
-            self.ask("the last one")
-        while self.computing:
-            worker, lease = self.computing.popitem()
-            assert self.deliver(lease) is Receipt.ACCEPTED
-            self.ask(worker)
+        self.work_to_the_end()
+        if not self.coordinator.over:
+            self.join()
+            self.work_to_the_end()
         assert self.coordinator.over
-        assert not self.waiting
+        assert not self.workers
+        self.let_servers_follow(1)
         self.nothing_twice()
         self.never_too_stale()
+        self.parameters_hold_each_update_whole()
+        assert self.stores[1].version == len(self.updates)
         proof = self.coordinator.ledger.proof()
         assert (proof.applied, proof.unfinished, proof.lost) == (BATCHES, 0, 0)
         assert proof.leased == BATCHES + proof.reissued
+
+    def work_to_the_end(self) -> None:
+        for worker in list(self.workers.values()):
+            if worker.asking and worker.forgotten:
+                self.beat(worker)
+        while able := [worker for worker in self.workers.values() if not worker.asking]:
+            self.act(able[0])
 
 
 TestCoordinator = CoordinatorMachine.TestCase
 TestCoordinator.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 
 
+@pytest.mark.parametrize("prefetch", [0, 1])
 @pytest.mark.parametrize("mode", ["sync", "async", "ssp"])
-def test_a_stopped_run_applies_what_was_being_computed_and_grants_nothing_more(mode: str) -> None:
+def test_a_stopped_run_applies_what_was_being_computed_and_grants_nothing_more(mode: Mode, prefetch: int) -> None:
     machine = CoordinatorMachine()
-    machine.start(mode, 1, 2)
+    machine.start(mode, 1, prefetch, 2)
     machine.join()
     machine.join()
-    machine.follow(machine.coordinator.stop())
-    held = list(machine.computing)
+    held = [lease for worker in machine.workers.values() for lease in worker.held]
     assert len(held) == 2
-    for worker in held:
-        machine.deliver(machine.computing.pop(worker))
-        machine.ask(worker)
-    assert not machine.computing
-    assert not machine.waiting
-    assert machine.coordinator.ledger.proof().applied == 2
+    machine.follow(machine.coordinator.stop())
+    machine.work_to_the_end()
+    assert not machine.workers
+    assert sorted(lease for update in machine.updates for lease in update.leases) == sorted(held)
 
 
 def test_the_rate_of_each_update_follows_the_progress_of_the_run() -> None:
     machine = CoordinatorMachine()
-    machine.start("async", 0, 1, kind="cosine")
+    machine.start("async", 0, 0, 1, kind="cosine")
     machine.join()
-    while machine.computing:
-        worker, lease = machine.computing.popitem()
-        machine.deliver(lease)
-        machine.ask(worker)
+    machine.work_to_the_end()
     rates = [update.learning_rate for update in machine.updates]
     done = [batch / BATCHES_PER_EPOCH for batch in range(BATCHES)]
     assert rates == [pytest.approx(0.5 * (1 + math.cos(math.pi * epochs / EPOCHS))) for epochs in done]
 
 
 @pytest.mark.parametrize(("mode", "share"), [("async", 0.5), ("sync", 1.0)])
-def test_running_statistics_move_by_the_share_of_workers_in_an_update(mode: str, share: float) -> None:
+def test_running_statistics_move_by_the_share_of_workers_in_an_update(mode: Mode, share: float) -> None:
     machine = CoordinatorMachine()
-    machine.start(mode, 0, 2)
+    machine.start(mode, 0, 0, 2)
     machine.join()
     machine.join()
-    leases = sorted(machine.computing.values())
-    for lease in leases:
-        machine.deliver(lease)
-        if mode == "async":
-            break
-    pushed = [float(lease.batch) + 1 for lease in leases[: 1 if mode == "async" else 2]]
-    expected = share * sum(pushed) / len(pushed)
-    assert machine.store.snapshot().statistics.item() == pytest.approx(expected)
+    workers = list(machine.workers.values())[: 1 if mode == "async" else 2]
+    pushed = [machine.act(worker) for worker in workers]
+    expected = share * sum(lease.batch + 1.0 for lease in pushed if lease) / len(pushed)
+    assert machine.stores[0].snapshot().statistics.item() == pytest.approx(expected)

@@ -29,11 +29,14 @@ def test_streams_of_one_position_differ() -> None:
 
 def test_a_lease_taken_back_is_issued_first_and_to_another_attempt() -> None:
     ledger = Ledger(1, 30, 10)
-    first, second = ledger.lease("a", 0), ledger.lease("b", 0)
-    assert ledger.take_back("a") == [first]
+    first, second = ledger.lease("a", 0, slot=0), ledger.lease("b", 0, slot=0)
+    assert ledger.outstanding("a") == [first]
+    ledger.take_back([first])
+    assert ledger.outstanding("a") == []
     assert ledger.accept(first) is Receipt.EXPIRED
-    again = ledger.lease("b", 4)
-    assert (again.batch, again.attempt, again.version) == (first.batch, 1, 4)
+    again = ledger.lease("b", 4, slot=1)
+    assert (again.batch, again.attempt, again.version, again.slot) == (first.batch, 1, 4, 1)
+    assert ledger.outstanding("b") == [second, again]
     assert ledger.accept(first) is Receipt.EXPIRED
     assert ledger.accept(again) is Receipt.ACCEPTED
     assert ledger.accept(first) is Receipt.DUPLICATE
@@ -48,10 +51,10 @@ def test_a_lease_taken_back_is_issued_first_and_to_another_attempt() -> None:
 
 def test_nothing_is_leased_beyond_the_last_batch() -> None:
     ledger = Ledger(1, 10, 10)
-    ledger.lease("a", 0)
+    ledger.lease("a", 0, slot=0)
     assert ledger.exhausted
     with pytest.raises(LookupError):
-        ledger.lease("b", 0)
+        ledger.lease("b", 0, slot=0)
 
 
 @pytest.mark.parametrize("wrong", [(0, 10, 10), (1, 0, 10), (1, 10, 0)])

@@ -1,0 +1,129 @@
+"""A worker's lane: the memory through which its gradients go out and parameters come in.
+
+It belongs to the worker and has no name on disk: a server on the same host opens it through /proc and reads and writes
+it in place, so nothing is left when either dies. A server elsewhere keeps a copy of its part, which the worker fills
+and reads in chunks.
+"""
+
+import mmap
+import os
+import secrets
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import torch
+from torch import Tensor
+
+from psys.ps.codec import Wire, gradient_codec, parameter_codec
+
+_NAME = "psys-lane"
+_TOKEN_BYTES = 16
+_ALIGNMENT = 4096  # the same on every host, whatever its pages
+
+
+class LaneAddress(NamedTuple):
+    """Where on its host a lane can be opened, and the token that proves it is that one."""
+
+    pid: int
+    fd: int
+    token: bytes
+
+
+class Layout:
+    """Where everything stands in a lane, in bytes: one copy of parameters and statistics, `slots` of gradients.
+
+    `slices` are the servers' parts of the flat vector, whose payloads follow one another: of a format without
+    overhead they make one vector.
+    """
+
+    def __init__(
+        self, slices: tuple[slice, ...], statistics: int, slots: int, wire: Wire = "fp32", topk_share: float = 0.01
+    ) -> None:
+        self.slices, self.slots = slices, slots
+        self._end = _ALIGNMENT  # what comes first is the token
+        numels = [part.stop - part.start for part in slices]
+        self.statistics_in = self._reserve([4 * statistics])[0]
+        self._statistics_out = [self._reserve([4 * statistics])[0] for _ in range(slots)]
+        self.parameters = self._reserve([parameter_codec(wire).nbytes(numel) for numel in numels])
+        gradient_bytes = [gradient_codec(wire, topk_share).nbytes(numel) for numel in numels]
+        self._gradients = [self._reserve(gradient_bytes) for _ in range(slots)]
+        self.nbytes = self._end
+
+    def gradient(self, slot: int) -> list[slice]:
+        """Each server's part of the gradient in `slot`."""
+        return self._gradients[slot]
+
+    def statistics_out(self, slot: int) -> slice:
+        return self._statistics_out[slot]
+
+    def _reserve(self, sizes: list[int]) -> list[slice]:
+        parts = []
+        for size in sizes:
+            parts.append(slice(self._end, self._end + size))
+            self._end += size
+        self._end += -self._end % _ALIGNMENT
+        return parts
+
+
+class _Memory:
+    """`memory`: (nbytes,) uint8."""
+
+    memory: Tensor
+
+    def __getitem__(self, span: slice) -> Tensor:
+        return self.memory[span]
+
+    def chunk(self, start: int, stop: int) -> Tensor:
+        """Bytes to be sent. Made through numpy they own their storage for torch, which would copy a plain view."""
+        return torch.from_numpy(self.memory.numpy()[start:stop])
+
+
+class Lane(_Memory):
+    """The worker's side, in memory shared with the servers on its host."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        fd = os.memfd_create(_NAME)
+        os.ftruncate(fd, layout.nbytes)
+        mapped = mmap.mmap(fd, layout.nbytes)
+        token = secrets.token_bytes(_TOKEN_BYTES)
+        mapped[:_TOKEN_BYTES] = token
+        self.address = LaneAddress(os.getpid(), fd, token)
+        self.memory = torch.frombuffer(mapped, dtype=torch.uint8)
+
+
+class RemoteLane(_Memory):
+    """The server's side: `memory` is the worker's own where it can be seen (`shared`), else this server's copy."""
+
+    def __init__(self, nbytes: int, address: LaneAddress | None) -> None:
+        self._file = _opened(address, nbytes) if address else None
+        self.shared = self._file is not None
+        # Pages of a copy that are never touched, those of other servers' parts, take no memory.
+        mapped = mmap.mmap(self._file.fileno() if self._file else -1, nbytes)
+        self.memory = torch.frombuffer(mapped, dtype=torch.uint8)
+
+    def write(self, span: slice, payload: Tensor) -> None:
+        """Put a contiguous CPU tensor's bytes at `span`."""
+        if self._file is None:
+            self.memory[span].copy_(payload.view(torch.uint8))
+            return
+        # Not through the mapping: what a worker reads should not count as this process's memory as well.
+        rest, offset = payload.view(torch.uint8).numpy().data, span.start
+        while rest:
+            written = os.pwrite(self._file.fileno(), rest, offset)
+            rest, offset = rest[written:], offset + written
+
+
+def _opened(address: LaneAddress, nbytes: int) -> BinaryIO | None:
+    """The lane's file, if this process is on its host and may open it, and it is that lane indeed."""
+    path = Path(f"/proc/{address.pid}/fd/{address.fd}")
+    try:
+        if not os.readlink(path).startswith(f"/memfd:{_NAME}"):
+            return None
+        file = path.open("r+b", buffering=0)
+    except OSError:
+        return None
+    if os.fstat(file.fileno()).st_size == nbytes and os.pread(file.fileno(), _TOKEN_BYTES, 0) == address.token:
+        return file
+    file.close()
+    return None

@@ -1,0 +1,95 @@
+"""One server's slice of the parameters, with all workers' lanes: gradients are read there, parameters put there."""
+
+import threading
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.futures import Future
+
+from psys.cluster.lane import LaneAddress, Layout, RemoteLane
+from psys.cluster.transport import Advance
+from psys.ps.codec import Fp32, Wire, gradient_codec, parameter_codec
+from psys.ps.coordinator import Update
+from psys.ps.store import Contribution, ParameterStore, Snapshot
+
+
+class Shard:
+    """A `ShardService` over one ParameterStore. A reader's lane is written between its call and the answer, when it
+    does not read, so nobody sees half an update and nothing is copied for the sake of it.
+    """
+
+    def __init__(self, index: int, store: ParameterStore, layout: Layout, wire: Wire, topk_share: float) -> None:
+        self._index, self._store, self.layout = index, store, layout
+        self._gradients, self._parameters = gradient_codec(wire, topk_share), parameter_codec(wire)
+        self._addresses: dict[str, LaneAddress] = {}
+        self._lanes: dict[str, RemoteLane] = {}
+        self._lock = threading.Lock()
+        self._next = 0
+        self.finished = threading.Event()
+        self._scratch = [torch.empty_like(store.parameters) for _ in range(2)]  # takes no memory until it is written
+        span = layout.parameters[index]
+        # A format that sends parameters as they are sends them from where they are.
+        if isinstance(self._parameters, Fp32):
+            self._payload = store.parameters.view(torch.uint8)
+        else:
+            self._payload = torch.empty(span.stop - span.start, dtype=torch.uint8)
+
+    def attach(self, worker: str, address: LaneAddress) -> bool:
+        with self._lock:
+            self._addresses[worker] = address
+            self._lanes.pop(worker, None)
+            return self._lane(worker).shared
+
+    def put(self, worker: str, offset: int, chunk: Tensor) -> None:
+        with self._lock:
+            self._lane(worker)[offset : offset + len(chunk)].copy_(chunk)
+
+    def get(self, worker: str, offset: int, length: int) -> Tensor:
+        with self._lock:
+            return self._lane(worker).chunk(offset, offset + length)
+
+    def advance(self, step: Advance) -> "Future[None]":
+        with self._lock:
+            assert step.number == self._next, f"step {step.number} came instead of {self._next}"
+            for update in step.updates:
+                self._store.apply(self._contributions(update), update.learning_rate, update.statistics_share)
+            if step.readers:
+                self._deliver(step.readers)
+            for worker in step.released:
+                self._lanes.pop(worker, None)
+            self._next += 1  # not of a step that failed: none may follow it
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+    def snapshot(self) -> "Future[Snapshot]":
+        taken: Future[Snapshot] = Future()
+        with self._lock:
+            taken.set_result(self._store.snapshot())
+        return taken
+
+    def finish(self) -> None:
+        self.finished.set()
+
+    def _lane(self, worker: str) -> RemoteLane:
+        if worker not in self._lanes:
+            self._lanes[worker] = RemoteLane(self.layout.nbytes, self._addresses.get(worker))
+        return self._lanes[worker]
+
+    def _contributions(self, update: Update) -> Iterator[Contribution]:
+        for position, (lease, share) in enumerate(zip(update.leases, update.shares, strict=True)):
+            lane = self._lane(lease.worker)
+            payload = lane[self.layout.gradient(lease.slot)[self._index]]
+            # The first is where the sum is made, the others are used up one by one.
+            gradient = self._gradients.decode(payload, self._scratch[min(position, 1)])
+            statistics = lane[self.layout.statistics_out(lease.slot)].view(torch.float32)
+            yield Contribution(gradient, statistics if self._index == 0 else statistics[:0], share)
+
+    def _deliver(self, readers: tuple[str, ...]) -> None:
+        self._parameters.encode(self._store.parameters, self._payload)
+        for worker in readers:
+            lane = self._lane(worker)
+            lane.write(self.layout.parameters[self._index], self._payload)
+            if self._index == 0:
+                lane.write(self.layout.statistics_in, self._store.statistics)

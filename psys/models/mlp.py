@@ -1,0 +1,34 @@
+"""A multilayer perceptron: much communication for little computation, as benchmarks of the wire want it."""
+
+import math
+
+from torch import Tensor, nn
+
+from psys.errors import PsysError
+
+IMAGE = (3, 32, 32)
+
+
+class MLP(nn.Module):
+    """(B, 3, 32, 32) normalised float images -> (B, num_classes) logits, by two hidden layers with ReLU.
+
+    `hidden` units a layer; 3,748 of them make 25,606,346 parameters for 10 classes. Raises PsysError for images of any
+    other size: the first layer has a weight for each of the 3,072 inputs.
+    """
+
+    def __init__(self, hidden: int, num_classes: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(math.prod(IMAGE), hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, num_classes),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1:] != IMAGE:
+            raise PsysError(f"an mlp takes images of shape {IMAGE}, got {tuple(x.shape[1:])}: choose a resnet instead")
+        logits: Tensor = self.layers(x)
+        return logits

@@ -1,0 +1,230 @@
+"""Servers' slices fed through workers' lanes, seen or apart, in every wire format; no wire between them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from psys.cluster.config import RunConfig
+from psys.cluster.lane import LaneAddress
+from psys.cluster.laned import LanedModel
+from psys.cluster.shard import Shard
+from psys.cluster.transport import Advance
+from psys.models.registry import build
+from psys.ps.codec import Wire, gradient_codec, parameter_codec
+from psys.ps.coordinator import Update
+from psys.ps.ledger import Lease
+from psys.ps.store import Contribution, OptimizerConfig, ParameterStore, Snapshot
+
+RATE, STATISTICS_SHARE = 0.1, 0.75
+OPTIMIZER = OptimizerConfig(weight_decay=1e-3)
+WIRES = ["fp32", "bf16", "fp16", "topk"]
+
+
+class Worker:
+    def __init__(self, name: str, config: RunConfig, seen: bool) -> None:
+        self.name, self.laned, self.seen = name, LanedModel(build("resnet8", 10), config), seen
+        self.address = self.laned.lane.address if seen else LaneAddress(0, 0, b"")
+
+    def attach(self, shards: list[Shard]) -> None:
+        assert [shard.attach(self.name, self.address) for shard in shards] == [self.seen] * len(shards)
+
+    def send(self, shards: list[Shard], slot: int, gradient: Tensor, statistics: Tensor) -> None:
+        layout, lane = self.laned.lane.layout, self.laned.lane
+        self.laned.model.gradient.copy_(gradient)
+        self.laned.model.statistics.copy_(statistics)
+        self.laned.send(slot)
+        if not self.seen:
+            for shard, span in zip(shards, layout.gradient(slot), strict=True):
+                for start in range(span.start, span.stop, 50_000):
+                    shard.put(self.name, start, lane.chunk(start, min(start + 50_000, span.stop)))
+            span = layout.statistics_out(slot)
+            shards[0].put(self.name, span.start, lane[span])
+
+    def receive(self, shards: list[Shard]) -> tuple[Tensor, Tensor]:
+        layout, lane = self.laned.lane.layout, self.laned.lane
+        if not self.seen:
+            for shard, span in [*zip(shards, layout.parameters, strict=True), (shards[0], layout.statistics_in)]:
+                lane[span].copy_(shard.get(self.name, span.start, span.stop - span.start))
+        self.laned.receive()
+        return self.laned.model.parameters.clone(), self.laned.model.statistics.clone()
+
+
+class Rig:
+    """Servers of one run and their workers, all in this process."""
+
+    def __init__(self, wire: Wire, seen: tuple[bool, ...], servers: int = 2, prefetch: int = 1) -> None:
+        config = RunConfig(model="resnet8", mode="sync", wire=wire, servers=servers, prefetch=prefetch)
+        self.workers = [Worker(f"worker{number}", config, each) for number, each in enumerate(seen)]
+        model = self.workers[0].laned.model
+        self.numel, self.numel_of_statistics = len(model.parameters), len(model.statistics)
+        layout = config.layout(self.numel, self.numel_of_statistics)
+        self.initial, statistics = draw(-1, self.numel), torch.zeros(self.numel_of_statistics)
+        self.shards = [
+            Shard(
+                number,
+                ParameterStore(
+                    self.initial[part],
+                    part.stop - part.start,
+                    statistics if number == 0 else statistics[:0],
+                    OPTIMIZER,
+                ),
+                layout,
+                wire,
+                config.topk_share,
+            )
+            for number, part in enumerate(layout.slices)
+        ]
+        self.steps = 0
+        for worker in self.workers:
+            worker.attach(self.shards)
+
+    def advance(self, slot: int | None, readers: tuple[str, ...] = (), released: tuple[str, ...] = ()) -> None:
+        """With an update of what all workers have sent to `slot`, if one is given."""
+        leases = tuple(Lease(self.steps, 0, worker.name, self.steps, slot or 0) for worker in self.workers)
+        shares = tuple((1 + number) / sum(range(1 + len(leases))) for number in range(len(leases)))
+        update = Update(self.steps + 1, leases, shares, (0,) * len(leases), RATE, STATISTICS_SHARE, 0.0)
+        step = Advance(self.steps, () if slot is None else (update,), readers, released)
+        for shard in self.shards:
+            shard.advance(step).wait()
+        self.steps += 1
+
+    def train(self, steps: int) -> list[tuple[Tensor, Tensor]]:
+        """What the workers have after so many updates, which all read."""
+        for step in range(steps):
+            for number, worker in enumerate(self.workers):
+                worker.send(self.shards, step % 2, *self.sent(number, step))
+            self.advance(step % 2, readers=tuple(worker.name for worker in self.workers))
+        return [worker.receive(self.shards) for worker in self.workers]
+
+    def sent(self, worker: int, step: int) -> tuple[Tensor, Tensor]:
+        return draw(10 * step + worker, self.numel), draw(1000 + 10 * step + worker, self.numel_of_statistics)
+
+    def snapshot(self) -> Snapshot:
+        parts = [shard.snapshot().wait() for shard in self.shards]
+        assert [len(part.statistics) for part in parts[1:]] == [0] * (len(parts) - 1)
+        return Snapshot(parts[0].version, torch.cat([part.parameters for part in parts]), parts[0].statistics)
+
+
+def draw(seed: int, numel: int) -> Tensor:
+    return torch.randn(numel, generator=torch.Generator().manual_seed(seed + 1))
+
+
+def lanes_open() -> int:
+    """Of this process, on either side."""
+    return Path("/proc/self/maps").read_text().count("/memfd:psys-lane")
+
+
+@pytest.mark.parametrize("wire", WIRES)
+def test_what_workers_send_is_applied_and_what_they_receive_is_the_version_made_last(wire: Wire) -> None:
+    rig = Rig(wire, seen=(True, True))
+    got = rig.train(4)
+    whole = ParameterStore(rig.initial, rig.numel, torch.zeros(rig.numel_of_statistics), OPTIMIZER)
+    slices = rig.shards[0].layout.slices
+    codecs = [[gradient_codec(wire, RunConfig().topk_share) for _ in slices] for _ in rig.workers]
+    for step in range(4):
+        contributions = []
+        for number, of_worker in enumerate(codecs):
+            gradient, statistics = rig.sent(number, step)
+            decoded = []
+            for codec, part in zip(of_worker, slices, strict=True):
+                payload = torch.zeros(codec.nbytes(part.stop - part.start), dtype=torch.uint8)
+                codec.encode(gradient[part], payload)
+                decoded.append(codec.decode(payload, torch.empty(part.stop - part.start)).clone())
+            contributions.append(Contribution(torch.cat(decoded), statistics, (1 + number) / 3))
+        whole.apply(contributions, RATE, STATISTICS_SHARE)
+    expected = whole.snapshot()
+    assert torch.equal(rig.snapshot().parameters, expected.parameters)
+    assert torch.equal(rig.snapshot().statistics, expected.statistics)
+    returning = parameter_codec(wire)
+    payload = torch.zeros(returning.nbytes(rig.numel), dtype=torch.uint8)
+    returning.encode(expected.parameters, payload)
+    for parameters, statistics in got:
+        # Of fp16 the scale is each slice's own.
+        torch.testing.assert_close(
+            parameters, returning.decode(payload, torch.empty(rig.numel)), rtol=1e-3 if wire == "fp16" else 0, atol=1e-9
+        )
+        assert torch.equal(statistics, expected.statistics)
+
+
+@pytest.mark.parametrize("wire", WIRES)
+@pytest.mark.parametrize("servers", [1, 3])
+def test_a_lane_that_cannot_be_seen_gives_the_same_as_one_that_can(wire: Wire, servers: int) -> None:
+    together = Rig(wire, seen=(True, True), servers=servers)
+    apart = Rig(wire, seen=(True, False), servers=servers)
+    for ours, theirs in zip(together.train(4), apart.train(4), strict=True):
+        assert torch.equal(ours[0], theirs[0])
+        assert torch.equal(ours[1], theirs[1])
+    assert torch.equal(together.snapshot().parameters, apart.snapshot().parameters)
+
+
+def test_a_model_that_lives_in_its_lane_is_the_same_as_one_that_is_copied_there() -> None:
+    """As it does on the CPU in float32 with one slot: what arrives is in the model before anybody has copied it."""
+    inside, outside = (Rig("fp32", seen=(True,), prefetch=prefetch) for prefetch in (0, 1))
+    for step in range(3):
+        for rig in (inside, outside):
+            rig.workers[0].send(rig.shards, 0, *rig.sent(0, step))
+            rig.advance(0, readers=("worker0",))
+        parameters = inside.workers[0].laned.model.parameters.clone()
+        assert torch.equal(parameters, outside.workers[0].receive(outside.shards)[0])
+        assert torch.equal(parameters, inside.workers[0].receive(inside.shards)[0])
+
+
+def test_only_readers_are_written_to() -> None:
+    rig = Rig("fp32", seen=(True, False))
+    before = [worker.receive(rig.shards)[0] for worker in rig.workers]
+    for worker in rig.workers:
+        worker.send(rig.shards, 0, *rig.sent(0, 0))
+    rig.advance(0, readers=("worker1",))
+    assert torch.equal(rig.workers[0].receive(rig.shards)[0], before[0])
+    assert torch.equal(rig.workers[1].receive(rig.shards)[0], rig.snapshot().parameters)
+    rig.advance(None, readers=("worker0",))
+    assert torch.equal(rig.workers[0].receive(rig.shards)[0], rig.snapshot().parameters)
+
+
+def test_what_was_received_stays_while_later_versions_are_made() -> None:
+    rig = Rig("fp32", seen=(True, False))
+    first = rig.train(1)
+    for step in range(1, 4):
+        for worker in rig.workers:
+            worker.send(rig.shards, 0, *rig.sent(0, step))
+        rig.advance(0)
+    for worker, (parameters, statistics) in zip(rig.workers, first, strict=True):
+        again = worker.receive(rig.shards)
+        assert torch.equal(again[0], parameters)
+        assert torch.equal(again[1], statistics)
+    assert not torch.equal(rig.snapshot().parameters, first[0][0])
+
+
+def test_steps_are_taken_in_their_order_only() -> None:
+    shard = Rig("fp32", seen=(True,), servers=1).shards[0]
+    with pytest.raises(AssertionError, match="step 1 came instead of 0"):
+        shard.advance(Advance(1, (), (), ()))
+    shard.advance(Advance(0, (), (), ()))
+    with pytest.raises(AssertionError, match="step 0 came instead of 1"):
+        shard.advance(Advance(0, (), (), ()))
+
+
+def test_a_released_lane_is_closed_and_opened_again_when_its_worker_comes_back() -> None:
+    rig = Rig("fp32", seen=(True, True), servers=1)
+    rig.train(1)
+    before = lanes_open()
+    rig.advance(None, released=("worker0", "worker1", "never heard of"))
+    assert lanes_open() < before
+    again = rig.train(2)
+    assert lanes_open() == before
+    assert torch.equal(again[0][0], rig.snapshot().parameters)
+
+
+def test_a_worker_that_attaches_anew_has_a_new_lane() -> None:
+    rig = Rig("fp32", seen=(True,))
+    old = rig.workers[0]
+    old.send(rig.shards, 0, torch.ones(rig.numel), torch.zeros(rig.numel_of_statistics))
+    config = RunConfig(model="resnet8", mode="sync", servers=2, prefetch=1)
+    rig.workers = [Worker("worker0", config, seen=True)]
+    rig.workers[0].attach(rig.shards)
+    rig.advance(0, readers=("worker0",))  # of a gradient of 0, with which only weight decay moves the parameters
+    expected = ParameterStore(rig.initial, rig.numel, torch.zeros(0), OPTIMIZER)
+    expected.apply([Contribution(torch.zeros(rig.numel), torch.zeros(0), 1)], RATE, 1)
+    assert torch.equal(rig.workers[0].receive(rig.shards)[0], expected.snapshot().parameters)

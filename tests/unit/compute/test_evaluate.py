@@ -1,0 +1,20 @@
+import numpy as np
+import pytest
+import torch
+
+from psys.augment.batch import normalise
+from psys.compute.evaluate import evaluate
+from psys.data.store import PreparedStore
+from psys.models.resnet import resnet
+
+
+def test_evaluation_in_pieces_is_evaluation_of_the_whole(small_store: PreparedStore) -> None:
+    test, module = small_store.split("test"), resnet(8)
+    colours = (small_store.channel_mean, small_store.channel_std)
+    whole = evaluate(module, test.images, test.labels, *colours, torch.device("cpu"))
+    pieces = evaluate(module, test.images, test.labels, *colours, torch.device("cpu"), batch_size=7)
+    assert whole.images == pieces.images == 40
+    assert whole.accuracy == pieces.accuracy
+    assert whole.loss == pytest.approx(pieces.loss, rel=1e-5)
+    logits = module(normalise(torch.tensor(test.images), *colours))
+    assert whole.accuracy == np.mean(logits.argmax(1).numpy() == test.labels)

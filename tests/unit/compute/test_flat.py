@@ -1,0 +1,79 @@
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from psys.compute.flat import FlatModel
+from psys.compute.step import GradientStep
+from psys.models.registry import build
+from psys.models.resnet import resnet
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+def test_a_flat_model_computes_what_the_module_did(views: Batch) -> None:
+    torch.manual_seed(0)
+    module = resnet(8).eval()
+    before = module(views[0])
+    names = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    model = FlatModel(module)
+    torch.testing.assert_close(module(views[0]), before)
+    assert all(torch.equal(tensor, names[name]) for name, tensor in module.state_dict().items())
+    assert len(model.parameters) == len(model.gradient) == sum(p.numel() for p in module.parameters())
+    assert model.decayed == sum(p.numel() for p in module.parameters() if p.dim() > 1)
+
+
+@pytest.mark.parametrize("name", ["resnet8", "mlp64"])
+def test_the_gradient_is_that_of_the_plain_module_in_nchw(name: str, views: Batch) -> None:
+    torch.manual_seed(0)
+    plain, model = build(name, 10), FlatModel(build(name, 10))
+    model.module.load_state_dict(plain.state_dict())
+    F.cross_entropy(plain.train()(views[0].contiguous()), views[1]).backward()
+    GradientStep(model, torch.float32)(*views)
+    for expected, parameter in zip(plain.parameters(), model.module.parameters(), strict=True):
+        assert expected.grad is not None
+        torch.testing.assert_close(parameter.grad, expected.grad, atol=1e-4, rtol=1e-3)
+    statistics = torch.cat([b.flatten() for b in plain.buffers() if b.is_floating_point()] or [torch.zeros(0)])
+    torch.testing.assert_close(model.statistics, statistics, atol=1e-5, rtol=1e-5)
+
+
+def test_it_lives_in_the_memory_it_is_given(views: Batch) -> None:
+    torch.manual_seed(0)
+    module = resnet(8)
+    plain = FlatModel(resnet(8))
+    plain.module.load_state_dict(module.state_dict())
+    parameters, gradient = torch.full((2, len(plain.parameters)), float("nan"))
+    model = FlatModel(module, parameters, gradient)
+    assert torch.equal(parameters, plain.parameters)
+    GradientStep(plain, torch.float32)(*views)
+    GradientStep(model, torch.float32)(*views)
+    assert torch.equal(gradient, plain.gradient)
+    for vector, tensors in (
+        (parameters, [p.detach() for p in module.parameters()]),
+        (gradient, [p.grad for p in module.parameters()]),
+    ):
+        starts = sorted((tensor.data_ptr(), tensor.nbytes) for tensor in tensors if tensor is not None)
+        assert starts[0][0] == vector.data_ptr()
+        assert all(start + size == following for (start, size), (following, _) in pairwise(starts))
+        assert sum(size for _, size in starts) == vector.nbytes
+
+
+def test_convolutions_lie_channels_last() -> None:
+    model = FlatModel(resnet(8))
+    weight = model.module.get_parameter("blocks.1.conv1.weight")
+    assert weight.grad is not None
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert weight.stride() == weight.grad.stride()
+    with torch.no_grad():
+        weight[3, 5, 0, 2] = 7.0
+    start = weight.storage_offset()
+    assert model.parameters[start : start + weight.numel()].view(32, 3, 3, 16)[3, 0, 2, 5] == 7.0
+
+
+def test_load_moves_every_parameter_and_statistic(views: Batch) -> None:
+    first, second = FlatModel(resnet(8).eval()), FlatModel(resnet(8).eval())
+    GradientStep(second, torch.float32)(*views)
+    first.load(second.parameters, second.statistics)
+    first.module.eval(), second.module.eval()
+    assert torch.equal(first.module(views[0]), second.module(views[0]))
