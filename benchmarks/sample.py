@@ -1,6 +1,6 @@
-"""Accuracy and time of every mode on the embedded sample: `python -m benchmarks.sample [--seeds 3] [--modes sync ...]`.
+"""Accuracy and time of modes, precisions and wire formats on the embedded sample: `python -m benchmarks.sample`.
 
-Runs configs/sample.yaml as a user would, one run after the other, modes interleaved. Results go to benchmarks/sample/
+Runs configs/sample.yaml as a user would, one run after the other, arms interleaved. Results go to benchmarks/sample/
 (a JSON for each run, with its environment; a run that is there already is not repeated), the table to standard output.
 """
 
@@ -14,56 +14,63 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+from benchmarks.measure import ROOT, table
+
 RESULTS = Path(__file__).parent / "sample"
+ARMS = {
+    "sync": ["--mode", "sync"],
+    "ssp": ["--mode", "ssp"],
+    "async": ["--mode", "async"],
+    "async-prefetch": ["--mode", "async", "--prefetch", "1"],
+    "async-fp32": ["--mode", "async", "--precision", "fp32"],
+    "async-wire-bf16": ["--mode", "async", "--wire", "bf16"],
+    "async-wire-fp16": ["--mode", "async", "--wire", "fp16"],
+    "async-wire-topk": ["--mode", "async", "--wire", "topk"],
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.sample", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--modes", nargs="+", default=["sync", "ssp", "async"])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     arguments = parser.parse_args()
     for seed in range(arguments.seeds):
-        for mode in arguments.modes:
-            target = RESULTS / f"{mode}-{seed}.json"
+        for arm in arguments.arms:
+            target = RESULTS / f"{arm}-{seed}.json"
             if not target.exists():
-                target.write_text(json.dumps(run(mode, seed), indent=1) + "\n", encoding="utf-8")
-    for line in table(arguments.modes):
-        print(line)
+                target.write_text(json.dumps(run(arm, seed), indent=1) + "\n", encoding="utf-8")
+    print("\n".join(report(arguments.arms)))
 
 
-def run(mode: str, seed: int) -> dict[str, Any]:
+def run(arm: str, seed: int) -> dict[str, Any]:
     """One run's result.json and environment.json; the first asynchronous one also leaves its curves."""
     with tempfile.TemporaryDirectory() as folder:
-        flags = ["--mode", mode, "--seed", str(seed), "--runs", folder, "--name", "run"]
+        flags = [*ARMS[arm], "--seed", str(seed), "--runs", folder, "--name", "run"]
         subprocess.run([sys.executable, ROOT / "launch" / "ps.py", *flags], cwd=ROOT, check=True, stdout=sys.stderr)
         path = Path(folder) / "run"
-        if (mode, seed) == ("async", 0):
+        if (arm, seed) == ("async", 0):
             shutil.copyfile(path / "curves.png", RESULTS / "curves.png")
         environment = json.loads((path / "environment.json").read_text(encoding="utf-8"))
-        environment["command"] = ["launch/ps.py", *flags[:4]]
+        environment["command"] = ["launch/ps.py", *flags[:-4]]
         return {"environment": environment, **json.loads((path / "result.json").read_text(encoding="utf-8"))}
 
 
-def table(modes: list[str]) -> list[str]:
+def report(arms: list[str]) -> list[str]:
     """The Markdown table of all results on disk, mean and, from two seeds on, standard deviation."""
-    lines = [
-        "| mode | seeds | test accuracy, best snapshot | last snapshot | training | images/s | staleness mean / max |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for mode in modes:
-        runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob(f"{mode}-*.json"))]
-        best, last = (spread([100 * run[role]["test"]["accuracy"] for run in runs]) for role in ("best", "last"))
-        seconds, speed = (
-            spread([run["train_seconds"] for run in runs]),
-            spread([run["images_per_second"] for run in runs]),
-        )
-        stale = statistics.mean(run["staleness_mean"] for run in runs)
-        stalest = max(run["staleness_max"] for run in runs)
-        lines.append(
-            f"| {mode} | {len(runs)} | {best} % | {last} % | {seconds} s | {speed} | {stale:.2f} / {stalest} |"
-        )
-    return lines
+    header = ["arm", "seeds", "test accuracy, best snapshot", "last snapshot", "training", "images/s", "staleness"]
+    rows = []
+    for arm in arms:
+        runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob(f"{arm}-[0-9]*.json"))]
+        if runs:
+            best, last = (spread([100 * run[role]["test"]["accuracy"] for run in runs]) for role in ("best", "last"))
+            seconds = spread([run["train_seconds"] for run in runs])
+            speed = spread([run["images_per_second"] for run in runs])
+            stale = f"{statistics.mean(run['staleness_mean'] for run in runs):.2f}"
+            stalest = max(run["staleness_max"] for run in runs)
+            rows.append(
+                [arm, len(runs), f"{best} %", f"{last} %", f"{seconds} s", speed, f"{stale}, at most {stalest}"]
+            )
+    return table(header, rows)
 
 
 def spread(values: list[float]) -> str:

@@ -1,0 +1,115 @@
+"""What psys is compared with, one process a rank: `python -m benchmarks.baselines KIND --rank R --config FILE`.
+
+alone: processes that never speak to each other, each with its own optimizer; what psys would do if its wire were free.
+ddp: torch's DistributedDataParallel over gloo on loopback, set up for speed. ddp+memory: the same in processes that
+keep freed memory, as workers of psys and `alone` do, and torch by itself does not. All take the images, augmentation
+and precision of psys, write its events below the run's directory, and train until they are interrupted.
+"""
+
+import argparse
+import itertools
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import SGD
+
+from psys.cluster.batches import Batches
+from psys.cluster.config import RunConfig
+from psys.compute.device import choose_precision, keep_freed_memory
+from psys.compute.flat import FlatModel
+from psys.compute.step import GradientStep
+from psys.config import read_yaml, validate
+from psys.data.store import PreparedStore
+from psys.events import EventLog
+from psys.models.registry import build
+
+Step = Callable[[Tensor, Tensor], object]
+_DEVICE = torch.device("cpu")
+
+
+def alone(config: RunConfig, module: nn.Module, rank: int) -> Step:
+    """psys' own gradient, then one fused step on the flat vector."""
+    model = FlatModel(module)
+    gradient = GradientStep(model, choose_precision(config.precision, _DEVICE), config.label_smoothing)
+    parameters = nn.Parameter(model.parameters)
+    parameters.grad = model.gradient
+    optimizer = _sgd([parameters], config)
+
+    def step(views: Tensor, labels: Tensor) -> None:
+        gradient(views, labels)
+        optimizer.step()
+
+    return step
+
+
+def ddp(config: RunConfig, module: nn.Module, rank: int) -> Step:
+    """Gradients averaged behind the backward pass, in buckets that need no copy; a fused step on every rank."""
+    assert config.workers is not None
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo", f"file://{config.runs / 'rendezvous'}", rank=rank, world_size=config.workers)
+    precision = choose_precision(config.precision, _DEVICE)
+    model = DistributedDataParallel(
+        module.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+        gradient_as_bucket_view=True,
+        static_graph=True,
+        broadcast_buffers=False,  # every rank keeps its own running statistics: nothing more to send
+    )
+    optimizer = _sgd(list(model.parameters()), config)
+
+    def step(views: Tensor, labels: Tensor) -> None:
+        optimizer.zero_grad()
+        with torch.autocast(_DEVICE.type, dtype=precision, enabled=precision != torch.float32):
+            logits = model(views)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
+        loss.backward()
+        # A worker of psys reports both of every batch.
+        torch.stack([loss.detach(), (logits.argmax(1) == labels).sum().float()]).tolist()
+        optimizer.step()
+
+    return step
+
+
+def _sgd(parameters: list[nn.Parameter], config: RunConfig) -> SGD:
+    rate, chosen = config.schedule.learning_rate, config.optimizer
+    assert (chosen.kind, chosen.weight_decay) == ("sgd", 0.0)
+    return SGD(parameters, rate, chosen.momentum, nesterov=chosen.nesterov, fused=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks.baselines", description=__doc__)
+    parser.add_argument("kind", choices=["alone", "ddp", "ddp+memory"])
+    parser.add_argument("--rank", type=int, required=True)
+    parser.add_argument("--config", type=Path, required=True)
+    arguments = parser.parse_args()
+    config = validate(RunConfig, read_yaml(arguments.config), str(arguments.config))
+    assert config.workers is not None
+    assert config.threads is not None
+    if arguments.kind != "ddp":  # torch does not do this by itself, workers of psys do
+        keep_freed_memory()
+    torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    store = PreparedStore.open(config.store)
+    batches = Batches(config, store, _DEVICE)
+    make = alone if arguments.kind == "alone" else ddp
+    step = make(config, build(config.model, len(store.classes)), arguments.rank)
+    folder = config.runs / str(arguments.rank)
+    folder.mkdir()
+    with EventLog(folder / "events.jsonl") as events:
+        events.write("join", worker=arguments.rank, seconds=time.monotonic())
+        for number in itertools.count(arguments.rank, config.workers):
+            views, labels = batches[number]
+            step(views, labels)
+            events.write(
+                "update", seconds=time.monotonic(), images=len(labels) // config.augment.views, workers=[arguments.rank]
+            )
+
+
+if __name__ == "__main__":
+    main()

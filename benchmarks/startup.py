@@ -1,0 +1,68 @@
+"""Seconds from `torchrun launch/ps.py` to the first applied gradient: `python -m benchmarks.startup [--rounds 5]`.
+
+The default run, a worker a core, on a prepared store. What is seen on the way, in files that the run writes: its
+directory (launcher up, settings read, store checked), the `start` event (server up), the last worker's `join`, the
+first `update`. They are looked for every 10 ms. Results go to benchmarks/startup/startup.json.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.measure import ROOT, Running, median_spread, prepared_sample, table, write
+from psys.compute.device import available_cores
+from psys.errors import exit_with_message
+from psys.events import read_events
+
+TORCHRUN = ["-m", "torch.distributed.run"]  # what the command torchrun runs, of this very environment
+POLL_SECONDS = 0.01
+LIMIT_SECONDS = 120.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks.startup", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--store", type=Path, default=ROOT / "stores" / "sample", help="prepared from the sample")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "startup")
+    arguments = parser.parse_args()
+    prepared_sample(arguments.store)
+    rounds = []
+    for number in range(arguments.rounds):
+        rounds.append(measure(arguments.store.absolute()))
+        print(f"round {number + 1}: {rounds[-1]}", file=sys.stderr, flush=True)
+    write(arguments.out / "startup.json", {"workers": available_cores(), "rounds": rounds})
+    rows = [(stage, median_spread([seconds[stage] for seconds in rounds], digits=2)) for stage in rounds[0]]
+    print("\n".join(table(["stage", "seconds since the command"], rows)))
+
+
+def measure(store: Path) -> dict[str, float]:
+    """Start the default run and interrupt it after its first update; seconds from its start to each stage."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, path = Path(name), Path(name) / "run" / "events.jsonl"
+        workers = available_cores()
+
+        def seen(event: str, times: int = 1) -> bool:
+            return path.exists() and sum(e["event"] == event for e in read_events(path)) >= times
+
+        stages: dict[str, Callable[[], bool]] = {
+            "run directory": path.parent.exists,
+            "server up": lambda: seen("start"),
+            "all workers joined": lambda: seen("join", workers),
+            "first update": lambda: seen("update"),
+        }
+        command = [*TORCHRUN, "launch/ps.py", "--store", store, "--runs", folder, "--name", "run", "--workers", workers]
+        begin = time.monotonic()
+        seconds = {}
+        with Running([command], folder / "log") as running:
+            for stage, reached in stages.items():
+                running.wait(reached, LIMIT_SECONDS, POLL_SECONDS)
+                seconds[stage] = round(time.monotonic() - begin, 3)
+        return seconds
+
+
+if __name__ == "__main__":
+    with exit_with_message():
+        main()

@@ -1,0 +1,214 @@
+"""A push_pull against a copy of the same bytes and against a call that does nothing: `python -m benchmarks.wire`.
+
+A real server (and a second one) of a vector of parameters with the default optimizer (SGD, Nesterov momentum), and real
+worker processes that compute nothing: hand in a gradient that was written anew in the run's wire format, wait for the
+update, take the parameters. In float32 on one host that is where the model lives, so nothing but the optimizer and one
+write of the parameters moves the vector. Every worker measures all three in turns, then push_pulls alone; how many all
+make a second counts while every one of them does. `apart`: the workers' memory is hidden from the servers, as if on
+another host, and its bytes go in chunks over loopback. Results go to benchmarks/wire/wire.json.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+
+from benchmarks.measure import ROOT, median_spread, table, write
+from psys.cluster import torch_rpc
+from psys.cluster.address import listen
+from psys.cluster.config import RunConfig
+from psys.cluster.laned import LanedModel
+from psys.cluster.server import Server
+from psys.cluster.shard import Shard
+from psys.cluster.transport import Push
+from psys.events import EventLog
+from psys.ps.coordinator import Coordinator
+from psys.ps.ledger import Ledger
+from psys.ps.policy import make_policy
+from psys.ps.store import OptimizerConfig, ParameterStore
+
+RESULTS = Path(__file__).parent / "wire" / "wire.json"
+SMALL, LARGE = 656_000, 25_600_000  # parameters: 2.6 MB and 102 MB in float32
+_BLOCK = 10  # operations of a kind before it is the next one's turn
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks.wire", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=5.0, help="of measuring, per case and round")
+    parser.add_argument("--wires", nargs="+", default=["fp32", "bf16", "fp16", "topk"])
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--case", help="for this program's own processes")
+    parser.add_argument("--role", help="for this program's own processes")
+    parser.add_argument("--port", type=int, default=0)
+    arguments = parser.parse_args()
+    if arguments.role:
+        _ROLES[arguments.role](json.loads(arguments.case), arguments)
+        return
+    series: dict[str, list[dict[str, Any]]] = {}
+    for _ in range(arguments.rounds):
+        for case in cases(arguments.wires):
+            name = " ".join(f"{key}={value}" for key, value in case.items())
+            series.setdefault(name, []).append({**case, **measure(case, arguments.seconds)})
+    write(arguments.out, {"rounds": arguments.rounds, "seconds": arguments.seconds, "series": series})
+    print("\n".join(summary(series)))
+
+
+def cases(wires: list[str]) -> list[dict[str, Any]]:
+    """What is measured: both sizes by format, servers and whether memory is shared; the small one by workers."""
+    usual = {"servers": 1, "workers": 1, "wire": "fp32", "apart": False}
+    grid = itertools.product((SMALL, LARGE), wires, (1, 2), (False, True))
+    by_format = [{**usual, "numel": n, "wire": w, "servers": s, "apart": a} for n, w, s, a in grid]
+    by_workers = [{**usual, "numel": SMALL, "workers": workers} for workers in (2, 4, 8)]
+    return by_format + by_workers + [{**usual, "numel": LARGE, "workers": 2}]
+
+
+def measure(case: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """One case: milliseconds of a copy, an empty call and a push_pull (medians of each worker), all push_pulls/s."""
+    with ExitStack() as stack:
+
+        def start(role: str, port: int = 0) -> "subprocess.Popen[str]":
+            command = [sys.executable, "-m", "benchmarks.wire", "--role", role, "--case", json.dumps(case)]
+            process = subprocess.Popen(
+                [*command, "--port", str(port), "--seconds", str(seconds)],
+                cwd=ROOT,
+                env={**os.environ, "TORCH_CPP_LOG_LEVEL": "ERROR"},  # or it tells of every worker that goes
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            stack.callback(process.communicate)
+            stack.callback(process.kill)
+            return process
+
+        server = start("server")
+        assert server.stdout
+        port = int(server.stdout.readline())
+        servers = [server, *(start("shard", port) for _ in range(1, case["servers"]))]
+        workers = [start("worker", port) for _ in range(case["workers"])]
+        told = [json.loads(worker.communicate(timeout=120)[0].splitlines()[-1]) for worker in workers]
+        resident = sum(psutil.Process(each.pid).memory_info().rss for each in servers) / 1e6
+    begin, end = max(each["done"][0] for each in told), min(each["done"][-1] for each in told)
+    together = sum(begin < done <= end for each in told for done in each["done"])
+    return {
+        "copy_ms": statistics.median(each["copy_ms"] for each in told),
+        "call_ms": statistics.median(each["call_ms"] for each in told),
+        "push_pull_ms": statistics.median(each["push_pull_ms"] for each in told),
+        "per_second": together / (end - begin),
+        "server_mb": resident,
+    }
+
+
+def summary(series: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """The Markdown table; ratios are taken within a round."""
+    header = ["MB", "wire", "servers", "workers", "memory", "copy ms", "call ms", "push_pull ms"]
+    header += ["/ copy", "/ call", "push_pulls/s", "server MB"]
+    rows = []
+    for rounds in series.values():
+        case = rounds[0]
+        rows.append(
+            [
+                f"{case['numel'] * 4 / 1e6:.1f}",
+                *(case["wire"], case["servers"], case["workers"], "apart" if case["apart"] else "shared"),
+                *(median_spread([each[key] for each in rounds], 2) for key in ("copy_ms", "call_ms", "push_pull_ms")),
+                median_spread([each["push_pull_ms"] / each["copy_ms"] for each in rounds], 2),
+                median_spread([each["push_pull_ms"] / each["call_ms"] for each in rounds], 2),
+                median_spread([each["per_second"] for each in rounds], 0),
+                median_spread([each["server_mb"] for each in rounds], 0),
+            ]
+        )
+    return table(header, rows)
+
+
+def _config(case: dict[str, Any]) -> RunConfig:
+    return RunConfig(mode="async", wire=case["wire"], servers=case["servers"], heartbeat_timeout=600.0)
+
+
+def _shard(number: int, case: dict[str, Any]) -> Shard:
+    config = _config(case)
+    layout = config.layout(case["numel"], 0)
+    part = layout.slices[number]
+    numel = part.stop - part.start
+    store = ParameterStore(torch.zeros(numel), numel, torch.zeros(0), OptimizerConfig())
+    return Shard(number, store, layout, config.wire, config.topk_share)
+
+
+def _serve(case: dict[str, Any], arguments: argparse.Namespace) -> None:
+    torch.set_num_threads(1)
+    config, shard = _config(case), _shard(0, case)
+    listener = listen("127.0.0.1", 0)
+    print(listener.getsockname()[1], flush=True)
+    others = torch_rpc.open_board(listener, config.model_dump_json(), case["servers"])
+    ledger = Ledger(epochs=1, samples=10_000_000, batch_size=1)
+    coordinator = Coordinator(ledger, make_policy("async", 0, 0), config.schedule, 1, case["workers"], 1)
+    with tempfile.TemporaryDirectory() as folder, EventLog(Path(folder) / "events.jsonl") as events:
+        server = Server(config, "", coordinator, [shard, *others], events, lambda stamped: None)
+        torch_rpc.serve(server, shard, case["servers"])
+        server.run(stopped=lambda status: False, tick=lambda status: None)
+
+
+def _serve_shard(case: dict[str, Any], arguments: argparse.Namespace) -> None:
+    torch.set_num_threads(1)
+    torch_rpc.settings_of("127.0.0.1", arguments.port)
+    torch_rpc.serve_shard(_shard(1, case), 1, "127.0.0.1")
+    threading.Event().wait()
+
+
+def _work(case: dict[str, Any], arguments: argparse.Namespace) -> None:
+    torch.set_num_threads(1)
+    client = torch_rpc.connect("127.0.0.1", arguments.port)
+    module = nn.Linear(case["numel"], 1, bias=False)
+    laned = LanedModel(module, _config(case))
+    laned.model.gradient.normal_(generator=torch.Generator().manual_seed(client.number))
+    if case["apart"]:
+        laned.lane.address = laned.lane.address._replace(token=bytes(len(laned.lane.address.token)))
+    client.attach(laned.lane)
+    source, target = torch.zeros(case["numel"]), torch.zeros(case["numel"])
+    lease = client.push_pull(None).lease
+
+    def push_pull() -> None:
+        nonlocal lease
+        assert lease is not None
+        laned.send(lease.slot)
+        lease = client.push_pull(Push(lease, 0.0, 0, 1)).lease
+        laned.receive()
+
+    operations = {"copy": lambda: target.copy_(source), "call": client.beat, "push_pull": push_pull}
+    taken: dict[str, list[float]] = {name: [] for name in operations}
+    end = time.perf_counter() + arguments.seconds
+    while time.perf_counter() < end or len(taken["push_pull"]) < 3 * _BLOCK:
+        for name, operation in operations.items():
+            operation()  # the others have emptied the caches
+            for _ in range(_BLOCK):
+                laned.model.gradient.neg_()  # as a step would have written it
+                start = time.perf_counter()
+                operation()
+                taken[name].append(time.perf_counter() - start)
+    # Longer than the others may be behind with their own.
+    done, end = [time.monotonic()], time.monotonic() + 2 * arguments.seconds
+    while time.monotonic() < end:
+        push_pull()
+        done.append(time.monotonic())
+    medians = {f"{name}_ms": statistics.median(values) * 1e3 for name, values in taken.items()}
+    print(json.dumps({**medians, "done": done}), flush=True)
+    client.leave()
+    torch_rpc.close()
+
+
+_ROLES = {"server": _serve, "shard": _serve_shard, "worker": _work}
+
+if __name__ == "__main__":
+    main()
