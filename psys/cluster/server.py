@@ -145,18 +145,21 @@ class Server:
                 unsaved, self._unsaved = self._unsaved, []
                 self._status.workers = len(self._coordinator.members)
             self._send_answers()
-            for slices, stamped in unsaved:
-                try:
-                    taken = [part.wait() for part in slices]
-                except RuntimeError as error:
-                    raise _lost(error) from None
-                self._save(stamped._replace(slices=taken))
+            while unsaved:
+                self._save_slices(*unsaved.pop(0))  # so that no vector is kept until the next one is due
             tick(self._status)
             if ended:
                 break
         proof = self._coordinator.ledger.proof()
         self._events.write("end", seconds=self._status.train_seconds, **vars(proof))
         return proof
+
+    def _save_slices(self, slices: "list[Future[Snapshot]]", stamped: Stamped) -> None:
+        try:
+            taken = [part.wait() for part in slices]
+        except RuntimeError as error:
+            raise _lost(error) from None
+        self._save(stamped._replace(slices=taken))
 
     def _look_after(self, now: float, stopped: bool) -> None:
         for name in self._membership.silent(now):
