@@ -105,13 +105,14 @@ def steps(model: str, views: Tensor, labels: Tensor) -> dict[str, Timed]:
 
     nchw = views.contiguous()
     calls = {"eager fp32": (eager(module, nchw, fp32), fp32)}
+    if not views.is_cuda:
+        calls["eager fp32, channels_last"] = eager(nhwc, views, fp32), fp32
+    if precision == bf16:
+        calls["eager bf16, channels_last"] = eager(nhwc, views, bf16), bf16
     if views.is_cuda:
         compiled = copy.deepcopy(nhwc)
         compiled.compile(mode="reduce-overhead")
-        calls["eager bf16, channels_last"] = eager(nhwc, views, bf16), bf16
         calls["compiled bf16, channels_last"] = eager(compiled, views, bf16), bf16
-    else:
-        calls["eager fp32, channels_last"] = eager(nhwc, views, fp32), fp32
     calls[f"psys ({str(precision).removeprefix('torch.')})"] = (lambda: psys(views, labels)), precision
     work = elements_moved if views.is_cuda else operations
     amount = work(copy.deepcopy(module), views, labels)
