@@ -163,7 +163,7 @@ def _serve(case: dict[str, Any], arguments: argparse.Namespace) -> None:
 def _serve_shard(case: dict[str, Any], arguments: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     torch_rpc.settings_of("127.0.0.1", arguments.port)
-    torch_rpc.serve_shard(_shard(1, case), 1, "127.0.0.1")
+    torch_rpc.serve_shard(_shard(1, case), 1)
     threading.Event().wait()
 
 

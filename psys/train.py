@@ -81,7 +81,8 @@ def _train_as_rank(config: LaunchConfig, processes_here: int) -> None:
             if rank < config.servers:
                 serve_shard(rank, host, int(port))
             else:
-                work(host, int(port), _threads(config, max(1, processes_here - config.servers)))
+                servers_here = max(0, config.servers - (rank - int(os.environ["LOCAL_RANK"])))
+                work(host, int(port), _threads(config, processes_here - servers_here))
         return
     if world > processes_here and _is_loopback(config.listen) and not _is_loopback(master):
         raise PsysError("other hosts cannot reach a server on loopback: name this host's address with --listen")

@@ -3,6 +3,7 @@
 import os
 import socket
 import time
+from ipaddress import ip_address
 
 import psutil
 
@@ -54,10 +55,17 @@ def own_address_towards(host: str, port: int) -> str:
 
 
 def only_interface_of(address: str) -> None:
-    """Keep TensorPipe's own ports on the interface that has `address`; by itself it would take the host name's."""
+    """Keep TensorPipe's own ports on the interface that has `address`; by itself it would take the host name's.
+
+    Raises PsysError when none has it.
+    """
     if address in ("0.0.0.0", "::"):
         return
+    wanted = ip_address(address.split("%")[0])
     for name, addresses in psutil.net_if_addrs().items():
-        if any(a.address == address for a in addresses):
+        own = {ip_address(a.address.split("%")[0]) for a in addresses if a.family in (socket.AF_INET, socket.AF_INET6)}
+        # Every address of 127.0.0.0/8 is the loopback interface's, which names one of them.
+        if wanted in own or (wanted.is_loopback and any(a.is_loopback for a in own)):
             os.environ["TP_SOCKET_IFNAME"] = name
             return
+    raise PsysError(f"no network interface of this host has the address {address}: name one with --listen")

@@ -30,8 +30,8 @@ class RunConfig(Config):
     """resnet<6n+2>: resnet8, resnet20, resnet44 ..."""
     mode: Mode = "async"
     """sync: one update of all workers' mean gradient; async: an update per gradient; ssp: rounds, some of them ahead"""
-    staleness: int = Field(2, ge=0)
-    """rounds that a worker may be ahead in ssp"""
+    staleness: int = Field(2, ge=0, le=64)
+    """rounds that a worker may be ahead in ssp; each needs memory for one more gradient per worker"""
     prefetch: int = Field(0, ge=0, le=1)
     """1: a worker pushes and pulls behind the computation of its next batch, on parameters one step older"""
     servers: int = Field(1, ge=1, le=64)

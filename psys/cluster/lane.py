@@ -83,7 +83,8 @@ class Lane(_Memory):
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
-        fd = os.memfd_create(_NAME)
+        self._file = os.fdopen(os.memfd_create(_NAME), "r+b", buffering=0)
+        fd = self._file.fileno()
         os.ftruncate(fd, layout.nbytes)
         mapped = mmap.mmap(fd, layout.nbytes)
         token = secrets.token_bytes(_TOKEN_BYTES)

@@ -57,6 +57,7 @@ def serve(run: RunDirectory, listener: socket.socket, awaited: int, stopped: Cal
     events.write("start", store=store.content_hash)
 
     def save(stamped: Stamped) -> None:
+        assert {part.version for part in stamped.slices} == {stamped.version}
         vectors = [part.parameters for part in stamped.slices]
         parameters = torch.cat(vectors) if len(vectors) > 1 else vectors[0]
         save_snapshot(parameters, stamped.slices[0].statistics, run.snapshot_path(stamped.version))
@@ -82,7 +83,7 @@ def serve_shard(number: int, host: str, port: int, stopped: Callable[[], bool] =
     settings = json.loads(torch_rpc.settings_of(host, port))
     config = validate(RunConfig, settings, where=f"settings of the server at {host}:{port}")
     shard = _shard(number, config, PreparedStore.open(config.store))
-    torch_rpc.serve_shard(shard, number, config.listen)
+    torch_rpc.serve_shard(shard, number)
     try:
         while not shard.finished.wait(_TICK_SECONDS) and not stopped():
             if not torch_rpc.board_answers():

@@ -208,7 +208,9 @@ class Server:
 
     def _advance(self, decision: Decision) -> "list[Future[None]]":
         readers = tuple(worker for worker, lease in decision.grants.items() if lease is not None)
-        released = tuple(worker for worker in self._gone if not self._coordinator.pushed(worker))
+        # A gradient is needed until an update of this step has it: those of the next step are decided already.
+        applied = {lease for update in decision.updates for lease in update.leases}
+        released = tuple(self._gone - {lease.worker for lease in self._accepted.keys() - applied})
         self._gone.difference_update(released)
         if not (decision.updates or readers or released):
             return []
@@ -275,5 +277,7 @@ class Server:
 
 
 def _lost(error: Exception) -> PsysError:
-    reason = str(error).split(" (this error originated")[0].splitlines() or [type(error).__name__]
-    return PsysError(f"lost a server and its part of the parameters: {reason[0]}")
+    lines = str(error).split(" (this error originated")[0].splitlines()
+    # What was raised on another server comes behind a line that names it.
+    reason = next((line for line in lines if not line.startswith("On WorkerInfo")), type(error).__name__)
+    return PsysError(f"lost a server and its part of the parameters: {reason}")

@@ -22,7 +22,7 @@ class Shard:
     def __init__(self, index: int, store: ParameterStore, layout: Layout, wire: Wire, topk_share: float) -> None:
         self._index, self._store, self.layout = index, store, layout
         self._gradients, self._parameters = gradient_codec(wire, topk_share), parameter_codec(wire)
-        self._addresses: dict[str, LaneAddress] = {}
+        self._addresses: dict[str, LaneAddress | None] = {}  # of lanes that can be seen
         self._lanes: dict[str, RemoteLane] = {}
         self._lock = threading.Lock()
         self._next = 0
@@ -37,9 +37,9 @@ class Shard:
 
     def attach(self, worker: str, address: LaneAddress) -> bool:
         with self._lock:
-            self._addresses[worker] = address
-            self._lanes.pop(worker, None)
-            return self._lane(worker).shared
+            lane = self._lanes[worker] = RemoteLane(self.layout.nbytes, address)
+            self._addresses[worker] = address if lane.shared else None
+            return lane.shared
 
     def put(self, worker: str, offset: int, chunk: Tensor) -> None:
         with self._lock:
@@ -79,7 +79,9 @@ class Shard:
 
     def _contributions(self, update: Update) -> Iterator[Contribution]:
         for position, (lease, share) in enumerate(zip(update.leases, update.shares, strict=True)):
-            lane = self._lane(lease.worker)
+            lane = self._lanes[lease.worker]  # a new one would have no gradient in it
+            if self._addresses[lease.worker] and not lane.shared:
+                raise RuntimeError(f"the memory of {lease.worker} cannot be opened any more")
             payload = lane[self.layout.gradient(lease.slot)[self._index]]
             # The first is where the sum is made, the others are used up one by one.
             gradient = self._gradients.decode(payload, self._scratch[min(position, 1)])

@@ -53,14 +53,17 @@ class Supervisor:
             self._server.send_signal(STOP)
 
         before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+        killed = False
         try:
             while self._server.poll() is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._server.wait(_POLL_SECONDS)
                 self._look_after_workers()
-                if self._dead_shard():
+                if self._dead_shard() and self._server.poll() is None:
                     self._server.kill()  # a part of the parameters is gone
-            dead = self._dead_shard()  # before this process ends the others
+                    killed = True
+            # Looked up before this process ends the others. Those whom a killed server 0 takes along are not the cause.
+            dead = self._dead_shard() if killed or self._server.returncode > 0 else None
         finally:
             self._end()
             for number, handler in before.items():

@@ -60,6 +60,7 @@ def open_board(listener: socket.socket, settings: str, servers: int) -> list["Re
         use_libuv=False,
         timeout=_GATHERING,
     )
+    _board.set("address", address)
     _board.set("settings", settings)
     try:
         peers = _found_on_board(range(1, servers))
@@ -87,16 +88,14 @@ def settings_of(host: str, port: int, timeout_seconds: float = 60.0) -> str:
         raise _no_answer(host, port, timeout_seconds, error) from None
 
 
-def serve_shard(shard: ShardService, number: int, listen: str) -> None:
-    """As server `number` > 0, after `settings_of`, answer in background threads until `close`.
-
-    `listen` is the address that the run listens on, if this is its host.
-    """
+def serve_shard(shard: ShardService, number: int) -> None:
+    """As server `number` > 0, after `settings_of`, answer in background threads until `close`."""
     global _shard
+    assert _board is not None
     _shard = shard
     if os.environ.get("TP_SOCKET_IFNAME") == "lo":  # on the host of server 0, and open to others as it is
         del os.environ["TP_SOCKET_IFNAME"]
-        only_interface_of(listen)
+        only_interface_of(_board.get("address").decode())
     _join_group(f"server{number}", rank=number, peers={}, threads=1)
     _post_on_board(number)
 
@@ -234,8 +233,9 @@ def is_connection_error(error: RuntimeError) -> bool:
 
 
 def close() -> None:
-    """End this process's part in RPC without waiting for anybody else's."""
-    rpc.shutdown(graceful=False)
+    """End this process's part in RPC, if it has one, without waiting for anybody else's."""
+    if api._is_current_rpc_agent_set():
+        rpc.shutdown(graceful=False)
 
 
 def _join_group(name: str, rank: int, peers: dict[str, str], threads: int) -> None:

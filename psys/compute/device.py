@@ -45,8 +45,10 @@ def keep_freed_memory() -> None:
     """
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
+        # Older versions of glibc refuse more than 32 MB.
+        if not libc.mallopt(_M_MMAP_THRESHOLD, 2**30):
+            libc.mallopt(_M_MMAP_THRESHOLD, 2**25)
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-        libc.mallopt(_M_MMAP_THRESHOLD, 2**30)
 
 
 def share_freed_memory() -> None:

@@ -101,10 +101,6 @@ class Coordinator:
         self._stopping = True
         return self._decide()
 
-    def pushed(self, worker: str) -> bool:
-        """Whether a gradient of `worker` is accepted and not applied yet."""
-        return any(lease.worker == worker for lease in self._pushed)
-
     def _join(self, worker: str) -> None:
         if worker not in self._members:
             self._members.add(worker)

@@ -8,7 +8,7 @@ from subprocess import Popen
 import psutil
 import pytest
 
-from tests.support.processes import finished, free_port, started, wait_until
+from tests.support.processes import finished, free_port, run, started, wait_until
 
 SERVERS = """
 import sys, threading, torch
@@ -62,7 +62,7 @@ plain = OptimizerConfig(momentum=0, nesterov=False)
 shard = Shard(number, ParameterStore(torch.arange(3_000_001.0)[part], 0, statistics, plain), layout, "fp32", 0.01)
 if number:
     assert torch_rpc.settings_of("127.0.0.1", port) == "{}"
-    torch_rpc.serve_shard(shard, number, "127.0.0.1")
+    torch_rpc.serve_shard(shard, number)
     shard.finished.wait()
 else:
     listener = listen("127.0.0.1", port)
@@ -174,6 +174,24 @@ def test_all_ports_are_on_the_interface_asked_for(tmp_path: Path, stack: ExitSta
         listening = [c for c in psutil.Process(each.pid).net_connections("inet") if c.status == psutil.CONN_LISTEN]
         assert listening
         assert {c.laddr.ip for c in listening} == {"127.0.0.1"}
+
+
+def test_a_server_that_never_comes_is_a_clear_error(tmp_path: Path) -> None:
+    script = """
+from datetime import timedelta
+from psys.cluster import torch_rpc
+from psys.cluster.address import listen
+from psys.errors import PsysError
+torch_rpc._GATHERING = timedelta(seconds=1)
+try:
+    torch_rpc.open_board(listen("127.0.0.1", 0), "{}", 2)
+except PsysError as error:
+    print(error)
+finally:
+    torch_rpc.close()
+"""
+    done = run("-c", script, cwd=tmp_path)
+    assert (done.code, done.out) == (0, "not all of the other 1 servers came within 1 s\n"), done.err
 
 
 @pytest.mark.parametrize("servers", [1, 2])

@@ -266,9 +266,10 @@ def test_torchrun(small_store_path: Path, tmp_path: Path, processes: int, server
     assert check_books(tmp_path / "runs" / "r", epochs=2)["workers"] == 2
 
 
-def test_every_port_of_a_run_is_on_loopback(small_store_path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [(), ("--servers", "2", "--listen", "localhost")])
+def test_every_port_of_a_run_is_on_loopback(small_store_path: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
     path = tmp_path / "runs" / "r"
-    with started(PS, *small_run(small_store_path, "r", "--epochs", "5000"), cwd=tmp_path) as process:
+    with started(PS, *small_run(small_store_path, "r", "--epochs", "5000", *more), cwd=tmp_path) as process:
         wait_until(lambda: len(updates(path)) >= 3, "three updates")
         listening = [
             connection.laddr.ip

@@ -118,6 +118,21 @@ def lease_of(answer: "Future[Work]") -> Lease:
     return lease
 
 
+def test_the_lane_of_the_dead_is_kept_until_its_gradient_is_applied(tmp_path: Path) -> None:
+    """A request that disowns its lease closes the round in which the dead worker's gradient stands."""
+    rig = Rig(tmp_path, "sync", afar=True)
+    first, second = rig.ask(0), rig.ask(1)
+    rig.afar.catch_up()
+    lease = lease_of(first)
+    rig.push(0, lease)
+    rig.server.leave("worker0")
+    assert lease_of(second)
+    again = rig.ask(1)
+    rig.afar.catch_up()
+    assert lease_of(again)
+    assert rig.parameters(1)[0].nonzero().flatten().tolist() == [lease.batch]
+
+
 @pytest.mark.parametrize("mode", ["sync", "async"])
 def test_a_repeated_push_is_answered_and_not_applied_twice(tmp_path: Path, mode: Mode) -> None:
     rig = Rig(tmp_path, mode)

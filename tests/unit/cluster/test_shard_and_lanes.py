@@ -212,6 +212,7 @@ def test_a_released_lane_is_closed_and_opened_again_when_its_worker_comes_back()
     before = lanes_open()
     rig.advance(None, released=("worker0", "worker1", "never heard of"))
     assert lanes_open() < before
+    rig.advance(None, readers=("worker0", "worker1"))
     again = rig.train(2)
     assert lanes_open() == before
     assert torch.equal(again[0][0], rig.snapshot().parameters)
