@@ -26,5 +26,5 @@ def test_all_addresses_leave_the_choice_open(address: str) -> None:
 
 
 def test_an_address_of_another_host_is_refused() -> None:
-    with pytest.raises(PsysError, match="no network interface of this host has the address 192.0.2.7"):
+    with pytest.raises(PsysError, match=r"no network interface of this host has the address 192\.0\.2\.7"):
         only_interface_of("192.0.2.7")
