@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch.futures import Future, collect_all
 
@@ -31,6 +31,14 @@ class Stamped(NamedTuple):
     version: int
     epochs: float
     train_seconds: float
+
+
+class _Made(NamedTuple):
+    """An update, the training seconds it was made at, and what was pushed for it, in the order of its leases."""
+
+    update: Update
+    seconds: float
+    pushes: list[Push]
 
 
 class _Answer(NamedTuple):
@@ -67,6 +75,8 @@ class Server:
         self._steps = 0
         self._gone: set[str] = set()  # workers whose lanes are to be released
         self._accepted: dict[Lease, Push] = {}
+        self._unlogged: list[_Made | tuple[str, dict[str, Any]]] = []  # updates, other events by name, in order
+        self._last: _Made | None = None
         self._unsaved: list[tuple[list[Future[Snapshot]], Stamped]] = []
         self._stamped_version = 0
         self._failure: Exception | None = None
@@ -125,8 +135,14 @@ class Server:
         """Serve until the run is over and the workers have gone; `tick` sees the status several times a second.
 
         Once `stopped(status)` is true no batch is granted any more; what is being computed is still applied.
-        Raises whatever an answer to a worker failed with, such as OSError for a full disk.
+        Raises whatever an answer to a worker failed with, and OSError for a full disk.
         """
+        try:
+            return self._run(stopped, tick)
+        finally:
+            self.flush()
+
+    def _run(self, stopped: Callable[[Status], bool], tick: Callable[[Status], None]) -> Proof:
         over_since: float | None = None
         while True:
             with self._lock:
@@ -141,10 +157,11 @@ class Server:
                     not self._coordinator.members or now - over_since > _FAREWELL_SECONDS
                 )
                 if ended:
-                    self._stamp(self._coordinator.version)
+                    self._stamp()
                 unsaved, self._unsaved = self._unsaved, []
                 self._status.workers = len(self._coordinator.members)
             self._send_answers()
+            self.flush()
             while unsaved:
                 self._save_slices(*unsaved.pop(0))  # so that no vector is kept until the next one is due
             tick(self._status)
@@ -177,30 +194,32 @@ class Server:
         if receipt is Receipt.ACCEPTED:
             self._accepted[push.lease] = push
         else:
-            self._events.write("refused", receipt=receipt.value, lease=push.lease, seconds=self._train_seconds())
+            self._note("refused", receipt=receipt.value, lease=push.lease)
         return decision
 
     def _enlist(self, worker: str, holding: tuple[Lease, ...]) -> Decision:
         if worker not in self._coordinator.members:
             self._gone.discard(worker)
-            self._events.write("join", worker=worker, seconds=self._train_seconds())
+            self._note("join", worker=worker)
         return self._coordinator.request(worker, holding)
 
     def _drop(self, worker: str, reason: str) -> None:
         self._membership.forget(worker)
         self._gone.add(worker)
         if worker in self._coordinator.members:
-            self._events.write("leave", worker=worker, reason=reason, seconds=self._train_seconds())
+            self._note("leave", worker=worker, reason=reason)
             self._carry_out(self._coordinator.leave(worker))
         self._lock.notify_all()
 
     def _carry_out(self, decision: Decision) -> None:
         done = self._advance(decision)
-        before = int(self._status.epochs_done / self._snapshot_epochs)
+        before = self._snapshots_due()
         for update in decision.updates:
-            self._note(update)
-        if int(self._status.epochs_done / self._snapshot_epochs) > before:
-            self._stamp(decision.updates[-1].version)
+            pushes = [self._accepted.pop(lease) for lease in update.leases]
+            self._last = _Made(update, self._train_seconds(), pushes)
+            self._unlogged.append(self._last)
+        if self._snapshots_due() > before:
+            self._stamp()
         if decision.grants:
             self._first_lease = self._first_lease or time.monotonic()
         for worker, lease in decision.grants.items():
@@ -247,9 +266,21 @@ class Server:
                 self._failure = self._failure or _lost(error)
                 self._lock.notify_all()
 
-    def _note(self, update: Update) -> None:
-        seconds = self._train_seconds()
-        pushes = [self._accepted.pop(lease) for lease in update.leases]
+    def _note(self, event: str, **fields: Any) -> None:
+        self._unlogged.append((event, {**fields, "seconds": self._train_seconds()}))
+
+    def flush(self) -> None:
+        """Write down what has happened: in the server's own thread, for no worker should wait for a diary."""
+        with self._lock:
+            unlogged, self._unlogged = self._unlogged, []
+        for each in unlogged:
+            if isinstance(each, _Made):
+                self._write_update(each)
+            else:
+                self._events.write(each[0], **each[1])
+
+    def _write_update(self, made: _Made) -> None:
+        update, seconds, pushes = made
         views = sum(push.views for push in pushes)
         loss = sum(push.loss * push.views for push in pushes) / views
         accuracy = sum(push.correct for push in pushes) / views
@@ -269,11 +300,15 @@ class Server:
         )
         self._status.add(update, images, seconds, loss, accuracy)
 
-    def _stamp(self, version: int) -> None:
-        if version > self._stamped_version:
-            self._stamped_version = version
+    def _snapshots_due(self) -> int:
+        return int(self._last.update.epochs_done / self._snapshot_epochs) if self._last else 0
+
+    def _stamp(self) -> None:
+        if self._last and self._last.update.version > self._stamped_version:
+            update, seconds, _ = self._last
+            self._stamped_version = update.version
             slices = [shard.snapshot() for shard in self._shards]
-            self._unsaved.append((slices, Stamped([], version, self._status.epochs_done, self._status.train_seconds)))
+            self._unsaved.append((slices, Stamped([], update.version, update.epochs_done, seconds)))
 
 
 def _lost(error: Exception) -> PsysError:

