@@ -25,13 +25,18 @@ from typing import Any
 import psutil
 import torch
 from torch import nn
+from torch.distributed import rpc
 
 from benchmarks.measure import ROOT, median_spread, table, write
 from psys.cluster import torch_rpc
 from psys.cluster.address import listen
+from psys.cluster.checkpoint import Checkpoints
 from psys.cluster.config import RunConfig
+from psys.cluster.door import GATHERING_SECONDS, Door, knock
 from psys.cluster.laned import LanedModel
+from psys.cluster.reception import Reception
 from psys.cluster.server import Server
+from psys.cluster.session import Session
 from psys.cluster.shard import Shard
 from psys.cluster.transport import Push
 from psys.events import EventLog
@@ -151,42 +156,52 @@ def _serve(case: dict[str, Any], arguments: argparse.Namespace) -> None:
     config, shard = _config(case), _shard(0, case)
     listener = listen("127.0.0.1", 0)
     print(listener.getsockname()[1], flush=True)
-    others = torch_rpc.open_board(listener, config.model_dump_json(), case["servers"])
     ledger = Ledger(epochs=1, samples=10_000_000, batch_size=1)
     coordinator = Coordinator(ledger, make_policy("async", 0, 0), config.schedule, 1, case["workers"], 1)
+    reception = Reception(config, "", "127.0.0.1")
+    others = [torch_rpc.RemoteShard(number) for number in range(1, case["servers"])]
     with tempfile.TemporaryDirectory() as folder, EventLog(Path(folder) / "events.jsonl") as events:
-        server = Server(config, "", coordinator, [shard, *others], events, lambda stamped: None)
-        torch_rpc.serve(server, shard, case["servers"])
+        checkpoints = Checkpoints(Path(folder), keep=1)
+        server = Server(config, reception, coordinator, [shard, *others], events, lambda stamped: None, checkpoints)
+        door = Door(listener, "", server)
+        torch_rpc.offer(shard)
+        reception.ready(0, torch_rpc.serve(0, "127.0.0.1", reception.others(), server))
         server.run(stopped=lambda status: False, tick=lambda status: None)
+        door.close()
 
 
 def _serve_shard(case: dict[str, Any], arguments: argparse.Namespace) -> None:
     torch.set_num_threads(1)
-    torch_rpc.settings_of("127.0.0.1", arguments.port)
-    torch_rpc.serve_shard(_shard(1, case), 1)
+    lifeline = knock("127.0.0.1", arguments.port, "", "server", GATHERING_SECONDS, 1)
+    torch_rpc.offer(_shard(1, case))
+    lifeline.say(ready=torch_rpc.serve(1, "127.0.0.1"))
     threading.Event().wait()
 
 
 def _work(case: dict[str, Any], arguments: argparse.Namespace) -> None:
     torch.set_num_threads(1)
-    client = torch_rpc.connect("127.0.0.1", arguments.port)
+    session = Session("127.0.0.1", arguments.port, "")
     module = nn.Linear(case["numel"], 1, bias=False)
     laned = LanedModel(module, _config(case))
-    laned.model.gradient.normal_(generator=torch.Generator().manual_seed(client.number))
+    laned.model.gradient.normal_(generator=torch.Generator().manual_seed(session.admission.number))
     if case["apart"]:
         laned.lane.address = laned.lane.address._replace(token=bytes(len(laned.lane.address.token)))
-    client.attach(laned.lane)
+    session.attach(laned.lane)
     source, target = torch.zeros(case["numel"]), torch.zeros(case["numel"])
-    lease = client.push_pull(None).lease
+    lease = session.push_pull(None).lease
 
     def push_pull() -> None:
         nonlocal lease
         assert lease is not None
         laned.send(lease.slot)
-        lease = client.push_pull(Push(lease, 0.0, 0, 1)).lease
+        lease = session.push_pull(Push(lease, 0.0, 0, 1, 1.0)).lease
         laned.receive()
 
-    operations = {"copy": lambda: target.copy_(source), "call": client.beat, "push_pull": push_pull}
+    operations = {
+        "copy": lambda: target.copy_(source),
+        "call": lambda: rpc.rpc_sync("server0", os.getpid),
+        "push_pull": push_pull,
+    }
     taken: dict[str, list[float]] = {name: [] for name in operations}
     end = time.perf_counter() + arguments.seconds
     while time.perf_counter() < end or len(taken["push_pull"]) < 3 * _BLOCK:
@@ -204,8 +219,7 @@ def _work(case: dict[str, Any], arguments: argparse.Namespace) -> None:
         done.append(time.monotonic())
     medians = {f"{name}_ms": statistics.median(values) * 1e3 for name, values in taken.items()}
     print(json.dumps({**medians, "done": done}), flush=True)
-    client.leave()
-    torch_rpc.close()
+    session.close()
 
 
 _ROLES = {"server": _serve, "shard": _serve_shard, "worker": _work}

@@ -37,10 +37,19 @@ def _evaluate(argv: Sequence[str]) -> None:
     finish(RunDirectory(parser.parse_args(argv).run), Console())
 
 
+def _audit(argv: Sequence[str]) -> None:
+    from psys.audit import audit
+
+    parser = Parser(prog="psys audit", description=audit.__doc__)
+    parser.add_argument("run", type=Path, help="directory of a run")
+    audit(parser.parse_args(argv).run / "events.jsonl", Console())
+
+
 _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "data": (_data, "fetch a data set: psys data fetch cifar10"),
     "prepare": (_prepare, "decode, resize and segment images into a store that training reads"),
     "evaluate": (_evaluate, "evaluate and export what a stopped run had trained"),
+    "audit": (_audit, "make up a run's books again from its events: every batch applied exactly once?"),
 }
 
 

@@ -2,7 +2,7 @@
 
 import fcntl
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -12,12 +12,14 @@ from psys.errors import PsysError
 class EventLog:
     """The one writer of an `events.jsonl`; every line holds `event` (its kind) and the fields given.
 
+    A last line that a crash cut short is removed.
+
     Raises PsysError if another process has it open for writing: the run is still going on.
     """
 
     def __init__(self, path: Path) -> None:
         try:
-            self._file: TextIO = path.open("a", encoding="utf-8")
+            self._file: TextIO = path.open("a+", encoding="utf-8")
         except OSError as error:
             raise PsysError(f"cannot write {path}: {error.strerror}") from None
         try:
@@ -25,6 +27,9 @@ class EventLog:
         except BlockingIOError:
             self._file.close()
             raise PsysError(f"{path} is being written: the run is still going on") from None
+        whole = path.read_bytes()
+        if not whole.endswith(b"\n"):
+            self._file.truncate(whole.rfind(b"\n") + 1)
 
     def write(self, event: str, **fields: Any) -> None:
         """Append one event. Fields must be JSON values."""
@@ -59,3 +64,14 @@ def read_events(path: Path) -> Iterator[dict[str, Any]]:
         if not isinstance(event, dict) or "event" not in event:
             raise PsysError(f"{path} line {number} is no event: the file was changed after it was written")
         yield event
+
+
+def surviving(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Events without the updates and snapshots that a resumed run was set back before: what led to its end."""
+    kept: list[dict[str, Any]] = []
+    for event in events:
+        if event["event"] == "resume":
+            done = event["version"]
+            kept = [e for e in kept if e["event"] not in ("update", "snapshot") or e["version"] <= done]
+        kept.append(event)
+    return kept

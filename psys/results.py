@@ -20,7 +20,7 @@ from psys.curves import EpochPoint, draw
 from psys.data.holdout import holdout
 from psys.data.store import PreparedStore, Split
 from psys.errors import PsysError
-from psys.events import EventLog, read_events
+from psys.events import EventLog, read_events, surviving
 from psys.models.registry import build
 
 Event = dict[str, Any]
@@ -37,7 +37,7 @@ def finish(run: RunDirectory, console: Console) -> dict[str, Any]:
     """
     if (run.path / "result.json").exists():
         raise PsysError(f"{run.path} is evaluated already: see {run.path / 'result.json'}")
-    events = list(read_events(run.events))
+    events = surviving(read_events(run.events))
     with EventLog(run.events):  # nobody trains, nor evaluates, here at the same time
         result = _results(run, events, console)
     console.print(_table(run, result))
@@ -47,7 +47,7 @@ def finish(run: RunDirectory, console: Console) -> dict[str, Any]:
 def _results(run: RunDirectory, events: list[Event], console: Console) -> dict[str, Any]:
     config = run.config()
     store = PreparedStore.open(config.store)
-    if store.content_hash not in [event.get("store") for event in events if event["event"] == "start"]:
+    if store.content_hash not in [event.get("store") for event in events if event["event"] in ("start", "resume")]:
         raise PsysError(f"{config.store} is not the store that {run.path} was trained on: it was prepared anew since")
     model = FlatModel(build(config.model, len(store.classes)).to(choose_device(0)))
     train = store.split("train")
@@ -127,7 +127,7 @@ def _summary(events: list[Event]) -> dict[str, Any]:
     updates = [event for event in events if event["event"] == "update"]
     staleness = [versions for update in updates for versions in update["staleness"]]
     seconds = updates[-1]["seconds"]
-    end: Event = next((event for event in events if event["event"] == "end"), {})
+    end: Event = next((event for event in reversed(events) if event["event"] == "end"), {})
     return {
         "workers": len({worker for update in updates for worker in update["workers"]}),
         "updates": len(updates),

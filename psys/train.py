@@ -2,13 +2,15 @@
 
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -21,14 +23,21 @@ from psys.cluster.config import RunConfig
 from psys.cluster.node import serve, serve_shard
 from psys.cluster.rundir import RunDirectory
 from psys.cluster.supervisor import Supervisor
-from psys.cluster.worker import work
+from psys.cluster.worker import leave_at_sigterm, work
 from psys.compute.device import available_cores
+from psys.config import Parser, parse
 from psys.data.holdout import holdout
 from psys.data.store import PreparedStore
 from psys.errors import PsysError
+from psys.events import EventLog
 from psys.models.registry import build
 
 _MOST_WORKERS = 8  # by default: more workers cost accuracy in async, so a person has to ask for them
+# What a run may go on with another of: it does not say what is computed.
+_RESUMABLE = {
+    *("name", "runs", "store", "source", "servers", "workers", "threads", "heartbeat_timeout", "patience"),
+    *("checkpoint_every", "keep_checkpoints", "faults", "listen", "port"),
+}
 _PREPARING = timedelta(hours=24)  # ranks wait this long for rank 0 to prepare the store
 
 
@@ -39,6 +48,18 @@ class LaunchConfig(RunConfig):
     """all: servers and workers (of several processes of torchrun the first serve, the rest work); worker: join"""
     join: str | None = Field(None, pattern=r"^.+:\d+$")
     """HOST:PORT of the running server that a `worker` adds itself to"""
+    resume: Path | None = None
+    """directory of a run to go on with from its newest checkpoint, with its settings"""
+    token_file: Path | None = None
+    """file with the token that whoever joins must have; by default PSYS_TOKEN of the environment"""
+
+
+def read_settings(argv: Sequence[str], prog: str, default_file: Path) -> LaunchConfig:
+    """Settings from flags over a file: that of --config, of the run to --resume, or `default_file`. See `parse`."""
+    parser = Parser(prog=prog, add_help=False, allow_abbrev=False)
+    parser.add_argument("--resume", type=Path)
+    resume = parser.parse_known_args(argv)[0].resume
+    return parse(LaunchConfig, argv, prog, RunDirectory(resume).config_file if resume else default_file)
 
 
 def launch(config: LaunchConfig) -> None:
@@ -49,7 +70,8 @@ def launch(config: LaunchConfig) -> None:
     if config.join is not None:
         host, port = config.join.replace("[", "").replace("]", "").rsplit(":", 1)  # IPv6 comes in brackets
         store = config.store if "store" in config.model_fields_set else None
-        work(host, int(port), _threads(config, processes_here), store)
+        leave_at_sigterm()
+        work(host, int(port), _threads(config, processes_here), _given_token(config), store)
     elif int(os.environ.get("WORLD_SIZE", 1)) > 1:
         _train_as_rank(config, processes_here)
     else:
@@ -60,7 +82,8 @@ def _train_here(config: LaunchConfig) -> None:
     listener = listen(config.listen, config.port)
     workers = config.workers or min(torch.cuda.device_count() or available_cores(), _MOST_WORKERS)
     run = _start_run(config, workers)
-    complete = Supervisor(run, listener, config.servers, workers, _threads(config, workers)).wait()
+    token = _given_token(config) or ("" if _is_loopback(config.listen) else _new_token(run))
+    complete = Supervisor(run, listener, config.servers, workers, _threads(config, workers), token).wait()
     _end_run(run, complete)
 
 
@@ -74,15 +97,18 @@ def _train_as_rank(config: LaunchConfig, processes_here: int) -> None:
     if config.workers not in (None, workers):
         raise PsysError(f"--workers {config.workers}, but of torchrun's {world} processes {workers} are workers")
     master = os.environ["MASTER_ADDR"]
+    token = _given_token(config)
+    if not token and not _is_loopback(config.listen):
+        raise PsysError("a server that others can reach wants a token: set PSYS_TOKEN, or --token-file, for every rank")
     board = dist.TCPStore(master, int(os.environ["MASTER_PORT"]), is_master=False, timeout=_PREPARING)
     if rank > 0:
         host, port = board.get("psys/server").decode().rsplit(":", 1)
         with _signals_taken():  # it is server 0 that ends a run, once what is being computed has arrived
             if rank < config.servers:
-                serve_shard(rank, host, int(port))
+                serve_shard(rank, host, int(port), token)
             else:
                 servers_here = max(0, config.servers - (rank - int(os.environ["LOCAL_RANK"])))
-                work(host, int(port), _threads(config, processes_here - servers_here))
+                work(host, int(port), _threads(config, processes_here - servers_here), token)
         return
     if world > processes_here and _is_loopback(config.listen) and not _is_loopback(master):
         raise PsysError("other hosts cannot reach a server on loopback: name this host's address with --listen")
@@ -91,7 +117,7 @@ def _train_as_rank(config: LaunchConfig, processes_here: int) -> None:
     run = _start_run(config, workers)
     board.set("psys/server", f"{master if host in ('0.0.0.0', '::') else host}:{port}")
     with _signals_taken() as asked:
-        proof = serve(run, listener, workers, lambda status: bool(asked))
+        proof = serve(run, listener, workers, lambda status: bool(asked), token)
     _end_run(run, complete=not proof.unfinished)
 
 
@@ -116,10 +142,54 @@ def _start_run(config: LaunchConfig, workers: int) -> RunDirectory:
         _prepare(config)
     # A damaged store or a holdout of everything is found out here, and not by every process of the run.
     holdout(PreparedStore.open(config.store).split("train").labels, config.validation_share, config.seed)
-    settings = {name: getattr(config, name) for name in RunConfig.model_fields}
-    run = RunDirectory.create(RunConfig(**{**settings, "workers": workers}))
+    fields = {name: getattr(config, name) for name in RunConfig.model_fields}
+    settings = RunConfig(**{**fields, "workers": workers})
+    if config.resume:
+        return _resumed(RunDirectory(config.resume), settings)
+    run = RunDirectory.create(settings)
     _say(f"{config.mode} training of {config.model} with {workers} workers; everything goes to {run.path}")
     return run
+
+
+def _resumed(run: RunDirectory, settings: RunConfig) -> RunDirectory:
+    """The run that is to go on, with what its settings may differ in. Raises PsysError if it cannot go on as it is."""
+    before = run.config()
+    EventLog(run.events).close()  # raises if the run is going on
+    if (run.path / "result.json").exists():
+        raise PsysError(f"{run.path} is complete and evaluated: there is nothing to resume")
+    changed = [n for n in RunConfig.model_fields if getattr(before, n) != getattr(settings, n) and n not in _RESUMABLE]
+    if changed:
+        raise PsysError(f"cannot resume {run.path} with another {', '.join(changed)}: start a new run for that")
+    newest, refused = run.checkpoints(settings.keep_checkpoints).newest()
+    if refused:
+        offer = (
+            f"remove it to resume from {newest.path}, which is sound" if newest else "there is no sound one before it"
+        )
+        raise PsysError(f"{refused[0]}; {offer}")
+    run.update(settings)
+    version = newest.books.version if newest else 0
+    _say(f"going on with {run.path} from version {version}")
+    return run
+
+
+def _given_token(config: LaunchConfig) -> str:
+    """What whoever joins must have, from file or environment; "" if none was given."""
+    if config.token_file is None:
+        return os.environ.get("PSYS_TOKEN", "")
+    try:
+        token = config.token_file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PsysError(f"cannot read the token in {config.token_file}: {error}") from None
+    if not token:
+        raise PsysError(f"{config.token_file} is empty: it should hold the run's token")
+    return token
+
+
+def _new_token(run: RunDirectory) -> str:
+    token = secrets.token_urlsafe(24)
+    run.write_token(token)
+    _say(f"workers elsewhere need the token in {run.token}: --token-file, or PSYS_TOKEN")
+    return token
 
 
 @contextlib.contextmanager

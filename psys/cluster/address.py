@@ -1,15 +1,12 @@
-"""Where a run is found: the socket that servers listen at, the way to it, the network interface in use."""
+"""Where a run is found: the socket that it listens at, and the network interface in use."""
 
 import os
 import socket
-import time
 from ipaddress import ip_address
 
 import psutil
 
 from psys.errors import PsysError
-
-_RETRY_SECONDS = 0.2
 
 
 def listen(address: str, port: int) -> socket.socket:
@@ -26,32 +23,6 @@ def listen(address: str, port: int) -> socket.socket:
         where = f"{address} port {port}"
         raise PsysError(f"cannot listen on {where}: {reason}; choose another --port or --listen") from None
     return listener
-
-
-def wait_for_server(host: str, port: int, timeout_seconds: float) -> None:
-    """Until something listens at host:port. Raises PsysError when nothing does in time."""
-    deadline = time.monotonic() + timeout_seconds
-    while True:
-        try:
-            socket.create_connection((host, port), timeout=timeout_seconds).close()
-        except (OSError, UnicodeError, OverflowError) as error:
-            passing = isinstance(error, OSError) and not isinstance(error, socket.gaierror)
-            if not passing or time.monotonic() > deadline:
-                reason = getattr(error, "strerror", None) or str(error)
-                raise PsysError(
-                    f"no server at {host}:{port} ({reason}): is it running, and is that its port?"
-                ) from None
-            time.sleep(_RETRY_SECONDS)
-        else:
-            return
-
-
-def own_address_towards(host: str, port: int) -> str:
-    """The address of this host on the way to that one."""
-    family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, kind) as probe:
-        probe.connect(address)  # sends nothing: it only looks up the route
-        return str(probe.getsockname()[0])
 
 
 def only_interface_of(address: str) -> None:

@@ -1,6 +1,7 @@
 """All settings of one run; they are written to the run's directory and sent to every worker that joins."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -59,7 +60,15 @@ class RunConfig(Config):
     snapshot_epochs: float = Field(1.0, ge=0.001)
     """epochs between snapshots; each is a point of the curves"""
     heartbeat_timeout: float = Field(15.0, gt=0)
-    """seconds of silence after which a worker is taken for dead and its batch given to another"""
+    """seconds of silence after which a worker is taken for dead, its batch given to another, a call repeated"""
+    patience: float = Field(120.0, ge=0)
+    """seconds that a worker looks for a server that went away"""
+    checkpoint_every: str = Field("60s", pattern=r"^[1-9]\d*s?$")
+    """updates between checkpoints, or seconds: 500, 30s; there is one at the end as well"""
+    keep_checkpoints: int = Field(3, ge=1)
+    """how many of the latest stay"""
+    faults: Path | None = None
+    """YAML file of faults that workers suffer on purpose: {faults: [{worker: 1, step: 5, kind: kill}]}"""
     listen: str = Field("127.0.0.1", min_length=1)
     """address that servers listen on; anything but loopback opens them to that network"""
     port: int = Field(0, ge=0, le=65535)
@@ -67,6 +76,11 @@ class RunConfig(Config):
     augment: AugmentConfig = AugmentConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
+
+    def checkpoint_interval(self) -> tuple[int, Literal["s", "updates"]]:
+        """How many seconds or updates lie between checkpoints."""
+        count = int(self.checkpoint_every.removesuffix("s"))
+        return count, "s" if self.checkpoint_every.endswith("s") else "updates"
 
     def layout(self, parameters: int, statistics: int) -> Layout:
         """Of the lanes of a run whose model has that many parameters and statistics."""

@@ -7,54 +7,63 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from ipaddress import ip_address
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
 from psys.cluster import torch_rpc
+from psys.cluster.checkpoint import Books, part_of
 from psys.cluster.config import RunConfig
+from psys.cluster.door import GATHERING_SECONDS, Door, knock
 from psys.cluster.progress import ProgressView, Status
+from psys.cluster.reception import Reception
 from psys.cluster.rundir import RunDirectory, save_snapshot
 from psys.cluster.server import Server, Stamped
 from psys.cluster.shard import Shard
-from psys.cluster.worker import work
+from psys.cluster.worker import leave_at_sigterm, work
 from psys.compute.device import share_freed_memory
 from psys.compute.flat import FlatModel
 from psys.config import validate
 from psys.data.holdout import holdout
 from psys.data.store import PreparedStore
-from psys.errors import PsysError, exit_with_message
-from psys.events import EventLog
+from psys.errors import LostServerError, PsysError, exit_with_message
+from psys.events import EventLog, read_events
 from psys.models.registry import build
 from psys.ps.coordinator import Coordinator
 from psys.ps.ledger import Ledger, Proof
 from psys.ps.policy import make_policy
 from psys.ps.store import ParameterStore
 
-# What a supervisor tells its server, and the exit code of a server that ended before its last batch.
+# What a supervisor tells its server, and the exit codes of a server that ends before its last batch:
+# no worker is left, another server is gone, there is something to mend.
 STOP, STOP_WHEN_ALONE = signal.SIGTERM, signal.SIGUSR1
-STOPPED_EARLY = 3
+STOPPED_EARLY, LOST, USER_ERROR = 3, 4, 2
 _TICK_SECONDS = 0.5
 
 
-def serve(run: RunDirectory, listener: socket.socket, awaited: int, stopped: Callable[[Status], bool]) -> Proof:
-    """Be server 0 of a run until its batches are applied or `stopped()`; `awaited` workers start together."""
+def serve(
+    run: RunDirectory, listener: socket.socket, awaited: int, stopped: Callable[[Status], bool], token: str
+) -> Proof:
+    """Be server 0 of a run until its batches are applied or `stopped()`; `awaited` workers start together.
+
+    Goes on from the run's newest checkpoint, if it has one. Raises PsysError for what the user must mend.
+    """
     share_freed_memory()
     config = run.config()
     store = PreparedStore.open(config.store)
     training, _ = holdout(store.split("train").labels, config.validation_share, config.seed)
     shard = _shard(0, config, store)
-    coordinator = Coordinator(
-        Ledger(config.epochs, len(training), config.batch_size),
-        make_policy(config.mode, config.staleness, config.prefetch),
-        config.schedule,
-        config.epochs,
-        awaited,
-        shard.layout.slots,
-    )
+    ledger = Ledger(config.epochs, len(training), config.batch_size)
+    checkpoints = run.checkpoints(config.keep_checkpoints)
+    checkpoint, refused = checkpoints.newest()
+    for reason in refused:
+        print(f"psys: {reason}", file=sys.stderr, flush=True)
+    books = checkpoint.books if checkpoint else Books(version=0, train_seconds=0, names=0, ledger=ledger.state())
     events = EventLog(run.events)
-    events.write("start", store=store.content_hash)
+    begun = next(read_events(run.events), None)
+    others = [torch_rpc.RemoteShard(number) for number in range(1, config.servers)]
 
     def save(stamped: Stamped) -> None:
         assert {part.version for part in stamped.slices} == {stamped.version}
@@ -63,32 +72,88 @@ def serve(run: RunDirectory, listener: socket.socket, awaited: int, stopped: Cal
         save_snapshot(parameters, stamped.slices[0].statistics, run.snapshot_path(stamped.version))
         events.write("snapshot", version=stamped.version, epochs=stamped.epochs, seconds=stamped.train_seconds)
 
-    others: list[torch_rpc.RemoteShard] = []
+    door: Door | None = None
     try:
-        others = torch_rpc.open_board(listener, config.model_dump_json(), config.servers)
-        server = Server(config, store.content_hash, coordinator, [shard, *others], events, save)
-        torch_rpc.serve(server, shard, config.servers)
+        if begun and begun.get("store") != store.content_hash:
+            raise PsysError(
+                f"{config.store} is not the store that {run.path} was begun with: it was prepared anew since"
+            )
+        try:
+            ledger.restore(books.ledger)
+            if checkpoint:
+                shard.restore(part_of(checkpoint.state, shard.layout.slices[0], 0))
+        except ValueError as error:
+            raise PsysError(f"checkpoint {books.version} does not fit the run in {run.path}: {error}") from None
+        checkpoints.set_back(books.version)
+        run.set_back(books.version)
+        events.write(
+            "resume" if begun else "start",
+            store=store.content_hash,
+            version=books.version,
+            seconds=books.train_seconds,
+            batches=ledger.batches,
+            counts=books.ledger.counts,
+            attempts=books.ledger.attempts,
+        )
+        coordinator = Coordinator(
+            ledger,
+            make_policy(config.mode, config.staleness, config.prefetch),
+            config.schedule,
+            config.epochs,
+            awaited,
+            shard.layout.slots,
+            books.version,
+        )
+        address = listener.getsockname()[0]
+        reception = Reception(config, store.content_hash, address, books.names)
+        server = Server(
+            config,
+            reception,
+            coordinator,
+            [shard, *others],
+            events,
+            save,
+            checkpoints,
+            books.train_seconds,
+            run.saved(),
+        )
+        door = Door(listener, token, server)
+        own = torch_rpc.serve(0, address, reception.others(), server)
+        torch_rpc.offer(shard)
+        for other, part in zip(others, shard.layout.slices[1:], strict=True):
+            if checkpoint:
+                other.restore(part_of(checkpoint.state, part, other.number))
+        del checkpoint
+        reception.ready(0, own)
         with ProgressView(Console(stderr=True)) as view:
             return server.run(stopped, view.show)
     finally:
         for other in others:
             other.finish()
+        if door:
+            door.close()
         torch_rpc.close()
         events.close()
 
 
-def serve_shard(number: int, host: str, port: int, stopped: Callable[[], bool] = lambda: False) -> None:
+def serve_shard(number: int, host: str, port: int, token: str, stopped: Callable[[], bool] = lambda: False) -> None:
     """Be server `number` > 0 of the run that server 0 conducts at host:port, until it says so or `stopped()`."""
     share_freed_memory()
-    settings = json.loads(torch_rpc.settings_of(host, port))
-    config = validate(RunConfig, settings, where=f"settings of the server at {host}:{port}")
+    lifeline = knock(host, port, token, "server", GATHERING_SECONDS, number)
+    where = f"settings of the server at {host}:{port}"
+    config = validate(RunConfig, json.loads(lifeline.admission.settings), where)
     shard = _shard(number, config, PreparedStore.open(config.store))
-    torch_rpc.serve_shard(shard, number)
+    torch_rpc.offer(shard)
+    # On the host of server 0 it is reached over loopback, and must be open to others as that is.
+    own = lifeline.admission.listen if ip_address(lifeline.address).is_loopback else lifeline.address
+    lifeline.say(ready=torch_rpc.serve(number, own))
+    lifeline.listen()
     try:
         while not shard.finished.wait(_TICK_SECONDS) and not stopped():
-            if not torch_rpc.board_answers():
-                raise PsysError(f"server {number} lost server 0 at {host}:{port}")
+            if lifeline.lost.is_set():
+                raise LostServerError(f"server {number} lost server 0 at {host}:{port}")
     finally:
+        lifeline.close()
         torch_rpc.close()
 
 
@@ -114,7 +179,8 @@ def _serve_as_child(arguments: argparse.Namespace) -> None:
         orphaned = os.getppid() != arguments.supervisor
         return orphaned or STOP in asked or (STOP_WHEN_ALONE in asked and status.workers == 0)
 
-    proof = serve(RunDirectory(arguments.run), socket.socket(fileno=arguments.fd), arguments.workers, stopped)
+    listener = socket.socket(fileno=arguments.fd)
+    proof = serve(RunDirectory(arguments.run), listener, arguments.workers, stopped, _token())
     sys.exit(STOPPED_EARLY if proof.unfinished else 0)
 
 
@@ -122,7 +188,16 @@ def _serve_shard_as_child(arguments: argparse.Namespace) -> None:
     def orphaned() -> bool:
         return bool(os.getppid() != arguments.supervisor)
 
-    serve_shard(arguments.number, arguments.host, arguments.port, stopped=orphaned)
+    serve_shard(arguments.number, arguments.host, arguments.port, _token(), stopped=orphaned)
+
+
+def _work_as_child(arguments: argparse.Namespace) -> None:
+    leave_at_sigterm()
+    work(arguments.host, arguments.port, arguments.threads, _token())
+
+
+def _token() -> str:
+    return os.environ.get("PSYS_TOKEN", "")
 
 
 def main() -> None:
@@ -144,10 +219,14 @@ def main() -> None:
     worker.add_argument("host")
     worker.add_argument("port", type=int)
     worker.add_argument("--threads", type=int, required=True)
-    worker.set_defaults(function=lambda arguments: work(arguments.host, arguments.port, arguments.threads))
+    worker.set_defaults(function=_work_as_child)
     arguments = parser.parse_args()
     with exit_with_message():
-        arguments.function(arguments)
+        try:
+            arguments.function(arguments)
+        except LostServerError as error:
+            print(f"psys: {error}", file=sys.stderr)
+            sys.exit(LOST)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ class Status:
     epochs_done: float = 0.0
     images: int = 0
     train_seconds: float = 0.0
+    resumed_seconds: float = 0.0  # of them, those before the checkpoint that this server started from
     loss: float = field(default=float("nan"))
     accuracy: float = 0.0
     staleness: float = 0.0
@@ -40,7 +41,8 @@ class Status:
     def __str__(self) -> str:
         if not self.images:
             return f"{self.mode} · {self.workers} workers · waiting for the first gradient"
-        speed = self.images / self.train_seconds if self.train_seconds else 0.0
+        seconds = self.train_seconds - self.resumed_seconds
+        speed = self.images / seconds if seconds else 0.0
         parts = [
             self.mode,
             f"{self.workers} workers",
@@ -87,6 +89,6 @@ class ProgressView:
 
 
 def _seconds_left(status: Status) -> float | None:
-    if not status.epochs_done:
+    if not status.images:
         return None
     return status.train_seconds * (status.epochs / status.epochs_done - 1)

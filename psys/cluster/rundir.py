@@ -1,7 +1,7 @@
 """A run's directory: its resolved settings, environment, events, snapshots and results; enough to repeat it.
 
-config.yaml environment.json events.jsonl logs/ snapshots/           written while the run trains
-best.safetensors last.safetensors model.onnx curves.png result.json  written when it is evaluated
+config.yaml environment.json events.jsonl faults.yaml logs/ snapshots/ checkpoints/   written while the run trains
+best.safetensors last.safetensors model.onnx curves.png result.json   written when it is evaluated
 """
 
 import json
@@ -20,7 +20,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from psys.cluster.checkpoint import Checkpoints
 from psys.cluster.config import RunConfig
+from psys.cluster.faults import read_plan
 from psys.compute.flat import FlatModel
 from psys.config import read_yaml, validate, write_yaml
 from psys.errors import PsysError
@@ -34,6 +36,7 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.events, self.logs, self.snapshots = path / "events.jsonl", path / "logs", path / "snapshots"
+        self.config_file, self.token = path / "config.yaml", path / "token"
 
     @classmethod
     def create(cls, config: RunConfig) -> "RunDirectory":
@@ -48,14 +51,40 @@ class RunDirectory:
             raise PsysError(f"{run.path} holds a run already: choose another --name, or remove it") from None
         except OSError as error:
             raise PsysError(f"cannot make the run directory {run.path}: {error.strerror}") from None
-        write_yaml(config, run.path / "config.yaml")
-        run.write_json("environment.json", environment())
+        run.update(config)
         return run
+
+    def update(self, config: RunConfig) -> None:
+        """Write the settings that the run has from now on, and what they are used with."""
+        if config.faults:
+            plan = read_plan(config.faults)
+            config = config.model_copy(update={"faults": self.path / "faults.yaml"})
+            write_yaml(plan, self.path / "faults.yaml")
+        write_yaml(config, self.config_file)
+        self.write_json("environment.json", environment())
+
+    def write_token(self, token: str) -> None:
+        """Write what whoever joins must know, for nobody else to read."""
+        self.token.touch(0o600)
+        self.token.write_text(token + "\n", encoding="utf-8")
 
     def config(self) -> RunConfig:
         """The run's resolved settings. Raises PsysError if this is no run directory."""
-        path = self.path / "config.yaml"
-        return validate(RunConfig, read_yaml(path), where=str(path))
+        return validate(RunConfig, read_yaml(self.config_file), where=str(self.config_file))
+
+    def checkpoints(self, keep: int) -> Checkpoints:
+        """Its checkpoints, of which the last `keep` stay."""
+        return Checkpoints(self.path / "checkpoints", keep)
+
+    def saved(self) -> int:
+        """Version of the newest snapshot, 0 if there is none."""
+        return max((int(path.stem) for path in self.snapshots.glob("*.safetensors")), default=0)
+
+    def set_back(self, version: int) -> None:
+        """Remove the snapshots of what came after `version`: the run goes on from there."""
+        for path in self.snapshots.glob("*.safetensors"):
+            if int(path.stem) > version:
+                path.unlink()
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Write a JSON file, whole or not at all."""

@@ -1,27 +1,36 @@
 """Server 0: workers' calls drive the coordinator under one lock; what it decides, all servers do and the log tells."""
 
 import contextlib
+import math
+import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from torch.futures import Future, collect_all
 
+from psys.cluster.checkpoint import Books, Checkpoints, joined
 from psys.cluster.config import RunConfig
+from psys.cluster.door import Admission, Knock
 from psys.cluster.progress import Status
-from psys.cluster.transport import Advance, Push, ShardControl, Welcome, Work
-from psys.errors import PsysError
+from psys.cluster.reception import Reception
+from psys.cluster.transport import Advance, Push, ShardControl, Work
+from psys.errors import LostServerError, PsysError
 from psys.events import EventLog
 from psys.ps.coordinator import Coordinator, Decision, Update
 from psys.ps.ledger import Lease, Proof, Receipt
-from psys.ps.membership import Membership
-from psys.ps.store import Snapshot
+from psys.ps.membership import Change, Membership, State
+from psys.ps.store import Snapshot, StoreState
+
+T = TypeVar("T")
 
 _LATECOMERS_SECONDS = 60.0  # how long the workers that came wait for those that were expected
 _FAREWELL_SECONDS = 10.0  # how long a server whose run is over waits for workers to say good-bye
 _TICK_SECONDS = 0.2
+_DAMAGED = 3  # gradients of one batch that are not finite, before the run stops: more would not be
 
 
 class Stamped(NamedTuple):
@@ -41,6 +50,14 @@ class _Made(NamedTuple):
     pushes: list[Push]
 
 
+class _Reached(NamedTuple):
+    """How far the run is."""
+
+    version: int
+    epochs: float
+    seconds: float
+
+
 class _Answer(NamedTuple):
     """What a worker hears once every server has done its part."""
 
@@ -50,24 +67,28 @@ class _Answer(NamedTuple):
 
 
 class Server:
-    """A `CoordinatorService` over one Coordinator and the servers that hold the parameters, its own shard first.
+    """A `CoordinatorService`, and the door's `Host`, over one Coordinator and the servers that hold the parameters,
+    its own shard first.
 
-    Training time runs from the first lease to the last update. `save` is called from `run` with what is to be
-    evaluated later: every `snapshot_epochs` and at the end. Events written: join, update, refused, leave, end.
+    Training time runs from the first lease to the last update, and goes on with `seconds` from a checkpoint. `save` is
+    called from `run` with what is to be evaluated later: every `snapshot_epochs` and at the end, what is newer than
+    version `saved`. Events written: join, suspect, leave, update, returned, refused, fault, visitor, checkpoint, end.
     """
 
     def __init__(
         self,
         config: RunConfig,
-        store_hash: str,
+        reception: Reception,
         coordinator: Coordinator,
         shards: Sequence[ShardControl],
         events: EventLog,
         save: Callable[[Stamped], None],
+        checkpoints: Checkpoints,
+        seconds: float = 0.0,
+        saved: int = 0,
     ) -> None:
-        self._settings, self._store_hash = config.model_dump_json(), store_hash
-        self._snapshot_epochs = config.snapshot_epochs
-        self._coordinator, self._shards, self._events, self._save = coordinator, shards, events, save
+        self._config, self._reception, self._shards = config, reception, shards
+        self._coordinator, self._events, self._save, self._checkpoints = coordinator, events, save, checkpoints
         self._membership = Membership(config.heartbeat_timeout)
         self._lock = threading.Condition()
         self._waiting: dict[str, Future[Work]] = {}
@@ -75,48 +96,77 @@ class Server:
         self._steps = 0
         self._gone: set[str] = set()  # workers whose lanes are to be released
         self._accepted: dict[Lease, Push] = {}
+        self._damaged: Counter[int] = Counter()  # by batch
         self._unlogged: list[_Made | tuple[str, dict[str, Any]]] = []  # updates, other events by name, in order
-        self._last: _Made | None = None
         self._unsaved: list[tuple[list[Future[Snapshot]], Stamped]] = []
-        self._stamped_version = 0
+        self._stamped_version = saved
+        self._reached = _Reached(coordinator.version, coordinator.ledger.epochs_done, seconds)
+        self._checkpointed, self._checkpoint_time = coordinator.version, time.monotonic()
         self._failure: Exception | None = None
+        self._ending: PsysError | None = None  # why the run stops before its end, with everything saved
         self._first_call: float | None = None  # monotonic seconds, as is the next
         self._first_lease: float | None = None
-        self._status = Status(config.mode, config.epochs)
+        self._seconds_before = seconds
+        epochs_done = coordinator.ledger.epochs_done
+        self._status = Status(config.mode, config.epochs, 0, epochs_done, 0, seconds, seconds)
 
-    # The CoordinatorService: called from RPC threads.
+    # The door's Host: called from its threads.
 
-    def hello(self) -> Welcome:
-        return Welcome(self._settings, self._store_hash)
+    def admit(self, knock: Knock) -> Admission:
+        admission = self._reception.admit(knock)
+        if knock.role == "worker":
+            with self._guarded():
+                self._follow(self._membership.admitted(f"worker{admission.number}", time.monotonic()))
+            self._send_answers()
+        return admission
 
-    def push_pull(self, worker: str, push: Push | None, holding: tuple[Lease, ...]) -> "Future[Work]":
-        answer: Future[Work] = Future()
-        with self._guarded():
-            now = time.monotonic()
-            self._membership.heard(worker, now)
-            self._first_call = self._first_call or now
-            taken = self._take(push) if push else Decision([], {})
-            self._waiting[worker] = answer
-            asked = self._enlist(worker, holding)
-            if asked.updates:  # not for those whom the push alone has let go on
-                self._carry_out(taken)
-                taken = Decision([], {})
-            self._carry_out(Decision(taken.updates + asked.updates, {**taken.grants, **asked.grants}))
-        self._send_answers()
-        return answer
+    def ready(self, server: int, address: str) -> None:
+        self._reception.ready(server, address)
 
     def beat(self, worker: str) -> None:
         with self._guarded():
-            self._membership.heard(worker, time.monotonic())
-            if worker in self._waiting and worker not in self._coordinator.members:
-                self._carry_out(self._enlist(worker, ()))  # it was taken for dead while it waited
+            now = time.monotonic()
+            if self._membership.state(worker) is State.DEAD and worker in self._waiting:
+                self._enlist(worker, (), now, Decision([], {}))  # it was taken for dead while it waited for an answer
+            else:
+                self._follow(self._membership.heard(worker, now))
         self._send_answers()
+
+    def injected(self, worker: str, fault: dict[str, Any]) -> None:
+        with self._lock:
+            self._note("fault", worker=worker, **fault)
 
     def leave(self, worker: str) -> None:
         with self._guarded():
-            self._waiting.pop(worker, None)
-            self._drop(worker, "left")
+            self._follow(self._membership.left(worker))
         self._send_answers()
+
+    def lost(self, name: str) -> None:
+        with self._guarded():
+            if name.startswith("server") and not self._coordinator.over:
+                self._failure = self._failure or _lost(ConnectionError(f"{name} has gone"))
+                self._lock.notify_all()
+            self._follow(self._membership.broken(name))
+        self._send_answers()
+
+    def refused(self, address: str, reason: str) -> None:
+        with self._lock:
+            self._note("visitor", address=address, refused=reason)
+
+    # The CoordinatorService: called from RPC threads.
+
+    def push_pull(self, worker: str, push: Push | None, holding: tuple[Lease, ...]) -> "Future[Work]":
+        answer: Future[Work] = Future()
+        if self._membership.state(worker) in (None, State.LEFT):
+            raise PsysError(f"{worker} is not in this run: it did not come through the door")
+        with self._guarded():
+            now = time.monotonic()
+            self._first_call = self._first_call or now
+            taken = self._take(push) if push else Decision([], {})
+            self._waiting[worker] = answer
+            self._enlist(worker, holding, now, taken)
+        self._send_answers()
+        return answer
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -150,7 +200,7 @@ class Server:
                 if self._failure:
                     raise self._failure
                 now = time.monotonic()
-                self._look_after(now, stopped(self._status))
+                self._look_after(now, stopped(self._status) or self._ending is not None)
                 if self._coordinator.over and over_since is None:
                     over_since = now
                 ended = over_since is not None and (
@@ -159,65 +209,122 @@ class Server:
                 if ended:
                     self._stamp()
                 unsaved, self._unsaved = self._unsaved, []
+                checkpoint = self._begin_checkpoint() if ended or self._checkpoint_due(now) else None
                 self._status.workers = len(self._coordinator.members)
             self._send_answers()
             self.flush()
             while unsaved:
                 self._save_slices(*unsaved.pop(0))  # so that no vector is kept until the next one is due
+            if checkpoint:
+                self._save_checkpoint(*checkpoint)
+                checkpoint = None
             tick(self._status)
             if ended:
                 break
         proof = self._coordinator.ledger.proof()
         self._events.write("end", seconds=self._status.train_seconds, **vars(proof))
+        if self._ending:
+            raise self._ending
         return proof
 
-    def _save_slices(self, slices: "list[Future[Snapshot]]", stamped: Stamped) -> None:
+    def _checkpoint_due(self, now: float) -> bool:
+        if self._coordinator.version == self._checkpointed:
+            return False
+        count, unit = self._config.checkpoint_interval()
+        passed = now - self._checkpoint_time if unit == "s" else self._coordinator.version - self._checkpointed
+        return passed >= count
+
+    def _begin_checkpoint(self) -> "tuple[Books, list[Future[StoreState]]]":
+        """Books and slices of the same version: no step can come between them."""
+        coordinator = self._coordinator
+        self._checkpointed, self._checkpoint_time = coordinator.version, time.monotonic()
+        books = Books(
+            version=coordinator.version,
+            train_seconds=self._reached.seconds,
+            names=self._reception.named,
+            ledger=coordinator.ledger.state(),
+        )
+        return books, [shard.state() for shard in self._shards]
+
+    def _save_checkpoint(self, books: Books, slices: "list[Future[StoreState]]") -> None:
+        began = time.monotonic()
+        parts = _waited(slices)
+        assert {part.version for part in parts} == {books.version}
         try:
-            taken = [part.wait() for part in slices]
-        except RuntimeError as error:
-            raise _lost(error) from None
-        self._save(stamped._replace(slices=taken))
+            self._checkpoints.save(books, joined(parts))
+        except OSError as error:  # the run goes on: the next may succeed, and the one before is still there
+            print(f"psys: cannot write a checkpoint: {error}", file=sys.stderr, flush=True)
+            self._events.write("checkpoint", version=books.version, failed=str(error))
+        else:
+            took = round(time.monotonic() - began, 4)
+            self._events.write("checkpoint", version=books.version, seconds=books.train_seconds, took=took)
+
+    def _save_slices(self, slices: "list[Future[Snapshot]]", stamped: Stamped) -> None:
+        self._save(stamped._replace(slices=_waited(slices)))
 
     def _look_after(self, now: float, stopped: bool) -> None:
-        for name in self._membership.silent(now):
-            self._drop(name, "silent")
+        self._follow(self._membership.looked(now))
         if self._first_call is not None and now - self._first_call > _LATECOMERS_SECONDS:
             self._carry_out(self._coordinator.stop_waiting())
         if stopped and not self._coordinator.over:
             self._carry_out(self._coordinator.stop())
 
     def _train_seconds(self) -> float:
-        return 0.0 if self._first_lease is None else time.monotonic() - self._first_lease
+        return self._seconds_before + (time.monotonic() - self._first_lease if self._first_lease else 0.0)
 
     def _take(self, push: Push) -> Decision:
-        receipt, decision = self._coordinator.push(push.lease)
+        lease = push.lease
+        receipt, decision = self._coordinator.push(lease, finite=math.isfinite(push.gradient_norm))
         if receipt is Receipt.ACCEPTED:
-            self._accepted[push.lease] = push
-        else:
-            self._note("refused", receipt=receipt.value, lease=push.lease)
+            self._accepted[lease] = push
+            return decision
+        self._note("refused", receipt=receipt.value, lease=lease)
+        if receipt is Receipt.DAMAGED:
+            self._damaged[lease.batch] += 1
+            if self._damaged[lease.batch] == _DAMAGED:
+                self._ending = PsysError(
+                    f"training diverged: the gradient of batch {lease.batch} was not finite {_DAMAGED} times; lower "
+                    "--schedule.learning-rate. All before is saved"
+                )
         return decision
 
-    def _enlist(self, worker: str, holding: tuple[Lease, ...]) -> Decision:
-        if worker not in self._coordinator.members:
-            self._gone.discard(worker)
-            self._note("join", worker=worker)
-        return self._coordinator.request(worker, holding)
+    def _enlist(self, worker: str, holding: tuple[Lease, ...], now: float, before: Decision) -> None:
+        """Take a request of `worker`, and carry it out after what was decided `before` it in the same call."""
+        self._follow(self._membership.asked(worker, now))
+        unheard = [lease for lease in self._coordinator.ledger.outstanding(worker) if lease not in holding]
+        self._note_returned(unheard)
+        asked = self._coordinator.request(worker, holding)
+        if asked.updates:  # not for those whom the push alone has let go on
+            self._carry_out(before)
+            before = Decision([], {})
+        self._carry_out(Decision(before.updates + asked.updates, {**before.grants, **asked.grants}))
 
-    def _drop(self, worker: str, reason: str) -> None:
-        self._membership.forget(worker)
-        self._gone.add(worker)
-        if worker in self._coordinator.members:
-            self._note("leave", worker=worker, reason=reason)
-            self._carry_out(self._coordinator.leave(worker))
-        self._lock.notify_all()
+    def _follow(self, changes: list[Change]) -> None:
+        for worker, state, reason in changes:
+            if state in (State.DEAD, State.LEFT):
+                self._gone.add(worker)
+                if reason != "silent":
+                    self._waiting.pop(worker, None)
+                if worker in self._coordinator.members:
+                    self._note("leave", worker=worker, reason=reason)
+                    self._note_returned(self._coordinator.ledger.outstanding(worker))
+                    self._carry_out(self._coordinator.leave(worker))
+            elif state is State.SUSPECT:
+                self._note("suspect", worker=worker)
+            elif state is State.ACTIVE and reason == "asked":
+                self._gone.discard(worker)
+                if worker not in self._coordinator.members:
+                    self._note("join", worker=worker)
+            self._lock.notify_all()
 
     def _carry_out(self, decision: Decision) -> None:
         done = self._advance(decision)
         before = self._snapshots_due()
         for update in decision.updates:
             pushes = [self._accepted.pop(lease) for lease in update.leases]
-            self._last = _Made(update, self._train_seconds(), pushes)
-            self._unlogged.append(self._last)
+            seconds = self._train_seconds()
+            self._unlogged.append(_Made(update, seconds, pushes))
+            self._reached = _Reached(update.version, update.epochs_done, seconds)
         if self._snapshots_due() > before:
             self._stamp()
         if decision.grants:
@@ -266,6 +373,10 @@ class Server:
                 self._failure = self._failure or _lost(error)
                 self._lock.notify_all()
 
+    def _note_returned(self, leases: Sequence[Lease]) -> None:
+        if leases:
+            self._note("returned", leases=leases)
+
     def _note(self, event: str, **fields: Any) -> None:
         self._unlogged.append((event, {**fields, "seconds": self._train_seconds()}))
 
@@ -292,27 +403,35 @@ class Server:
             epochs=round(update.epochs_done, 6),
             learning_rate=update.learning_rate,
             batches=[lease.batch for lease in update.leases],
+            attempts=[lease.attempt for lease in update.leases],
             workers=[lease.worker for lease in update.leases],
             staleness=update.staleness,
             images=images,
+            gradient_norms=[push.gradient_norm for push in pushes],
             loss=round(loss, 6),
             accuracy=round(accuracy, 6),
         )
         self._status.add(update, images, seconds, loss, accuracy)
 
     def _snapshots_due(self) -> int:
-        return int(self._last.update.epochs_done / self._snapshot_epochs) if self._last else 0
+        return int(self._reached.epochs / self._config.snapshot_epochs)
 
     def _stamp(self) -> None:
-        if self._last and self._last.update.version > self._stamped_version:
-            update, seconds, _ = self._last
-            self._stamped_version = update.version
+        if self._reached.version > self._stamped_version:
+            self._stamped_version = self._reached.version
             slices = [shard.snapshot() for shard in self._shards]
-            self._unsaved.append((slices, Stamped([], update.version, update.epochs_done, seconds)))
+            self._unsaved.append((slices, Stamped([], *self._reached)))
 
 
-def _lost(error: Exception) -> PsysError:
+def _waited(futures: "Sequence[Future[T]]") -> list[T]:
+    try:
+        return [future.wait() for future in futures]
+    except RuntimeError as error:
+        raise _lost(error) from None
+
+
+def _lost(error: Exception) -> LostServerError:
     lines = str(error).split(" (this error originated")[0].splitlines()
     # What was raised on another server comes behind a line that names it.
     reason = next((line for line in lines if not line.startswith("On WorkerInfo")), type(error).__name__)
-    return PsysError(f"lost a server and its part of the parameters: {reason}")
+    return LostServerError(f"lost a server and its part of the parameters: {reason}")

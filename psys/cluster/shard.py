@@ -11,7 +11,7 @@ from psys.cluster.lane import LaneAddress, Layout, RemoteLane
 from psys.cluster.transport import Advance
 from psys.ps.codec import Fp32, Wire, gradient_codec, parameter_codec
 from psys.ps.coordinator import Update
-from psys.ps.store import Contribution, ParameterStore, Snapshot
+from psys.ps.store import Contribution, ParameterStore, Snapshot, StoreState
 
 
 class Shard:
@@ -22,7 +22,7 @@ class Shard:
     def __init__(self, index: int, store: ParameterStore, layout: Layout, wire: Wire, topk_share: float) -> None:
         self._index, self._store, self.layout = index, store, layout
         self._gradients, self._parameters = gradient_codec(wire, topk_share), parameter_codec(wire)
-        self._addresses: dict[str, LaneAddress | None] = {}  # of lanes that can be seen
+        self._attached: dict[str, tuple[LaneAddress, bool]] = {}  # and whether the lane can be seen
         self._lanes: dict[str, RemoteLane] = {}
         self._lock = threading.Lock()
         self._next = 0
@@ -35,10 +35,14 @@ class Shard:
         else:
             self._payload = torch.empty(span.stop - span.start, dtype=torch.uint8)
 
-    def attach(self, worker: str, address: LaneAddress) -> bool:
+    def attach(self, worker: str, address: LaneAddress, nbytes: int) -> bool:
+        if nbytes != self.layout.nbytes:
+            raise ValueError(f"{worker} has a lane of {nbytes} bytes, this run's has {self.layout.nbytes}")
         with self._lock:
-            lane = self._lanes[worker] = RemoteLane(self.layout.nbytes, address)
-            self._addresses[worker] = address if lane.shared else None
+            # One that comes back may have a gradient in its lane that was accepted before.
+            known = worker in self._lanes and self._attached[worker][0] == address
+            lane = self._lanes[worker] if known else RemoteLane(nbytes, address)
+            self._lanes[worker], self._attached[worker] = lane, (address, lane.shared)
             return lane.shared
 
     def put(self, worker: str, offset: int, chunk: Tensor) -> None:
@@ -69,18 +73,29 @@ class Shard:
             taken.set_result(self._store.snapshot())
         return taken
 
+    def state(self) -> "Future[StoreState]":
+        taken: Future[StoreState] = Future()
+        with self._lock:
+            taken.set_result(self._store.state())
+        return taken
+
+    def restore(self, state: StoreState) -> None:
+        with self._lock:
+            self._store.restore(state)
+
     def finish(self) -> None:
         self.finished.set()
 
     def _lane(self, worker: str) -> RemoteLane:
         if worker not in self._lanes:
-            self._lanes[worker] = RemoteLane(self.layout.nbytes, self._addresses.get(worker))
+            address, shared = self._attached[worker]
+            self._lanes[worker] = RemoteLane(self.layout.nbytes, address if shared else None)
         return self._lanes[worker]
 
     def _contributions(self, update: Update) -> Iterator[Contribution]:
         for position, (lease, share) in enumerate(zip(update.leases, update.shares, strict=True)):
             lane = self._lanes[lease.worker]  # a new one would have no gradient in it
-            if self._addresses[lease.worker] and not lane.shared:
+            if self._attached[lease.worker][1] and not lane.shared:
                 raise RuntimeError(f"the memory of {lease.worker} cannot be opened any more")
             payload = lane[self.layout.gradient(lease.slot)[self._index]]
             # The first is where the sum is made, the others are used up one by one.

@@ -1,4 +1,4 @@
-"""Starts the servers and the workers of a local run as processes, watches over them and leaves none behind."""
+"""Starts the servers and the workers of a local run as processes, brings back those that die, leaves none behind."""
 
 import contextlib
 import os
@@ -8,102 +8,193 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from psys.cluster.node import STOP, STOP_WHEN_ALONE, STOPPED_EARLY
+from psys.cluster.node import LOST, STOP, STOP_WHEN_ALONE, STOPPED_EARLY, USER_ERROR
 from psys.cluster.rundir import RunDirectory
 from psys.errors import PsysError
 
 _POLL_SECONDS = 0.2
 _SETTLE_SECONDS = 10.0  # for workers to go, once the server has
+_SETTLED_SECONDS = 10.0  # who lived as long did not fail in starting
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 8.0
+# Deaths in a row, none of which lived for _SETTLED_SECONDS: by itself, and by a signal, which is somebody else's doing.
+_OWN_DEATHS, _KILLS = 3, 100
+
+
+class _Patience:
+    """When a process that died is started again: at once, then after ever longer pauses, then never."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._own_deaths = self._kills = 0
+
+    def started(self) -> None:
+        self._started = time.monotonic()
+
+    def pause_after(self, code: int) -> float | None:
+        """Seconds until the process that ended with `code` is to be started again; None: never."""
+        if time.monotonic() - self._started > _SETTLED_SECONDS:
+            self._own_deaths = self._kills = 0
+        deaths = self._own_deaths + self._kills
+        self._own_deaths += code > 0
+        self._kills += code < 0
+        if self._own_deaths > _OWN_DEATHS or self._kills > _KILLS:
+            return None
+        return min(_FIRST_PAUSE_SECONDS * 2 ** (deaths - 1), _LONGEST_PAUSE_SECONDS) if deaths else 0.0
+
+
+class _Worker:
+    """One place for a worker, and the process that fills it now."""
+
+    def __init__(self, number: int, command: Sequence[object], environment: dict[str, str], log: Path) -> None:
+        self.number, self.log = number, log
+        self._command, self._environment = command, {**environment, "LOCAL_RANK": str(number)}
+        self._patience = _Patience()
+        self._due: float | None = None
+        self.process = self._start()
+
+    def look_after(self) -> bool:
+        """Start it again when that is due; whether there is hope for this place."""
+        if self._due is not None:
+            if time.monotonic() >= self._due:
+                self._due = None
+                self._patience.started()
+                self.process = self._start()
+            return True
+        code = self.process.poll()
+        if not code:  # it works, or the run is over
+            return True
+        pause = self._patience.pause_after(code)
+        last_words = self.log.read_text(errors="replace").strip().splitlines()[-1:]
+        what = f"{_ended(code)}: {' '.join(last_words)} (see {self.log})"
+        if pause is None:
+            _say(f"worker process {self.number} {what}; it is given up after so many times in a row")
+            return False
+        _say(f"worker process {self.number} {what}; it is started again" + (f" in {pause:g} s" if pause else ""))
+        self._due = time.monotonic() + pause
+        return True
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        with self.log.open("ab") as log:
+            return _start(self._command, self._environment, stdout=log, stderr=log)
 
 
 class Supervisor:
     """`servers` and `workers` that share this machine's cores. SIGINT and SIGTERM end the run gently."""
 
-    def __init__(self, run: RunDirectory, listener: socket.socket, servers: int, workers: int, threads: int) -> None:
-        self._run = run
+    def __init__(
+        self, run: RunDirectory, listener: socket.socket, servers: int, workers: int, threads: int, token: str
+    ) -> None:
+        self._run, self._listener, self._count = run, listener, servers
         host, port = listener.getsockname()[:2]
-        reachable = "localhost" if host in ("0.0.0.0", "::") else host
-        serve = ["serve", run.path, "--fd", listener.fileno(), "--workers", workers, "--supervisor", os.getpid()]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        self._server = _start(serve, environment, pass_fds=[listener.fileno()])
-        listener.close()
-        self._shards: list[subprocess.Popen[bytes]] = []
-        for number in range(1, servers):
-            shard = ["shard", number, reachable, port, "--supervisor", os.getpid()]
-            self._shards.append(_start(shard, environment))
-        self._workers: dict[int, subprocess.Popen[bytes]] = {}
-        for number in range(workers):
-            work = ["work", reachable, port, "--threads", threads]
-            environment = {**environment, "LOCAL_RANK": str(number)}
-            with (run.logs / f"worker{number}.log").open("wb") as log:
-                self._workers[number] = _start(work, environment, stdout=log, stderr=log)
+        self._reachable, self._port = "localhost" if host in ("0.0.0.0", "::") else host, port
+        self._awaited = workers
+        self._environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PSYS_TOKEN": token}
+        self._patience = _Patience()
+        self._start_servers()
+        work = ["work", self._reachable, port, "--threads", threads]
+        self._workers = [
+            _Worker(number, work, self._environment, run.logs / f"worker{number}.log") for number in range(workers)
+        ]
 
     def wait(self) -> bool:
         """Until the run has ended. Returns whether every batch was applied (False: it was interrupted).
 
-        Raises PsysError if the server failed, or all workers did.
+        Servers that die are started again, all of them, from the last checkpoint. Raises PsysError if that does not
+        help, if a server found something that the user must mend, or if all workers failed.
         """
         interrupted: list[int] = []
 
         def interrupt(number: int, frame: FrameType | None) -> None:
             interrupted.append(number)
-            self._server.send_signal(STOP)
+            self._servers[0].send_signal(STOP)
 
         before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-        killed = False
+        code = None
         try:
-            while self._server.poll() is None:
+            while code is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    self._server.wait(_POLL_SECONDS)
+                    self._servers[0].wait(_POLL_SECONDS)
                 self._look_after_workers()
-                if self._dead_shard() and self._server.poll() is None:
-                    self._server.kill()  # a part of the parameters is gone
-                    killed = True
-            # Looked up before this process ends the others. Those whom a killed server 0 takes along are not the cause.
-            dead = self._dead_shard() if killed or self._server.returncode > 0 else None
+                code = self._look_after_servers(interrupted)
         finally:
-            self._end()
+            self._end(in_order=code == 0)
             for number, handler in before.items():
                 signal.signal(number, handler)
-        code = self._server.returncode
         if code == 0 or interrupted:
             return code == 0
-        if dead:
-            raise PsysError(f"server {dead[0]} ended with code {dead[1]}; what was saved is in {self._run.path}")
+        saved = f"what was saved is in {self._run.path}"
         if code == STOPPED_EARLY:
-            raise PsysError(f"every worker failed, the run ended early; what was trained is in {self._run.path}")
-        raise PsysError(f"the server ended with code {code}; what was saved is in {self._run.path}")
+            raise PsysError(f"every worker failed, the run ended early; {saved}")
+        if code == USER_ERROR:
+            raise PsysError(f"the run ended, see above; {saved}")
+        raise PsysError(f"a server {_ended(code)} and did not come back; {saved}, --resume {self._run.path} goes on")
 
-    def _dead_shard(self) -> tuple[int, int] | None:
-        """Number and exit code of a server, not the first, that failed."""
-        return next(((number, shard.returncode) for number, shard in enumerate(self._shards, 1) if shard.poll()), None)
+    def _start_servers(self) -> None:
+        serve = ["serve", self._run.path, "--fd", self._listener.fileno(), "--workers", self._awaited]
+        supervisor = ["--supervisor", os.getpid()]
+        self._servers = [_start([*serve, *supervisor], self._environment, pass_fds=[self._listener.fileno()])]
+        for number in range(1, self._count):
+            shard = ["shard", number, self._reachable, self._port, *supervisor]
+            self._servers.append(_start(shard, self._environment))
+        self._patience.started()
+
+    def _look_after_servers(self, interrupted: list[int]) -> int | None:
+        """The exit code that ends the run, None while it goes on."""
+        codes = [server.poll() for server in self._servers]
+        if codes[0] in (0, STOPPED_EARLY):
+            return codes[0]
+        # The others end in order when server 0 tells them so; who ended because one was lost is not the cause.
+        dead = sorted(((number, code) for number, code in enumerate(codes) if code), key=lambda d: d[1] == LOST)
+        if not dead:
+            return None
+        number, code = dead[0]
+        for server in self._servers:  # a part of the parameters is gone: all go back to one version
+            server.kill()
+            server.wait()
+        pause = None if code == USER_ERROR or interrupted else self._patience.pause_after(code)
+        if pause is None:
+            return code
+        _say(f"server {number} {_ended(code)}: all servers are started again from the last checkpoint")
+        time.sleep(pause)
+        if interrupted:
+            return code
+        self._start_servers()
+        return None
 
     def _look_after_workers(self) -> None:
-        for number, process in list(self._workers.items()):
-            if not process.poll():
-                continue
-            del self._workers[number]
-            log = self._run.logs / f"worker{number}.log"
-            last_words = log.read_text(errors="replace").strip().splitlines()[-1:]
-            print(f"psys: a worker ended with code {process.returncode}:", *last_words, f"(see {log})", file=sys.stderr)
-            if not self._workers:
-                self._server.send_signal(STOP_WHEN_ALONE)  # others may have joined from elsewhere
+        if not self._workers:
+            return
+        self._workers = [worker for worker in self._workers if worker.look_after()]
+        if not self._workers:
+            self._servers[0].send_signal(STOP_WHEN_ALONE)  # others may have joined from elsewhere
 
-    def _end(self) -> None:
-        if self._server.poll() is None:  # only if this process is failing itself
-            self._server.kill()
+    def _end(self, in_order: bool) -> None:
+        self._listener.close()
+        if self._servers[0].poll() is None:  # only if this process is failing itself
+            self._servers[0].kill()
         deadline = time.monotonic() + _SETTLE_SECONDS
-        for process in (*self._workers.values(), *self._shards):
-            if self._server.wait():
+        for process in (*(worker.process for worker in self._workers), *self._servers):
+            if not in_order:
                 process.terminate()  # it may still be looking for the server that is gone
             try:
                 process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _ended(code: int) -> str:
+    if code > 0:
+        return f"ended with code {code}"
+    return f"was killed by {signal.Signals(-code).name}"
+
+
+def _say(text: str) -> None:
+    print(f"psys: {text}", file=sys.stderr, flush=True)
 
 
 def _start(arguments: Sequence[object], environment: dict[str, str], **options: Any) -> subprocess.Popen[bytes]:

@@ -1,4 +1,4 @@
-"""What workers and servers say to each other, whatever carries it: short messages. Vectors go through lanes."""
+"""What workers and servers say to each other beyond the door, whatever carries it. Vectors go through lanes."""
 
 from typing import NamedTuple, Protocol
 
@@ -8,14 +8,7 @@ from torch.futures import Future
 from psys.cluster.lane import LaneAddress
 from psys.ps.coordinator import Update
 from psys.ps.ledger import Lease
-from psys.ps.store import Snapshot
-
-
-class Welcome(NamedTuple):
-    """The coordinator's answer to a newcomer: everything it needs to compute the same gradients as all others."""
-
-    settings: str  # RunConfig as JSON
-    store_hash: str  # content of the prepared store; the worker's own copy must have the same
+from psys.ps.store import Snapshot, StoreState
 
 
 class Push(NamedTuple):
@@ -25,6 +18,7 @@ class Push(NamedTuple):
     loss: float
     correct: int
     views: int
+    gradient_norm: float  # Euclidean
 
 
 class Work(NamedTuple):
@@ -45,20 +39,11 @@ class Advance(NamedTuple):
 class CoordinatorService(Protocol):
     """What server 0 offers besides its slice; each call may come from any thread."""
 
-    def hello(self) -> Welcome:
-        """A worker has come and asks what the run is. It takes part from its first `push_pull`."""
-
     def push_pull(self, worker: str, push: Push | None, holding: tuple[Lease, ...]) -> "Future[Work]":
         """Hand in a gradient (None: nothing to hand in) and ask for work beside the leases that are still `holding`.
 
-        Answered when the policy lets it start.
+        Answered when the policy lets it start. Raises KeyError of a worker that was not admitted at the door.
         """
-
-    def beat(self, worker: str) -> None:
-        """A sign of life."""
-
-    def leave(self, worker: str) -> None:
-        """The worker goes and will not push again."""
 
 
 class ShardControl(Protocol):
@@ -70,6 +55,12 @@ class ShardControl(Protocol):
     def snapshot(self) -> "Future[Snapshot]":
         """The slice at the version made last."""
 
+    def state(self) -> "Future[StoreState]":
+        """All of the slice at the version made last, for a checkpoint."""
+
+    def restore(self, state: StoreState) -> None:
+        """Go on from a checkpoint, before the first step. Raises ValueError if it does not fit."""
+
     def finish(self) -> None:
         """The run is over: nobody will call any more."""
 
@@ -77,8 +68,11 @@ class ShardControl(Protocol):
 class ShardService(ShardControl, Protocol):
     """What every server offers for its slice of the parameters; each call may come from any thread."""
 
-    def attach(self, worker: str, address: LaneAddress) -> bool:
-        """A worker has come. Whether its memory can be seen from here; if not, it moves its bytes with put and get."""
+    def attach(self, worker: str, address: LaneAddress, nbytes: int) -> bool:
+        """A worker has come, or come back, with its lane of `nbytes`. Whether it can be seen from here.
+
+        If not, the worker moves its bytes with put and get. Raises ValueError if the lane is not of the run's size.
+        """
 
     def put(self, worker: str, offset: int, chunk: Tensor) -> None:
         """Bytes (uint8) of the worker's lane, from `offset` on, for a server that cannot see it."""

@@ -1,30 +1,27 @@
 """A worker: lease in, augmented views, gradient out, until the server has no more work."""
 
-import contextlib
-import json
+import math
 import os
-import sys
-import threading
-from collections.abc import Iterator
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import FrameType
 
 import torch
 
-from psys.cluster import torch_rpc
 from psys.cluster.batches import Batches
 from psys.cluster.config import RunConfig
+from psys.cluster.faults import suffer
 from psys.cluster.laned import LanedModel
+from psys.cluster.session import RestartedError, Session
 from psys.cluster.transport import Push
 from psys.compute.device import choose_device, choose_precision, keep_freed_memory
 from psys.compute.flat import FlatModel
 from psys.compute.step import GradientStep, StepResult
-from psys.config import validate
 from psys.data.store import PreparedStore
 from psys.errors import PsysError
 from psys.models.registry import build
-
-_BEATS_PER_TIMEOUT = 5
+from psys.ps.ledger import Lease
 
 
 class BatchGradient:
@@ -41,87 +38,99 @@ class BatchGradient:
         return self._step(*self._batches[batch])
 
 
-def work(host: str, port: int, threads: int, store_path: Path | None = None) -> None:
-    """Join the run at host:port and compute until it is over.
+class Leaving(BaseException):
+    """This worker was told to go."""
+
+
+def work(host: str, port: int, threads: int, token: str, store_path: Path | None = None) -> None:
+    """Join the run at host:port and compute until it is over, or SIGTERM: what was begun then goes to another worker.
 
     `store_path`: where this machine has the prepared store, if not where the run's settings say.
-    Raises PsysError when there is no server, or the store here is not the server's.
+    Raises PsysError when there is no server or it stays away, it wants another token, or the store here is not its own.
     """
     keep_freed_memory()
     torch.set_num_threads(threads)
-    client = torch_rpc.connect(host, port)
+    session = Session(host, port, token)
     try:
-        welcome = client.hello()
-        config = validate(RunConfig, json.loads(welcome.settings), where=f"settings of the server at {host}:{port}")
+        config, admission = session.config, session.admission
         store = PreparedStore.open(store_path or config.store)
-        if store.content_hash != welcome.store_hash:
+        if store.content_hash != admission.store_hash:
             raise PsysError(f"the store at {store.path} is not the server's: copy that one, or name it with --store")
-        device = choose_device(int(os.environ.get("LOCAL_RANK", client.number)))
+        device = choose_device(int(os.environ.get("LOCAL_RANK", admission.number)))
         laned = LanedModel(build(config.model, len(store.classes)).to(device), config)
         compute = BatchGradient(config, store, laned.model)
-        client.attach(laned.lane)
-        with _heartbeat(client, config.heartbeat_timeout / _BEATS_PER_TIMEOUT):
-            (_run_ahead if config.prefetch else _run)(client, laned, compute)
-    except RuntimeError as error:
-        if not torch_rpc.is_connection_error(error):
-            raise
-        raise PsysError(f"lost the server at {host}:{port}: {str(error).splitlines()[0]}") from None
+        steps = _Steps(session, laned, compute)
+        session.attach(laned.lane)
+        run = _run_ahead if config.prefetch else _run
+        while True:
+            try:
+                run(session, laned, steps)
+                break
+            except RestartedError:
+                continue
+    except Leaving:
+        pass
     finally:
-        # Whatever happened, its batch need not wait for a heartbeat; the server may end on hearing it, unanswered.
-        with contextlib.suppress(RuntimeError):
-            client.leave()
-        torch_rpc.close()
+        session.close()
 
 
-def _run(client: torch_rpc.Client, laned: LanedModel, compute: BatchGradient) -> None:
-    lease = client.push_pull(None).lease
+def leave_at_sigterm() -> None:
+    """From now on SIGTERM means: leave the run in order."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Leaving
+
+    signal.signal(signal.SIGTERM, leave)
+
+
+class _Steps:
+    """Computes batch after batch, with what the fault plan has for this worker."""
+
+    def __init__(self, session: Session, laned: LanedModel, compute: BatchGradient) -> None:
+        self._session, self._laned, self._compute = session, laned, compute
+        self._step = 0
+
+    def __call__(self, lease: Lease) -> Push:
+        """Leave the gradient of the batch in the lease's slot."""
+        result = self._compute(lease.batch)
+        admission = self._session.admission
+        for fault in admission.faults.at(admission.number, self._step):
+            self._session.tell(fault.model_dump(mode="json", exclude={"worker"}))
+            if fault.kind == "nan":
+                self._laned.model.gradient[0] = math.nan
+                result = result._replace(gradient_norm=math.nan)
+            elif fault.kind == "drop_reply":
+                self._session.drop_next_reply()
+            else:
+                suffer(fault)
+        self._laned.send(lease.slot)
+        self._step += 1
+        return Push(lease, *result)
+
+
+def _run(session: Session, laned: LanedModel, compute: _Steps) -> None:
+    lease = session.push_pull(None).lease
     while lease is not None:
         laned.receive()
-        result = compute(lease.batch)
-        laned.send(lease.slot)
-        lease = client.push_pull(Push(lease, *result)).lease
+        lease = session.push_pull(compute(lease)).lease
 
 
-def _run_ahead(client: torch_rpc.Client, laned: LanedModel, compute: BatchGradient) -> None:
+def _run_ahead(session: Session, laned: LanedModel, compute: _Steps) -> None:
     """One batch is computed while the gradient of the one before is pushed and the next lease is fetched."""
     with ThreadPoolExecutor(1, "courier") as courier:
-        lease = client.push_pull(None).lease
+        lease = session.push_pull(None).lease
         while lease is not None:
             laned.receive()
-            coming = courier.submit(client.push_pull, None, (lease,))
-            while lease is not None:
-                result = compute(lease.batch)
+            coming = courier.submit(session.push_pull, None, (lease,))
+            while True:
+                push = compute(lease)
                 following = coming.result().lease
                 # What has come stands in the lane until the next request: it must be taken out before that.
-                laned.send(lease.slot)
-                push = Push(lease, *result)
                 if following is None:
                     break
                 laned.receive()
-                coming = courier.submit(client.push_pull, push, (following,))
+                coming = courier.submit(session.push_pull, push, (following,))
                 lease = following
             # Nothing to have ahead: the run ends, or the last batches are with others and may come back.
-            lease = client.push_pull(push).lease
-
-
-@contextlib.contextmanager
-def _heartbeat(client: torch_rpc.Client, period_seconds: float) -> Iterator[None]:
-    done = threading.Event()
-
-    def beat() -> None:
-        while not done.wait(period_seconds):
-            try:
-                client.beat()
-            except RuntimeError as error:
-                if not done.is_set():
-                    # The main thread may wait for an answer that will never come.
-                    print(f"psys: worker lost its server: {error}", file=sys.stderr, flush=True)
-                    os._exit(1)
-
-    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+            lease = session.push_pull(push).lease

@@ -16,6 +16,7 @@ class StepResult(NamedTuple):
     loss: float  # mean cross-entropy, without label smoothing: it compares with that of validation
     correct: int
     views: int
+    gradient_norm: float  # Euclidean; not finite if an element is not
 
 
 class GradientStep:
@@ -35,8 +36,8 @@ class GradientStep:
         """
         self._model.module.train()
         seen = self._replay(views, labels) if views.is_cuda else self._compute(views, labels)
-        loss, correct = seen.tolist()
-        return StepResult(loss, int(correct), len(labels))
+        loss, correct, norm = seen.tolist()
+        return StepResult(loss, int(correct), len(labels), norm)
 
     def _replay(self, views: Tensor, labels: Tensor) -> Tensor:
         if views.shape not in self._replays:
@@ -46,7 +47,7 @@ class GradientStep:
         return self._replays[views.shape](views, labels)
 
     def _compute(self, views: Tensor, labels: Tensor) -> Tensor:
-        """Mean loss and number of right answers, (2,) float32 on the device: to fetch them is to wait for the step."""
+        """Mean loss, right answers, norm of the gradient: (3,) float32 on the device. To fetch them is to wait."""
         # No weight is used twice in a forward, so a cache of their casts would only hold memory.
         with torch.autocast(
             views.device.type, self._precision, enabled=self._precision != torch.float32, cache_enabled=False
@@ -57,4 +58,5 @@ class GradientStep:
         # Accumulating into zeros, as backward() would, reads and writes the whole gradient once more.
         torch._foreach_copy_(self._model.slopes, torch.autograd.grad(loss, self._model.leaves))
         logits = logits.detach()
-        return torch.stack([F.cross_entropy(logits, labels), (logits.argmax(1) == labels).sum().float()])
+        norm = torch.linalg.vector_norm(self._model.gradient)
+        return torch.stack([F.cross_entropy(logits, labels), (logits.argmax(1) == labels).sum().float(), norm])

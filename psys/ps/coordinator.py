@@ -36,13 +36,21 @@ class Coordinator:
 
     Nobody starts before `awaited` workers have joined, so that a synchronous run is the same each time. A worker asks
     for one lease at a time, and is answered in a later Decision if not in the one its request caused. Each worker has
-    `slots` places for gradients: a slot is leased again only when what stood in it is applied or given up.
+    `slots` places for gradients: a slot is leased again only when what stood in it is applied or given up. A run that
+    is resumed goes on at `version`, with its ledger.
     """
 
     def __init__(
-        self, ledger: Ledger, policy: Policy, schedule: ScheduleConfig, epochs: int, awaited: int, slots: int
+        self,
+        ledger: Ledger,
+        policy: Policy,
+        schedule: ScheduleConfig,
+        epochs: int,
+        awaited: int,
+        slots: int,
+        version: int = 0,
     ) -> None:
-        self.ledger, self.version = ledger, 0
+        self.ledger, self.version = ledger, version
         self._policy, self._schedule, self._epochs = policy, schedule, epochs
         self._awaited, self._slots = awaited, range(slots)
         self._stopping = False
@@ -68,17 +76,18 @@ class Coordinator:
         self._join(worker)
         if unheard := [lease for lease in self.ledger.outstanding(worker) if lease not in holding]:
             self.ledger.take_back(unheard)
-            self._policy.leave(worker, unheard)
-            self._policy.join(worker)
+            self._forget(worker, unheard)
         self._waiting[worker] = None
         return self._decide()
 
-    def push(self, lease: Lease) -> tuple[Receipt, Decision]:
+    def push(self, lease: Lease, finite: bool = True) -> tuple[Receipt, Decision]:
         """The gradient of `lease` has come. Applied now, later with its round, or never (see Receipt)."""
-        receipt = self.ledger.accept(lease)
+        receipt = self.ledger.accept(lease, finite)
         if receipt is Receipt.ACCEPTED:
             self._pushed.add(lease)
             self._policy.arrive(lease)
+        elif receipt is Receipt.DAMAGED:
+            self._forget(lease.worker, [lease])
         return receipt, self._decide()
 
     def leave(self, worker: str) -> Decision:
@@ -100,6 +109,11 @@ class Coordinator:
         """Grant no further lease; what is being computed is still accepted and applied."""
         self._stopping = True
         return self._decide()
+
+    def _forget(self, worker: str, leases: list[Lease]) -> None:
+        """That `worker`, which stays, began these."""
+        self._policy.leave(worker, leases)
+        self._policy.join(worker)
 
     def _join(self, worker: str) -> None:
         if worker not in self._members:

@@ -1,14 +1,19 @@
 """The finite list of batches of a run, each leased to one worker and its gradient counted exactly once."""
 
 import heapq
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import Enum, IntEnum
 from functools import lru_cache
-from typing import NamedTuple
+from itertools import pairwise
+from typing import Literal, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor
+
+from psys.config import Config
 
 
 class Lease(NamedTuple):
@@ -27,11 +32,13 @@ class Receipt(Enum):
     ACCEPTED   the first gradient for this batch: it will be applied
     DUPLICATE  a gradient of this batch was accepted before (a retry, or a re-issued lease was faster): not applied
     EXPIRED    the lease was taken back from a worker given up for dead, and the batch is due again: not applied
+    DAMAGED    the gradient has a NaN or an infinity, and the batch is due again: not applied
     """
 
     ACCEPTED = "accepted"
     DUPLICATE = "duplicate"
     EXPIRED = "expired"
+    DAMAGED = "damaged"
 
 
 class _State(IntEnum):
@@ -43,7 +50,11 @@ class _State(IntEnum):
 
 @dataclass
 class Proof:
-    """The ledger's account of a run, in batches; `lost` counts those that are nowhere to be found and must be 0."""
+    """The ledger's account of a run, in batches; `lost` counts those that are nowhere to be found and must be 0.
+
+    `duplicates`, `expired` and `damaged` are pushes that were refused (see Receipt); a batch whose lease came back is
+    `reissued`.
+    """
 
     batches: int
     leased: int = 0
@@ -51,8 +62,21 @@ class Proof:
     reissued: int = 0
     duplicates: int = 0
     expired: int = 0
+    damaged: int = 0
     unfinished: int = 0
     lost: int = 0
+
+
+class LedgerState(Config):
+    """What of a ledger goes into a checkpoint. Batches that were out, or accepted and not applied, are due again."""
+
+    applied: tuple[tuple[int, int], ...]
+    """stretches of batches, [first, last), ascending"""
+    fresh: int = Field(ge=0)
+    """the first batch that was never leased"""
+    attempts: dict[int, int]
+    """of batches leased and not applied: the attempt of the next lease"""
+    counts: dict[Literal["leased", "reissued", "duplicates", "expired", "damaged"], int]
 
 
 class Ledger:
@@ -73,6 +97,33 @@ class Ledger:
         self._outstanding: dict[int, Lease] = {}
         self._attempts: dict[int, int] = {}
         self._counts = Proof(self.batches)
+
+    def restore(self, state: LedgerState) -> None:
+        """Take up, as a new ledger of the same run, what another had come to. Raises ValueError if it cannot be."""
+        ends = [end for stretch in state.applied for end in stretch]
+        if ends != sorted(set(ends)) or not 0 <= state.fresh <= self.batches or max(ends, default=0) > state.fresh:
+            raise ValueError(f"the ledger's stretches of applied batches do not fit a run of {self.batches} batches")
+        for first, last in state.applied:
+            self._state[first:last] = bytes([_State.APPLIED]) * (last - first)
+        self._fresh = state.fresh
+        self._returned = [batch for batch in range(self._fresh) if self._state[batch] == _State.PENDING]
+        if set(state.attempts) != set(self._returned):
+            raise ValueError("the ledger's attempts are not those of the batches it has leased and not applied")
+        self._attempts = dict(state.attempts)
+        applied = self._state.count(_State.APPLIED)
+        self._counts = Proof(self.batches, applied=applied, **state.counts)
+
+    def state(self) -> LedgerState:
+        """For a checkpoint."""
+        leased = self._state[: self._fresh]
+        stretches = [found.span() for found in re.finditer(bytes([_State.APPLIED]) + b"+", leased)]
+        gaps = pairwise([0, *(edge for stretch in stretches for edge in stretch), self._fresh])
+        out = [batch for first, last in list(gaps)[::2] for batch in range(first, last)]
+        attempts = {batch: self._attempts.get(batch, 0) + (self._state[batch] != _State.PENDING) for batch in out}
+        counts = {
+            name: getattr(self._counts, name) for name in ("leased", "reissued", "duplicates", "expired", "damaged")
+        }
+        return LedgerState(applied=tuple(stretches), fresh=self._fresh, attempts=attempts, counts=counts)
 
     @property
     def exhausted(self) -> bool:
@@ -109,9 +160,13 @@ class Ledger:
         self._counts.reissued += lease.attempt > 0
         return lease
 
-    def accept(self, lease: Lease) -> Receipt:
-        """Judge a pushed lease; only an ACCEPTED one may, and must, be applied later."""
+    def accept(self, lease: Lease, finite: bool = True) -> Receipt:
+        """Judge a pushed lease; only an ACCEPTED one may, and must, be applied later. `finite`: its gradient is."""
         if self._outstanding.get(lease.batch) == lease:
+            if not finite:
+                self.take_back([lease])
+                self._counts.damaged += 1
+                return Receipt.DAMAGED
             del self._outstanding[lease.batch]
             self._state[lease.batch] = _State.ACCEPTED
             return Receipt.ACCEPTED

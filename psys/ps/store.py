@@ -100,6 +100,15 @@ class Snapshot(NamedTuple):
     statistics: Tensor  # (m,) float32
 
 
+class StoreState(NamedTuple):
+    """All that a slice is at one version, for a checkpoint; nobody writes to it."""
+
+    version: int
+    parameters: Tensor  # (n,) float32
+    statistics: Tensor  # (m,) float32
+    optimizer: dict[str, Tensor]  # (n,) float32 each, see OptimizerConfig.state
+
+
 class Contribution(NamedTuple):
     """What one pushed batch adds to an update."""
 
@@ -156,3 +165,19 @@ class ParameterStore:
         if self._snapshot is None:
             self._snapshot = Snapshot(self.version, self.parameters.clone(), self.statistics.clone())
         return self._snapshot
+
+    def state(self) -> StoreState:
+        """A copy of everything."""
+        optimizer = {name: vector.clone() for name, vector in self._state.items()}
+        return StoreState(self.version, self.parameters.clone(), self.statistics.clone(), optimizer)
+
+    def restore(self, state: StoreState) -> None:
+        """Become what `state` says, in place. Raises ValueError if it is another model's or optimizer's."""
+        mine = {"parameters": self.parameters, "statistics": self.statistics, **self._state}
+        other = {"parameters": state.parameters, "statistics": state.statistics, **state.optimizer}
+        if {name: vector.shape for name, vector in mine.items()} != {name: v.shape for name, v in other.items()}:
+            sizes = ", ".join(f"{name} {len(vector)}" for name, vector in other.items())
+            raise ValueError(f"not of this model and optimizer: it has {sizes}")
+        for name, vector in mine.items():
+            vector.copy_(other[name])
+        self.version, self._snapshot = state.version, None

@@ -1,0 +1,121 @@
+"""A worker's part in a run: it comes through the door, calls the servers, and finds them again when they were away."""
+
+import json
+import sys
+import time
+
+from psys.cluster import torch_rpc
+from psys.cluster.config import RunConfig
+from psys.cluster.door import Admission, Lifeline, knock
+from psys.cluster.lane import Lane
+from psys.cluster.transport import Push, Work
+from psys.config import validate
+from psys.errors import PsysError
+from psys.ps.ledger import Lease
+
+_ARRIVAL_SECONDS = 30.0  # how long a newcomer looks for the run
+_RETRY_SECONDS = 0.5
+
+
+class RestartedError(Exception):
+    """Another server 0 is there, resumed from a checkpoint: it knows nothing of the leases held. Ask anew."""
+
+
+class Session:
+    """Calls that outlive a broken network and a restarted server; from one thread at a time.
+
+    Raises PsysError when there is no run at host:port, the token is not the run's, or servers stay away for longer
+    than the run's `patience`.
+    """
+
+    def __init__(self, host: str, port: int, token: str) -> None:
+        self._host, self._port, self._token = host, port, token
+        self._lane: Lane | None = None
+        self._dropping = False
+        self._enter(knock(host, port, token, "worker", _ARRIVAL_SECONDS))
+        where = f"settings of the server at {host}:{port}"
+        self.config = validate(RunConfig, json.loads(self.admission.settings), where=where)
+
+    @property
+    def admission(self) -> Admission:
+        """What the door said last."""
+        return self._lifeline.admission
+
+    def attach(self, lane: Lane) -> None:
+        """Make `lane` the memory of this worker's gradients and parameters, and give signs of life from now on."""
+        self._lane = lane
+        self._lifeline.beat()
+        try:
+            self._client.attach(lane)
+        except RuntimeError as error:
+            self._recover(error)
+
+    def push_pull(self, push: Push | None, holding: tuple[Lease, ...] = ()) -> Work:
+        """Hand in the gradient in the lease's slot and wait for work; its parameters then stand in the lane.
+
+        Repeated, naming the same lease, until it is answered: nothing is applied twice. Raises RestartedError.
+        """
+        while True:
+            try:
+                if self._lifeline.lost.is_set():
+                    self._recover(None)
+                work = self._client.push_pull(push, holding)
+                if not self._dropping:
+                    return work
+                self._dropping = False
+            except RuntimeError as error:
+                self._recover(error)
+
+    def drop_next_reply(self) -> None:
+        """On purpose: the next answer is treated as lost on its way."""
+        self._dropping = True
+
+    def tell(self, fault: dict[str, object]) -> None:
+        """The server shall know that this was done on purpose."""
+        self._lifeline.say(fault=fault)
+
+    def close(self) -> None:
+        """Say good-bye."""
+        self._lifeline.say(left=True)
+        self._lifeline.close()
+        torch_rpc.close()
+
+    def _recover(self, error: RuntimeError | None) -> None:
+        if error is not None and not torch_rpc.is_connection_error(error):
+            raise error
+        reason = str(error).splitlines()[0] if error else "no sign of life"
+        print(f"psys: lost the servers ({reason}): looking for them", file=sys.stderr, flush=True)
+        before = self.admission
+        deadline = time.monotonic() + self.config.patience
+        while True:
+            self._lifeline.close()
+            torch_rpc.close()
+            try:
+                left = max(_RETRY_SECONDS, deadline - time.monotonic())
+                self._enter(
+                    knock(self._host, self._port, self._token, "worker", left, before.number, before.incarnation)
+                )
+                self._lifeline.beat()
+                if self._lane:
+                    self._client.attach(self._lane)
+                break
+            except (PsysError, RuntimeError) as again:
+                if time.monotonic() > deadline:
+                    raise PsysError(f"lost the servers of the run at {self._host}:{self._port}: {again}") from None
+                time.sleep(_RETRY_SECONDS)
+        print("psys: found them again", file=sys.stderr, flush=True)
+        if self.admission.settings != before.settings:
+            raise PsysError("the run came back with other settings: start this worker again")
+        if self.admission.incarnation != before.incarnation:
+            raise RestartedError
+
+    def _enter(self, lifeline: Lifeline) -> None:
+        self._lifeline = lifeline
+        admission = lifeline.admission
+        try:
+            self._client = torch_rpc.Client(
+                admission.number, lifeline.address, admission.servers, admission.heartbeat_timeout
+            )
+        except BaseException:
+            lifeline.close()
+            raise
