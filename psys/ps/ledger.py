@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
-from pydantic import Field
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from psys.config import Config
@@ -70,13 +70,13 @@ class Proof:
 class LedgerState(Config):
     """What of a ledger goes into a checkpoint. Batches that were out, or accepted and not applied, are due again."""
 
-    applied: tuple[tuple[int, int], ...]
+    applied: tuple[tuple[NonNegativeInt, NonNegativeInt], ...]
     """stretches of batches, [first, last), ascending"""
-    fresh: int = Field(ge=0)
+    fresh: NonNegativeInt
     """the first batch that was never leased"""
-    attempts: dict[int, int]
+    attempts: dict[NonNegativeInt, PositiveInt]
     """of batches leased and not applied: the attempt of the next lease"""
-    counts: dict[Literal["leased", "reissued", "duplicates", "expired", "damaged"], int]
+    counts: dict[Literal["leased", "reissued", "duplicates", "expired", "damaged"], NonNegativeInt]
 
 
 class Ledger:
@@ -101,7 +101,7 @@ class Ledger:
     def restore(self, state: LedgerState) -> None:
         """Take up, as a new ledger of the same run, what another had come to. Raises ValueError if it cannot be."""
         ends = [end for stretch in state.applied for end in stretch]
-        if ends != sorted(set(ends)) or not 0 <= state.fresh <= self.batches or max(ends, default=0) > state.fresh:
+        if ends != sorted(set(ends)) or state.fresh > self.batches or max(ends, default=0) > state.fresh:
             raise ValueError(f"the ledger's stretches of applied batches do not fit a run of {self.batches} batches")
         for first, last in state.applied:
             self._state[first:last] = bytes([_State.APPLIED]) * (last - first)
