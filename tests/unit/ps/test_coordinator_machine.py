@@ -1,4 +1,6 @@
-"""Random joins, pushes, lost answers and deaths in every mode: nothing lost, nor twice, nor too stale; no deadlock.
+"""Random joins, pushes, lost answers, NaNs and deaths, of workers and of the servers, in every mode.
+
+Nothing is lost, nor applied twice, nor too stale; nobody waits for ever.
 
 The gradients are real vectors that stand in slots until two servers, of which the second may lag, use them up: a slot
 that is leased again is filled with NaN, so whoever overwrites a gradient before it is applied spoils the parameters.
@@ -7,6 +9,8 @@ that is leased again is filled with NaN, so whoever overwrites a gradient before
 import math
 from collections import defaultdict
 from dataclasses import dataclass, field
+from random import Random
+from typing import Literal, NamedTuple
 
 import pytest
 import torch
@@ -16,10 +20,10 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 from torch import Tensor
 
 from psys.ps.coordinator import Coordinator, Decision, Update
-from psys.ps.ledger import Lease, Ledger, Receipt
+from psys.ps.ledger import Lease, Ledger, LedgerState, Receipt
 from psys.ps.policy import Mode, make_policy
 from psys.ps.schedule import ScheduleConfig
-from psys.ps.store import Contribution, OptimizerConfig, ParameterStore
+from psys.ps.store import Contribution, OptimizerConfig, ParameterStore, StoreState
 
 BATCHES_PER_EPOCH, EPOCHS, SERVERS = 5, 3, 2
 BATCHES = BATCHES_PER_EPOCH * EPOCHS
@@ -37,6 +41,14 @@ class Worker:
     forgotten: bool = False
 
 
+class Checkpoint(NamedTuple):
+    """What outlives the servers."""
+
+    version: int
+    ledger: str  # JSON
+    stores: list[StoreState]
+
+
 class CoordinatorMachine(RuleBasedStateMachine):
     """SGD at rate 1: the gradient of batch b is -1 at b in either server's slice, so parameter b counts b's uses."""
 
@@ -48,28 +60,44 @@ class CoordinatorMachine(RuleBasedStateMachine):
         prefetch=st.integers(0, 1),
         awaited=st.integers(0, 3),
     )
-    def start(self, mode: Mode, staleness: int, prefetch: int, awaited: int, kind: str = "constant") -> None:
+    def start(
+        self, mode: Mode, staleness: int, prefetch: int, awaited: int, kind: Literal["constant", "cosine"] = "constant"
+    ) -> None:
         ahead = prefetch + (staleness if mode == "ssp" else 0)
         self.slots, self.bound = 1 + ahead, BATCHES if mode == "async" else ahead
-        self.prefetch, self.awaited = prefetch, awaited
+        self.prefetch, self.expected = prefetch, awaited
+        self.mode, self.staleness, self.kind = mode, staleness, kind
+        self.updates: list[Update] = []
+        self.born = 0
+        self.start_servers()
+        self.write_a_checkpoint()
+
+    def start_servers(self, checkpoint: Checkpoint | None = None) -> None:
+        """New servers, to whom nobody has come yet."""
+        ledger = Ledger(EPOCHS, samples=BATCHES_PER_EPOCH * 4 - 1, batch_size=4)
         plain = OptimizerConfig(momentum=0, nesterov=False)
         self.stores = [ParameterStore(torch.zeros(BATCHES), BATCHES, torch.zeros(1), plain) for _ in SLICES]
+        if checkpoint:
+            ledger.restore(LedgerState.model_validate_json(checkpoint.ledger))
+            for store, state in zip(self.stores, checkpoint.stores, strict=True):
+                store.restore(state)
+        version = checkpoint.version if checkpoint else 0
         self.coordinator = Coordinator(
-            Ledger(EPOCHS, samples=BATCHES_PER_EPOCH * 4 - 1, batch_size=4),
-            make_policy(mode, staleness, prefetch),
-            ScheduleConfig(kind=kind, learning_rate=1.0),  # type: ignore[arg-type]
+            ledger,
+            make_policy(self.mode, self.staleness, self.prefetch),
+            ScheduleConfig(kind=self.kind, learning_rate=1.0),
             EPOCHS,
-            awaited,
+            self.expected,
             self.slots,
+            version,
         )
+        self.awaited, self.begun = self.expected, False
         self.workers: dict[str, Worker] = {}
         self.lanes: dict[tuple[str, int], Tensor] = defaultdict(lambda: torch.zeros(SERVERS * BATCHES))
-        self.updates: list[Update] = []
+        del self.updates[version:]
         self.valid: set[Lease] = set()  # granted, and neither pushed nor taken back
         self.standing: set[Lease] = set()  # accepted and not applied yet
-        self.accepted: set[int] = set()
-        self.begun = False
-        self.born = 0
+        self.accepted = {lease.batch for update in self.updates for lease in update.leases}
 
     # What the cluster does.
 
@@ -132,15 +160,16 @@ class CoordinatorMachine(RuleBasedStateMachine):
         self.ask(worker)
         return lease
 
-    def push(self, lease: Lease) -> None:
-        late = Receipt.DUPLICATE if lease.batch in self.accepted else Receipt.EXPIRED
-        expected = Receipt.ACCEPTED if lease in self.valid else late
+    def push(self, lease: Lease, finite: bool = True) -> None:
+        expected = Receipt.DUPLICATE if lease.batch in self.accepted else Receipt.EXPIRED
         if lease in self.valid:
             assert lease.batch not in self.accepted
+            expected = Receipt.ACCEPTED if finite else Receipt.DAMAGED
             self.valid.remove(lease)
-            self.accepted.add(lease.batch)
-            self.standing.add(lease)
-        receipt, decision = self.coordinator.push(lease)
+            if finite:
+                self.accepted.add(lease.batch)
+                self.standing.add(lease)
+        receipt, decision = self.coordinator.push(lease, finite)
         assert receipt is expected
         self.follow(decision)
 
@@ -157,17 +186,26 @@ class CoordinatorMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.those(asking=False))
     @rule(target=lapsed, pick=st.randoms(use_true_random=False))
-    def work(self, pick) -> Lease | None:
+    def work(self, pick: Random) -> Lease | None:
         return self.act(pick.choice(self.those(asking=False)))
 
-    @rule(lease=lapsed)
-    def push_again(self, lease: Lease | None) -> None:
+    @rule(lease=lapsed, finite=st.booleans())
+    def push_again(self, lease: Lease | None, finite: bool) -> None:
         if lease is not None:
-            self.push(lease)
+            self.push(lease, finite)
+
+    @precondition(lambda self: self.those(asking=False))
+    @rule(target=lapsed, pick=st.randoms(use_true_random=False))
+    def compute_a_nan(self, pick: Random) -> Lease:
+        worker = pick.choice(self.those(asking=False))
+        lease = worker.held.pop(0)  # whose lane has been full of NaN since it was granted
+        self.push(lease, finite=False)
+        self.ask(worker)
+        return lease
 
     @precondition(lambda self: self.those(asking=False))
     @rule(pick=st.randoms(use_true_random=False))
-    def ask_again_for_the_answer_was_lost(self, pick) -> None:
+    def ask_again_for_the_answer_was_lost(self, pick: Random) -> None:
         worker = pick.choice(self.those(asking=False))
         if worker.answer is not None:
             worker.held.pop()
@@ -175,12 +213,12 @@ class CoordinatorMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.those(asking=True, forgotten=False))
     @rule(pick=st.randoms(use_true_random=False))
-    def ask_again_while_waiting(self, pick) -> None:
+    def ask_again_while_waiting(self, pick: Random) -> None:
         self.ask(pick.choice(self.those(asking=True, forgotten=False)))
 
     @precondition(lambda self: self.those())
     @rule(target=lapsed, pick=st.randoms(use_true_random=False))
-    def die(self, pick) -> Lease | None:
+    def die(self, pick: Random) -> Lease | None:
         worker = pick.choice(self.those())
         del self.workers[worker.name]
         self.take_for_dead(worker)
@@ -188,7 +226,7 @@ class CoordinatorMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.those(forgotten=False))
     @rule(pick=st.randoms(use_true_random=False))
-    def fall_silent(self, pick) -> None:
+    def fall_silent(self, pick: Random) -> None:
         self.take_for_dead(pick.choice(self.those(forgotten=False)))
 
     def take_for_dead(self, worker: Worker) -> None:
@@ -198,13 +236,27 @@ class CoordinatorMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.those(asking=True, forgotten=True))
     @rule(pick=st.randoms(use_true_random=False))
-    def be_heard_again(self, pick) -> None:
+    def be_heard_again(self, pick: Random) -> None:
         self.beat(pick.choice(self.those(asking=True, forgotten=True)))
 
     @rule()
     def stop_waiting_for_latecomers(self) -> None:
         self.awaited = 0
         self.follow(self.coordinator.stop_waiting())
+
+    @rule()
+    def write_a_checkpoint(self) -> None:
+        self.let_servers_follow(1)  # it is asked for its state after the last step
+        ledger = self.coordinator.ledger.state().model_dump_json()
+        self.checkpoint = Checkpoint(self.coordinator.version, ledger, [store.state() for store in self.stores])
+
+    @rule()
+    def lose_the_servers_and_resume(self) -> None:
+        """Everybody comes again as somebody new, holding nothing; what was leased before can still be pushed."""
+        workers = len(self.workers)
+        self.start_servers(self.checkpoint)
+        for _ in range(workers):
+            self.join()
 
     # What must hold.
 

@@ -121,3 +121,50 @@ def test_contributions_count_by_their_shares_and_each_is_used_up_before_the_next
     assert torch.equal(store.snapshot().statistics, torch.full((2,), 7.0))
     store.apply([Contribution(first.fill_(0), torch.full((2,), 8.0), 1)], learning_rate=1.0, statistics_share=0.5)
     assert torch.equal(store.snapshot().statistics, torch.full((2,), 7.5))
+
+
+def stepped(store: ParameterStore, steps: range) -> None:
+    """Updates that depend on nothing but their number."""
+    for step in steps:
+        gradients = [draw(100 * step + i, len(store.parameters)) for i in range(2)]
+        statistics = draw(100 * step + 2, len(store.statistics))
+        store.apply([Contribution(gradient, statistics, 0.5) for gradient in gradients], 0.05, 0.5)
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_a_restored_store_goes_on_bit_for_bit(kind: str) -> None:
+    through = ParameterStore(draw(0, 101), 70, draw(1, 10), OPTIMIZERS[kind])
+    stepped(through, range(3))
+    state = through.state()
+    stepped(through, range(3, 6))  # which must not be seen in the state
+    resumed = ParameterStore(torch.zeros(101), 70, torch.zeros(10), OPTIMIZERS[kind])
+    before = resumed.snapshot()
+    resumed.restore(state)
+    assert (resumed.version, resumed.snapshot().version, before.version) == (3, 3, 0)
+    stepped(resumed, range(3, 6))
+    one, other = through.state(), resumed.state()
+    assert one.version == other.version == 6
+    assert torch.equal(one.parameters, other.parameters)
+    assert torch.equal(one.statistics, other.statistics)
+    assert one.optimizer.keys() == other.optimizer.keys()
+    assert all(torch.equal(vector, other.optimizer[name]) for name, vector in one.optimizer.items())
+    assert torch.equal(resumed.snapshot().parameters, one.parameters)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ParameterStore(torch.ones(99), 50, torch.ones(10), OPTIMIZERS["sgd"]),
+        ParameterStore(torch.ones(100), 50, torch.ones(11), OPTIMIZERS["sgd"]),
+        ParameterStore(torch.ones(100), 50, torch.ones(10), OPTIMIZERS["adam"]),
+        ParameterStore(torch.ones(100), 50, torch.ones(10), OptimizerConfig(momentum=0, nesterov=False)),
+    ],
+    ids=["parameters", "statistics", "another optimizer", "no momentum"],
+)
+def test_what_is_of_another_model_or_optimizer_is_refused_and_changes_nothing(other: ParameterStore) -> None:
+    store = ParameterStore(torch.zeros(100), 50, torch.zeros(10), OPTIMIZERS["sgd"])
+    with pytest.raises(ValueError, match="not of this model and optimizer: it has parameters"):
+        store.restore(other.state())
+    assert not store.parameters.any()
+    assert not store.statistics.any()
+    assert store.version == 0
