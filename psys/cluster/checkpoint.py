@@ -3,7 +3,8 @@
     checkpoints/<version>/state.safetensors   parameters, statistics, the optimizer's vectors
     checkpoints/<version>/manifest.json       ledger, clock, names given, and the hash of the state and of itself
 
-A folder is written aside, synced and renamed; nothing in it is ever unpickled.
+A folder is written aside, synced and renamed; nothing in it is ever unpickled. One of the same version is called
+<version>.old until the new one stands.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ from psys.errors import PsysError
 from psys.ps.ledger import LedgerState
 from psys.ps.store import StoreState
 
-_STATE, _MANIFEST, _ASIDE = "state.safetensors", "manifest.json", ".writing"
+_STATE, _MANIFEST, _ASIDE, _OLD = "state.safetensors", "manifest.json", ".writing", ".old"
 _MANIFEST_BYTES = 64 << 20  # a longer one is not ours
 
 
@@ -77,13 +78,16 @@ class Checkpoints:
             (aside / _MANIFEST).write_text(json.dumps(content) + "\n", encoding="utf-8")
             for each in (aside / _STATE, aside / _MANIFEST, aside):
                 _sync(each)
+            replaced = path.with_suffix(_OLD)
             if path.exists():  # of the same version, from before the run was set back
-                shutil.rmtree(path)
+                shutil.rmtree(replaced, ignore_errors=True)
+                path.rename(replaced)
             aside.rename(path)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(aside, ignore_errors=True)
             raise error if isinstance(error, OSError) else OSError(str(error)) from None
         _sync(self.folder)
+        shutil.rmtree(replaced, ignore_errors=True)
         for old in self._paths()[: -self._keep]:
             shutil.rmtree(old, ignore_errors=True)
         return path
@@ -101,7 +105,7 @@ class Checkpoints:
     def set_back(self, version: int) -> None:
         """Remove what is newer than `version`: the run goes on from there."""
         for path in self._paths():
-            if int(path.name) > version:
+            if int(path.stem) > version:
                 shutil.rmtree(path, ignore_errors=True)
 
     def _path(self, version: int) -> Path:
@@ -110,7 +114,8 @@ class Checkpoints:
     def _paths(self) -> list[Path]:
         """By version, oldest first."""
         with contextlib.suppress(FileNotFoundError):
-            return sorted((p for p in self.folder.iterdir() if p.name.isdecimal()), key=lambda p: int(p.name))
+            found = [p for p in self.folder.iterdir() if p.stem.isdecimal() and p.suffix in ("", _OLD)]
+            return sorted(found, key=lambda p: (int(p.stem), p.suffix == ""))
         return []
 
 
@@ -133,6 +138,8 @@ def load(path: Path) -> Checkpoint:
         raise PsysError(f"checkpoint {path} is damaged: {_MANIFEST} was changed after it was written")
     try:
         tensors = load_file(path / _STATE)
+        if any(vector.dtype != torch.float32 or vector.dim() != 1 for vector in tensors.values()):
+            raise PsysError(f"checkpoint {path} is damaged: {_STATE} holds more than vectors of float32")
         parameters, statistics = tensors.pop("parameters"), tensors.pop("statistics")
     except (SafetensorError, KeyError, OSError) as error:
         raise PsysError(f"checkpoint {path} is damaged: {' '.join(str(error).split())[:200]}") from None
