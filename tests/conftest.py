@@ -6,6 +6,15 @@ from psys.data.store import PreparedStore
 from tests.support.stores import write_small_store
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="storms of full length: 100 workers and 50 servers killed")
+
+
+@pytest.fixture
+def full(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--full"))
+
+
 @pytest.fixture(scope="session")
 def small_store(tmp_path_factory: pytest.TempPathFactory) -> PreparedStore:
     """160 training and 40 test images of the embedded sample."""

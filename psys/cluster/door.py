@@ -140,7 +140,7 @@ class _Visit(socketserver.StreamRequestHandler):
             if not hmac.compare_digest(knock.proof.encode(), _proof(self.door.token, challenge).encode()):
                 raise PsysError("the token is not this run's (PSYS_TOKEN or --token-file)")
             admission = host.admit(knock)
-        except (PsysError, OSError) as error:
+        except (PsysError, OSError, EOFError) as error:
             reason = " ".join(str(error).split())[:500]
             host.refused(f"{self.client_address[0]}:{self.client_address[1]}", reason)
             with contextlib.suppress(OSError):
@@ -154,9 +154,9 @@ class _Visit(socketserver.StreamRequestHandler):
             self._say(admission.model_dump(mode="json"))
             # A dead network is noticed by the silence; this only ends the thread.
             self.connection.settimeout(10 * admission.heartbeat_timeout)
-            while not left and (line := self._hear()):
-                left = self._follow(name, admission.number, line)
-        except (PsysError, OSError, ValueError):
+            while not left:
+                left = self._follow(name, admission.number, self._hear())
+        except (PsysError, OSError, ValueError, EOFError):
             pass
         finally:
             with self.door.lock:
@@ -260,41 +260,43 @@ def knock(
     Raises PsysError when nothing answers in time, something else does, or one is not let in.
     """
     deadline = time.monotonic() + timeout_seconds
+    who = {"role": role, "number": number, "incarnation": incarnation}
     while True:
         try:
-            connection = socket.create_connection((host, port), timeout=max(0.1, deadline - time.monotonic()))
-            break
-        except (OSError, UnicodeError, OverflowError) as error:
-            passing = isinstance(error, OSError) and not isinstance(error, socket.gaierror)
+            return _enter(host, port, token, who, max(0.1, deadline - time.monotonic()))
+        except RefusedError as error:
+            raise PsysError(f"the run at {host}:{port} does not let this {role} in: {error}") from None
+        except (OSError, UnicodeError, OverflowError, EOFError) as error:
+            passing = isinstance(error, OSError | EOFError) and not isinstance(error, socket.gaierror)
             if not passing or time.monotonic() > deadline:
                 reason = getattr(error, "strerror", None) or str(error)
                 raise PsysError(
                     f"no server at {host}:{port} ({reason}): is it running, and is that its port?"
                 ) from None
             time.sleep(_RETRY_SECONDS)
-    lines = connection.makefile("rb")
+
+
+def _enter(host: str, port: int, token: str, who: dict[str, Any], timeout_seconds: float) -> Lifeline:
+    """Raises RefusedError, PsysError of what is no door, OSError and EOFError of one that is not there, or closing."""
+    connection = socket.create_connection((host, port), timeout=timeout_seconds)
     try:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection.settimeout(max(0.1, deadline - time.monotonic()))
-        match _parsed(lines.readline(_LINE_BYTES)):
-            case {"psys": str(challenge)}:
-                mine = Knock(proof=_proof(token, challenge), role=role, number=number, incarnation=incarnation)
-            case _:
-                raise PsysError("it is something else that listens there")
-        connection.sendall(mine.model_dump_json().encode() + b"\n")
+        lines = connection.makefile("rb")
+        challenge = _parsed(lines.readline(_LINE_BYTES)).get("psys")
+        if not isinstance(challenge, str):
+            raise PsysError("it does not challenge")
+        knocking = Knock(proof=_proof(token, challenge), **who)
+        connection.sendall(knocking.model_dump_json().encode() + b"\n")
         connection.settimeout(GATHERING_SECONDS)
-        match _parsed(lines.readline(_LINE_BYTES)):
-            case {"refused": str(reason)}:
-                raise RefusedError(reason)
-            case answer:
-                admission = validate(Admission, answer, where="the answer")
-    except RefusedError as error:
+        answer = _parsed(lines.readline(_LINE_BYTES))
+        if "refused" in answer:
+            raise RefusedError(str(answer["refused"]))
+        return Lifeline(connection, lines, validate(Admission, answer, where="the answer"))
+    except BaseException as error:
         connection.close()
-        raise PsysError(f"the run at {host}:{port} does not let this {role} in: {error}") from None
-    except (PsysError, OSError) as error:
-        connection.close()
-        raise PsysError(f"no psys server answers at {host}:{port} within {timeout_seconds:.0f} s: {error}") from None
-    return Lifeline(connection, lines, admission)
+        if isinstance(error, PsysError) and not isinstance(error, RefusedError):
+            raise PsysError(f"what listens at {host}:{port} is no psys server: {error}") from None
+        raise
 
 
 def _proof(token: str, challenge: str) -> str:
@@ -302,9 +304,9 @@ def _proof(token: str, challenge: str) -> str:
 
 
 def _parsed(line: bytes) -> dict[str, Any]:
-    """The JSON object in a line, {} at the end of all lines. Raises PsysError of anything else."""
+    """The JSON object in a line. Raises PsysError of anything else, EOFError at the end of all lines."""
     if not line:
-        return {}
+        raise EOFError("it hung up")
     try:
         parsed = json.loads(line)
     except (ValueError, RecursionError):

@@ -1,6 +1,7 @@
 """The processes of a local run, as the supervisor starts them: server 0, other servers, workers."""
 
 import argparse
+import ctypes
 import json
 import os
 import signal
@@ -41,6 +42,7 @@ from psys.ps.store import ParameterStore
 STOP, STOP_WHEN_ALONE = signal.SIGTERM, signal.SIGUSR1
 STOPPED_EARLY, LOST, USER_ERROR = 3, 4, 2
 _TICK_SECONDS = 0.5
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 def serve(
@@ -193,7 +195,14 @@ def _serve_shard_as_child(arguments: argparse.Namespace) -> None:
 
 def _work_as_child(arguments: argparse.Namespace) -> None:
     leave_at_sigterm()
+    _terminate_with_parent()
     work(arguments.host, arguments.port, arguments.threads, _token())
+
+
+def _terminate_with_parent() -> None:
+    """Have the kernel send SIGTERM when the supervisor dies: nobody else would end a worker that looks for servers."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _token() -> str:

@@ -15,9 +15,12 @@ import sys, threading, torch
 from torch.futures import Future, collect_all
 from psys.cluster import torch_rpc
 from psys.cluster.address import listen
+from psys.cluster.config import RunConfig
+from psys.cluster.door import Door, knock
 from psys.cluster.lane import Layout
+from psys.cluster.reception import Reception
 from psys.cluster.shard import Shard
-from psys.cluster.transport import Advance, Welcome, Work
+from psys.cluster.transport import Advance, Work
 from psys.ps.coordinator import Update
 from psys.ps.ledger import Lease
 from psys.ps.partition import partition
@@ -25,11 +28,10 @@ from psys.ps.store import OptimizerConfig, ParameterStore
 
 class Pairs:
     # Answers a call only when a second one is there, as a synchronous round does.
-    def __init__(self, shards):
-        self.shards, self.lock, self.left = shards, threading.Lock(), threading.Semaphore(0)
+    def __init__(self, reception, shards):
+        self.reception, self.shards, self.lock, self.left = reception, shards, threading.Lock(), threading.Semaphore(0)
         self.waiting, self.steps = [], 0
-    def hello(self):
-        return Welcome("{}", "hash")
+        self.admit, self.ready = reception.admit, reception.ready
     def push_pull(self, worker, push, holding):
         answer = Future()
         print("called", flush=True)
@@ -54,33 +56,43 @@ class Pairs:
         pass
     def leave(self, worker):
         self.left.release()
+    def lost(self, name):
+        pass
 
 number, servers, port = map(int, sys.argv[1:])
 layout = Layout(partition(3_000_001, servers), 5, slots=2)
 part, statistics = layout.slices[number], torch.arange(5.0) if number == 0 else torch.zeros(0)
 plain = OptimizerConfig(momentum=0, nesterov=False)
 shard = Shard(number, ParameterStore(torch.arange(3_000_001.0)[part], 0, statistics, plain), layout, "fp32", 0.01)
+torch_rpc.offer(shard)
 if number:
-    assert torch_rpc.settings_of("127.0.0.1", port) == "{}"
-    torch_rpc.serve_shard(shard, number)
+    lifeline = knock("127.0.0.1", port, "", "server", 60, number)
+    lifeline.say(ready=torch_rpc.serve(number, "127.0.0.1"))
     shard.finished.wait()
 else:
     listener = listen("127.0.0.1", port)
     print(listener.getsockname()[1], flush=True)
-    others = torch_rpc.open_board(listener, "{}", servers)
-    service = Pairs([*others, shard])
-    torch_rpc.serve(service, shard, servers)
+    others = [torch_rpc.RemoteShard(other) for other in range(1, servers)]
+    service = Pairs(Reception(RunConfig(servers=servers), "hash", "127.0.0.1"), [*others, shard])
+    door = Door(listener, "", service)
+    service.ready(0, torch_rpc.serve(0, "127.0.0.1", service.reception.others(), service))
     for _ in range(2):
         service.left.acquire()
     for other in others:
         assert len(other.snapshot().wait().parameters) == len(range(3_000_001)[layout.slices[1]])
+        state = other.state().wait()
+        assert list(state.optimizer) == []
+        other.restore(state._replace(parameters=state.parameters + 1))
+        assert torch.equal(other.snapshot().wait().parameters, state.parameters + 1)
         other.finish()
+    door.close()
 torch_rpc.close()
 """
 
 CLIENT = """
 import sys, torch
 from psys.cluster import torch_rpc
+from psys.cluster.door import knock
 from psys.cluster.lane import Lane, Layout
 from psys.cluster.transport import Push
 from psys.ps.partition import partition
@@ -89,18 +101,27 @@ def whole(spans):
     return lane[slice(spans[0].start, spans[-1].stop)].view(torch.float32)
 
 port, servers = map(int, sys.argv[1:3])
-client = torch_rpc.connect("127.0.0.1", port)
-assert client.hello().store_hash == "hash"
+lifeline = knock("127.0.0.1", port, "", "worker", 60)
+admission = lifeline.admission
+client = torch_rpc.Client(admission.number, lifeline.address, admission.servers, 60)
+assert admission.store_hash == "hash"
 lane = Lane(Layout(partition(3_000_001, servers), 5, slots=2))
 if "apart" in sys.argv:
     lane.address = lane.address._replace(token=bytes(16))
 client.attach(lane)
-print("joined", client.number, flush=True)
+print("joined", admission.number, flush=True)
 try:
     work = client.push_pull(None)
 except RuntimeError as error:
     print("lost", torch_rpc.is_connection_error(error), flush=True)
-    sys.exit(3)
+    if "again" not in sys.argv:
+        sys.exit(3)
+    torch_rpc.close()
+    lifeline = knock("127.0.0.1", port, "", "worker", 60)
+    admission = lifeline.admission
+    client = torch_rpc.Client(admission.number + 10, lifeline.address, admission.servers, 60)
+    client.attach(lane)
+    work = client.push_pull(None)
 assert work.lease.batch == 7
 assert torch.equal(whole(lane.layout.parameters), torch.arange(3_000_001.0))
 assert torch.equal(lane[lane.layout.statistics_in].view(torch.float32), torch.arange(5.0))
@@ -108,26 +129,27 @@ print("answered", flush=True)
 if "train" in sys.argv:
     whole(lane.layout.gradient(work.lease.slot)).copy_(torch.arange(3_000_001.0) % 100)
     lane[lane.layout.statistics_out(work.lease.slot)].view(torch.float32).fill_(3)
-    assert client.push_pull(Push(work.lease, 0.0, 0, 1)).lease is not None
+    assert client.push_pull(Push(work.lease, 0.0, 0, 1, 1.0)).lease is not None
     assert torch.equal(whole(lane.layout.parameters), torch.arange(3_000_001.0) - torch.arange(3_000_001.0) % 100)
     assert lane[lane.layout.statistics_in].view(torch.float32).tolist() == [3] * 5
     print("trained", flush=True)
 if "leave" in sys.argv:
-    client.leave()
+    lifeline.say(left=True)
+lifeline.close()
 torch_rpc.close()
 """
 
 
 @contextmanager
-def server(tmp_path: Path, servers: int = 1) -> Iterator[tuple["Popen[str]", int]]:
+def server(tmp_path: Path, servers: int = 1, port: int = 0) -> Iterator[tuple["Popen[str]", int]]:
     """Server 0 and its port; others, if any, come to it."""
     with ExitStack() as stack:
-        process = stack.enter_context(started("-c", SERVERS, "0", str(servers), "0", cwd=tmp_path))
+        process = stack.enter_context(started("-c", SERVERS, "0", str(servers), str(port), cwd=tmp_path))
         assert process.stdout
-        port = process.stdout.readline().strip()
+        port = int(process.stdout.readline())
         for number in range(1, servers):
-            stack.enter_context(started("-c", SERVERS, str(number), str(servers), port, cwd=tmp_path))
-        yield process, int(port)
+            stack.enter_context(started("-c", SERVERS, str(number), str(servers), str(port), cwd=tmp_path))
+        yield process, port
 
 
 @contextmanager
@@ -176,22 +198,32 @@ def test_all_ports_are_on_the_interface_asked_for(tmp_path: Path, stack: ExitSta
         assert {c.laddr.ip for c in listening} == {"127.0.0.1"}
 
 
+def test_a_worker_finds_another_server_that_took_the_place_of_one_that_died(tmp_path: Path, stack: ExitStack) -> None:
+    """The same process builds an agent again, under another name."""
+    process, port = stack.enter_context(server(tmp_path))
+    waiting = stack.enter_context(client(tmp_path, port, "again"))
+    process.kill()
+    process.wait()
+    stack.enter_context(server(tmp_path, port=port))
+    pair = stack.enter_context(client(tmp_path, port))
+    done = finished(waiting)
+    assert done.out == "lost True\nanswered\n", done.err
+    assert finished(pair).code == 0
+
+
 def test_a_server_that_never_comes_is_a_clear_error(tmp_path: Path) -> None:
     script = """
-from datetime import timedelta
-from psys.cluster import torch_rpc
-from psys.cluster.address import listen
+from psys.cluster import reception
+from psys.cluster.config import RunConfig
 from psys.errors import PsysError
-torch_rpc._GATHERING = timedelta(seconds=1)
+reception.GATHERING_SECONDS = 1.0
 try:
-    torch_rpc.open_board(listen("127.0.0.1", 0), "{}", 2)
+    reception.Reception(RunConfig(servers=2), "hash", "127.0.0.1").others()
 except PsysError as error:
     print(error)
-finally:
-    torch_rpc.close()
 """
     done = run("-c", script, cwd=tmp_path)
-    assert (done.code, done.out) == (0, "not all of the other 1 servers came within 1 s\n"), done.err
+    assert (done.code, done.out) == (0, "not all of the 2 servers came within 1 s\n"), done.err
 
 
 @pytest.mark.parametrize("servers", [1, 2])

@@ -20,8 +20,11 @@ import sys, torch
 from pathlib import Path
 from psys.cluster import torch_rpc
 from psys.cluster.address import listen
+from psys.cluster.checkpoint import Checkpoints
 from psys.cluster.config import RunConfig
+from psys.cluster.door import Door, knock
 from psys.cluster.lane import Layout
+from psys.cluster.reception import Reception
 from psys.cluster.server import Server
 from psys.cluster.shard import Shard
 from psys.events import EventLog
@@ -39,19 +42,23 @@ plain = OptimizerConfig(momentum=0, nesterov=False)
 store = ParameterStore(torch.zeros(part.stop - part.start), 0, torch.zeros(0 if number else 1), plain)
 shard = Shard(number, store, layout, "fp32", 0.01)
 if number:
-    torch_rpc.settings_of("127.0.0.1", port)
-    torch_rpc.serve_shard(shard, number)
+    lifeline = knock("127.0.0.1", port, "", "server", 60, number)
+    torch_rpc.offer(shard)
+    lifeline.say(ready=torch_rpc.serve(number, "127.0.0.1"))
     shard.finished.wait()
 else:
     schedule = ScheduleConfig(kind="constant", learning_rate=1.0)
     coordinator = Coordinator(Ledger(1, steps, 1), make_policy("async", 0, 0), schedule, 1, workers, layout.slots)
     listener = listen("127.0.0.1", port)
     print(listener.getsockname()[1], flush=True)
-    others = torch_rpc.open_board(listener, "{}", servers)
-    config = RunConfig(mode="async", epochs=1, heartbeat_timeout=200)
-    events = EventLog(Path("events.jsonl"))
-    server = Server(config, "hash", coordinator, [shard, *others], events, save=lambda stamped: None)
-    torch_rpc.serve(server, shard, servers)
+    config = RunConfig(mode="async", epochs=1, heartbeat_timeout=200, servers=servers)
+    reception = Reception(config, "hash", "127.0.0.1")
+    others = [torch_rpc.RemoteShard(other) for other in range(1, servers)]
+    events, checkpoints = EventLog(Path("events.jsonl")), Checkpoints(Path("checkpoints"), keep=1)
+    server = Server(config, reception, coordinator, [shard, *others], events, lambda stamped: None, checkpoints)
+    door = Door(listener, "", server)
+    torch_rpc.offer(shard)
+    reception.ready(0, torch_rpc.serve(0, "127.0.0.1", reception.others(), server))
     proof = server.run(lambda status: False, lambda status: None)
     for other in others:
         other.finish()
@@ -60,9 +67,9 @@ torch_rpc.close()
 """
 
 WORKER = """
-import contextlib, sys, torch
-from psys.cluster import torch_rpc
+import sys, torch
 from psys.cluster.lane import Lane, Layout
+from psys.cluster.session import Session
 from psys.cluster.transport import Push
 from psys.ps.partition import partition
 
@@ -74,20 +81,18 @@ parameters, gradient = (
 )
 if not seen:
     lane.address = lane.address._replace(token=bytes(16))
-client = torch_rpc.connect("127.0.0.1", port)
-client.attach(lane)
-lease, pulls, torn = client.push_pull(None).lease, 0, 0
+session = Session("127.0.0.1", port, "")
+session.attach(lane)
+lease, pulls, torn = session.push_pull(None).lease, 0, 0
 while lease is not None:
     for _ in range(2):  # the second look is at what others do meanwhile
         low, high = (bound.item() for bound in torch.aminmax(parameters))
         torn += not low == high == lease.version
     pulls += 1
     gradient.fill_(-1)
-    lease = client.push_pull(Push(lease, 0.0, 0, 1)).lease
+    lease = session.push_pull(Push(lease, 0.0, 0, 1, 1.0)).lease
 print(pulls, torn, flush=True)
-with contextlib.suppress(RuntimeError):  # the server may end on hearing it, unanswered
-    client.leave()
-torch_rpc.close()
+session.close()
 """
 
 

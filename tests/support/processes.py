@@ -79,18 +79,32 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.02)  # between two looks at another process's files, not a guess at how long it takes
 
 
+def events(run_path: Path, kind: str) -> list[dict]:
+    """What a run has written so far of that kind."""
+    path = run_path / "events.jsonl"
+    return [event for event in read_events(path) if event["event"] == kind] if path.exists() else []
+
+
 def updates(run_path: Path) -> list[dict]:
     """Updates that a run has made so far."""
-    path = run_path / "events.jsonl"
-    return [event for event in read_events(path) if event["event"] == "update"] if path.exists() else []
+    return events(run_path, "update")
 
 
 def workers_of(process: "subprocess.Popen[str]") -> list[psutil.Process]:
     """The living worker processes of a local run, in the order they were started."""
+    return _nodes_of(process, "work")
+
+
+def servers_of(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+    """The living server processes of a local run, by number."""
+    return [*_nodes_of(process, "serve"), *_nodes_of(process, "shard")]
+
+
+def _nodes_of(process: "subprocess.Popen[str]", role: str) -> list[psutil.Process]:
     found = []
     for each in family(process):
         with contextlib.suppress(psutil.NoSuchProcess):
-            if "psys.cluster.node" in each.cmdline() and "work" in each.cmdline():
+            if each.cmdline()[1:4] == ["-m", "psys.cluster.node", role]:
                 found.append(each)
     return sorted(found, key=lambda each: each.create_time())
 

@@ -7,8 +7,11 @@ import torch
 from torch import Tensor
 from torch.futures import Future
 
+from psys.cluster.checkpoint import Checkpoints
 from psys.cluster.config import RunConfig
+from psys.cluster.door import Knock
 from psys.cluster.lane import Lane, Layout
+from psys.cluster.reception import Reception
 from psys.cluster.server import Server, Stamped
 from psys.cluster.shard import Shard
 from psys.cluster.transport import Advance, Push, ShardControl, Work
@@ -19,7 +22,7 @@ from psys.ps.ledger import Lease, Ledger, Proof
 from psys.ps.partition import partition
 from psys.ps.policy import Mode, make_policy
 from psys.ps.schedule import ScheduleConfig
-from psys.ps.store import OptimizerConfig, ParameterStore, Snapshot
+from psys.ps.store import OptimizerConfig, ParameterStore, Snapshot, StoreState
 
 EPOCHS, BATCHES_PER_EPOCH, NUMEL = 2, 4, 32
 
@@ -35,6 +38,12 @@ class Afar:
         return self._due[-1][1]
 
     def snapshot(self) -> "Future[Snapshot]":
+        raise NotImplementedError
+
+    def state(self) -> "Future[StoreState]":
+        raise NotImplementedError
+
+    def restore(self, state: StoreState) -> None:
         raise NotImplementedError
 
     def finish(self) -> None:
@@ -79,18 +88,26 @@ class Rig:
             for number, part in enumerate(self.layout.slices)
         ]
         for worker, lane in enumerate(self.lanes):
-            assert all(shard.attach(f"worker{worker}", lane.address) for shard in shards)
+            assert all(shard.attach(f"worker{worker}", lane.address, self.layout.nbytes) for shard in shards)
         self.afar = Afar(shards[-1])
         controls: list[ShardControl] = [*shards[:-1], self.afar] if afar else [*shards]
         self.path = folder / "events.jsonl"
         self.saved: list[Stamped] = []
         self.log = EventLog(self.path)
-        self.server = Server(config, "hash", self.coordinator, controls, self.log, self.saved.append)
+        self.checkpoints = Checkpoints(folder / "checkpoints", keep=3)
+        self.reception = Reception(config, "hash", "127.0.0.1")
+        self.server = Server(
+            config, self.reception, self.coordinator, controls, self.log, self.saved.append, self.checkpoints
+        )
+        for server in range(servers):
+            self.reception.ready(server, "address")
+        for _ in self.lanes:
+            self.server.admit(Knock(proof="", role="worker"))
 
     def ask(self, worker: int, *holding: Lease) -> "Future[Work]":
         return self.server.push_pull(f"worker{worker}", None, holding)
 
-    def push(self, worker: int, lease: Lease | None, *holding: Lease) -> "Future[Work]":
+    def push(self, worker: int, lease: Lease | None, *holding: Lease, norm: float = 1.0) -> "Future[Work]":
         """A gradient that is 1 at its batch in every server's slice."""
         assert lease
         for span in self.layout.gradient(lease.slot):
@@ -98,7 +115,7 @@ class Rig:
             gradient.zero_()
             gradient[lease.batch] = 1
         self.lanes[worker][self.layout.statistics_out(lease.slot)].view(torch.float32).fill_(lease.batch)
-        return self.server.push_pull(f"worker{worker}", Push(lease, 1.5, 3, 10), holding)
+        return self.server.push_pull(f"worker{worker}", Push(lease, 1.5, 3, 10, norm), holding)
 
     def parameters(self, worker: int) -> list[Tensor]:
         """Each server's part as it stands in the worker's lane."""
@@ -141,7 +158,7 @@ def test_a_repeated_push_is_answered_and_not_applied_twice(tmp_path: Path, mode:
     lease = lease_of(first)
     rig.push(0, lease)
     # As after a lost answer; in sync its round is still open.
-    again = rig.server.push_pull("worker0", Push(lease, 1.5, 3, 10), ())
+    again = rig.server.push_pull("worker0", Push(lease, 1.5, 3, 10, 1.0), ())
     rig.push(1, lease_of(second))
     assert again.wait().lease is not None
     applied = [batch for update in rig.events("update") for batch in update["batches"]]
@@ -259,3 +276,66 @@ def test_a_failure_to_write_the_log_ends_the_run_and_hangs_nobody(tmp_path: Path
     assert rig.ask(1).done()
     with pytest.raises(ValueError, match="closed file"):
         rig.run()
+
+
+def test_a_broken_connection_gives_the_lease_to_another_at_once(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, "async")
+    first, second = rig.ask(0), rig.ask(1)
+    rig.server.lost("worker0")
+    again = rig.push(1, lease_of(second))
+    assert (lease_of(again).batch, lease_of(again).attempt) == (lease_of(first).batch, 1)
+    # It was only the connection: the gradient comes late, and the worker takes part again.
+    rig.server.admit(Knock(proof="", role="worker", number=0, incarnation=rig.reception.incarnation))
+    assert lease_of(rig.push(0, lease_of(first))).batch == 2
+    assert [event["reason"] for event in rig.events("leave")] == ["broken"]
+    assert [event["worker"] for event in rig.events("join")] == ["worker0", "worker1", "worker0"]
+    assert [event["receipt"] for event in rig.events("refused")] == ["expired"]
+    assert [lease[:2] for event in rig.events("returned") for lease in event["leases"]] == [[0, 0]]
+
+
+def test_who_did_not_come_through_the_door_gets_nothing(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, "async")
+    rig.ask(0)
+    with pytest.raises(PsysError, match="worker7 is not in this run"):
+        rig.server.push_pull("worker7", None, ())
+    rig.server.leave("worker0")
+    with pytest.raises(PsysError, match="worker0 is not in this run"):
+        rig.ask(0)
+
+
+def test_a_batch_without_a_finite_gradient_is_tried_again_and_then_ends_the_run_with_all_saved(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, "async")
+    first, second = rig.ask(0), rig.ask(1)
+    rig.push(1, lease_of(second))
+    answer = first
+    for attempt in range(3):
+        lease = lease_of(answer)
+        assert (lease.batch, lease.attempt) == (0, attempt)
+        answer = rig.push(0, lease, norm=float("inf") if attempt else float("nan"))
+    for worker in (0, 1):
+        rig.server.leave(f"worker{worker}")
+    with pytest.raises(PsysError, match="gradient of batch 0 was not finite 3 times"):
+        rig.run()
+    assert [event["receipt"] for event in rig.events("refused")] == ["damaged"] * 3
+    assert [stamped.version for stamped in rig.saved] == [1]
+    checkpoint, _ = rig.checkpoints.newest()
+    assert checkpoint is not None
+    assert checkpoint.books.ledger.applied == ((1, 2),)
+    assert checkpoint.state.parameters[:3].tolist() == [0, -1, 0]
+
+
+def test_the_checkpoint_at_the_end_has_everything(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, "sync", servers=2)
+    answers = {worker: rig.ask(worker) for worker in (0, 1)}
+    while all(answer.wait().lease for answer in answers.values()):
+        answers = {worker: rig.push(worker, answer.wait().lease) for worker, answer in answers.items()}
+    for worker in answers:
+        rig.server.leave(f"worker{worker}")
+    rig.run()
+    checkpoint, refused = rig.checkpoints.newest()
+    assert checkpoint is not None
+    assert not refused
+    assert (checkpoint.books.version, checkpoint.books.names) == (4, 2)
+    assert checkpoint.books.ledger.applied == ((0, 8),)
+    assert checkpoint.state.parameters.tolist() == ([-0.5] * 8 + [0.0] * 8) * 2
+    assert [event["version"] for event in rig.events("checkpoint")] == [4]

@@ -28,7 +28,9 @@ class Worker:
         self.address = self.laned.lane.address if seen else LaneAddress(0, 0, b"")
 
     def attach(self, shards: list[Shard]) -> None:
-        assert [shard.attach(self.name, self.address) for shard in shards] == [self.seen] * len(shards)
+        assert [shard.attach(self.name, self.address, shard.layout.nbytes) for shard in shards] == [self.seen] * len(
+            shards
+        )
 
     def send(self, shards: list[Shard], slot: int, gradient: Tensor, statistics: Tensor) -> None:
         layout, lane = self.laned.lane.layout, self.laned.lane

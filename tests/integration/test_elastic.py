@@ -1,0 +1,218 @@
+"""Whatever dies, on purpose and counted: workers, servers, whole runs. Nothing is lost, nothing counts twice."""
+
+import random
+import shutil
+import signal
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+from safetensors.torch import load_file
+
+from tests.support.processes import (
+    PS,
+    events,
+    family,
+    finished,
+    run,
+    servers_of,
+    small_run,
+    started,
+    updates,
+    wait_until,
+    workers_of,
+)
+
+
+def audited(path: Path) -> str:
+    """The account that `psys audit` makes up from the run's events, which agrees with the run's own."""
+    done = run("-m", "psys.cli", "audit", str(path), cwd=path)
+    assert done.code == 0, done.err
+    assert "what the run itself said" in done.out
+    return done.out
+
+
+def same_model(one: Path, other: Path) -> bool:
+    """Bit for bit."""
+    first, second = (load_file(path / "last.safetensors") for path in (one, other))
+    return first.keys() == second.keys() and all(bool((first[name] == second[name]).all()) for name in first)
+
+
+@pytest.fixture(scope="module")
+def unbroken(small_store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A synchronous run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    done = run(PS, *small_run(small_store_path, "r", "--mode", "sync", "--epochs", "8"), cwd=folder)
+    assert done.code == 0, done.err
+    return folder / "runs" / "r"
+
+
+@pytest.mark.parametrize("more", [("sync",), ("async", "--servers", "2", "--prefetch", "1")])
+def test_a_killed_worker_is_replaced(small_store_path: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
+    path = tmp_path / "runs" / "r"
+    with started(PS, *small_run(small_store_path, "r", "--epochs", "5000", "--mode", *more), cwd=tmp_path) as process:
+        wait_until(lambda: len(updates(path)) >= 5, "five updates")
+        workers_of(process)[0].kill()
+        wait_until(lambda: any("worker2" in u["workers"] for u in updates(path)), "an update by its replacement")
+        process.send_signal(signal.SIGINT)
+        done = finished(process)
+    assert done.code == 130, done.err
+    assert "was killed by SIGKILL" in done.err
+    assert Counter(event["reason"] for event in events(path, "leave")) == {"broken": 1, "left": 2}
+    audited(path)
+
+
+@pytest.mark.parametrize(("servers", "victim"), [(1, 0), (2, 0), (2, 1)])
+def test_a_killed_server_comes_back_and_the_run_ends_as_if_nothing_had_happened(
+    small_store_path: Path, tmp_path: Path, unbroken: Path, servers: int, victim: int
+) -> None:
+    path = tmp_path / "runs" / "r"
+    durable = ("--mode", "sync", "--epochs", "8", "--servers", str(servers), "--checkpoint-every", "7")
+    with started(PS, *small_run(small_store_path, "r", *durable), cwd=tmp_path) as process:
+        wait_until(lambda: bool(events(path, "checkpoint")) and len(updates(path)) > 10, "updates after a checkpoint")
+        servers_of(process)[victim].kill()
+        done = finished(process)
+    assert done.code == 0, done.err
+    assert f"server {victim} was killed by SIGKILL" in done.err
+    assert "servers resumed" in audited(path)
+    assert len(events(path, "resume")) == 1
+    assert same_model(path, unbroken)
+
+
+@pytest.mark.parametrize("servers", [1, 2])
+def test_a_run_that_was_stopped_is_resumed_also_on_another_number_of_servers(
+    small_store_path: Path, tmp_path: Path, unbroken: Path, servers: int
+) -> None:
+    path = tmp_path / "runs" / "r"
+    with started(PS, *small_run(small_store_path, "r", "--mode", "sync", "--epochs", "8"), cwd=tmp_path) as process:
+        wait_until(lambda: len(updates(path)) > 5, "some updates")
+        process.send_signal(signal.SIGTERM)
+        assert finished(process).code == 130
+    done = run(PS, "--resume", str(path), "--servers", str(servers), cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert same_model(path, unbroken)
+    audited(path)
+    assert "nothing to resume" in run(PS, "--resume", str(path), cwd=tmp_path).err
+
+
+def test_a_run_that_was_killed_altogether_is_resumed_with_other_workers(small_store_path: Path, tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "r"
+    durable = ("--epochs", "8", "--checkpoint-every", "5")
+    with started(PS, *small_run(small_store_path, "r", *durable), cwd=tmp_path) as process:
+        wait_until(lambda: bool(events(path, "checkpoint")), "a checkpoint")
+        refused = run(PS, "--resume", str(path), cwd=tmp_path)
+        assert (refused.code, "the run is still going on" in refused.err) == (2, True), refused.err
+        for member in family(process):
+            member.kill()
+    (torn,) = events(path, "checkpoint")[-1:]
+    state = path / "checkpoints" / f"{torn['version']:08d}" / "state.safetensors"
+    whole = state.read_bytes()
+    state.write_bytes(whole[:-1])
+    refused = run(PS, "--resume", str(path), cwd=tmp_path)
+    assert (refused.code, "is damaged" in refused.err) == (2, True), refused.err
+    state.write_bytes(whole)
+    other = run(PS, "--resume", str(path), "--optimizer.momentum", "0.5", cwd=tmp_path)
+    assert (other.code, "another optimizer" in other.err) == (2, True), other.err
+    done = run(PS, "--resume", str(path), "--workers", "3", cwd=tmp_path)
+    assert done.code == 0, done.err
+    audited(path)
+
+
+def test_faults_happen_where_the_plan_says_and_cost_nothing_but_time(small_store_path: Path, tmp_path: Path) -> None:
+    path, plan = tmp_path / "runs" / "r", tmp_path / "plan.yaml"
+    plan.write_text(
+        """
+faults:
+  - {worker: 0, step: 2, kind: nan}
+  - {worker: 1, step: 3, kind: slow, seconds: 0.2}
+  - {worker: 0, step: 4, kind: drop_reply}
+  - {worker: 1, step: 5, kind: hang, seconds: 2.5}
+  - {worker: 0, step: 6, kind: kill}
+"""
+    )
+    more = ("--epochs", "12", "--faults", str(plan), "--heartbeat-timeout", "1")
+    done = run(PS, *small_run(small_store_path, "r", *more), cwd=tmp_path)
+    assert done.code == 0, done.err
+    happened = [(event["worker"], event["step"], event["kind"]) for event in events(path, "fault")]
+    assert sorted(happened) == [
+        ("worker0", 2, "nan"),
+        ("worker0", 4, "drop_reply"),
+        ("worker0", 6, "kill"),
+        ("worker1", 3, "slow"),
+        ("worker1", 5, "hang"),
+    ]
+    receipts = Counter(event["receipt"] for event in events(path, "refused"))
+    assert (receipts["damaged"], receipts["duplicate"]) == (1, 1)
+    reasons = Counter(event["reason"] for event in events(path, "leave"))
+    assert reasons["broken"] == 1
+    assert reasons["silent"] >= 1
+    audited(path)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_told_and_the_run_goes_on(
+    small_store_path: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "runs" / "r"
+    more = ("--epochs", "5000", "--checkpoint-every", "20")
+    with started(PS, *small_run(small_store_path, "r", *more), cwd=tmp_path) as process:
+        wait_until(lambda: bool(updates(path)), "the first update")
+        shutil.rmtree(path / "checkpoints", ignore_errors=True)
+        (path / "checkpoints").write_text("in the way")
+        wait_until(lambda: len(events(path, "checkpoint")) > 1, "two attempts")
+        process.send_signal(signal.SIGINT)
+        done = finished(process)
+    assert done.code == 130, done.err
+    assert "cannot write a checkpoint" in done.err
+    assert all("failed" in event for event in events(path, "checkpoint"))
+    audited(path)
+
+
+def test_a_storm(small_store_path: Path, tmp_path: Path, full: bool) -> None:
+    """Workers are killed at random, one a second or so: 8 of them, or 100 with --full."""
+    path, kills, chance = tmp_path / "runs" / "r", 100 if full else 8, random.Random(1)
+    segments = set(Path("/dev/shm").iterdir())
+    with started(PS, *small_run(small_store_path, "r", "--epochs", "5000", workers=3), cwd=tmp_path) as process:
+        wait_until(lambda: len({w for u in updates(path) for w in u["workers"]}) == 3, "three workers at work")
+        members = family(process)
+        for kill in range(kills):
+            done = len(updates(path)) + chance.randrange(40)
+            wait_until(lambda done=done: len(updates(path)) > done, "updates between two kills")
+            chance.choice([w for w in workers_of(process) if w.status() != psutil.STATUS_ZOMBIE]).kill()
+            wait_until(lambda kill=kill: len(events(path, "join")) > 3 + kill, "its replacement")
+        process.send_signal(signal.SIGINT)
+        ended = finished(process)
+        assert not [member for member in members if member.is_running()]
+    assert ended.code == 130, ended.err
+    assert ended.err.count("was killed by SIGKILL") == kills
+    applied = Counter(batch for update in updates(path) for batch in update["batches"])
+    assert set(applied.values()) == {1}
+    audited(path)
+    assert set(Path("/dev/shm").iterdir()) <= segments
+    assert not list(path.rglob("*.tmp"))
+
+
+def test_servers_killed_at_random_instants(small_store_path: Path, tmp_path: Path, unbroken: Path, full: bool) -> None:
+    """4 times in one run, or 50 with --full; the synchronous run still ends bit for bit where it should."""
+    path, kills, chance = tmp_path / "runs" / "r", 50 if full else 4, random.Random(2)
+    durable = ("--mode", "sync", "--epochs", "8", "--checkpoint-every", "1")
+    with started(PS, *small_run(small_store_path, "r", *durable), cwd=tmp_path) as process:
+        for _ in range(kills):
+            begun = len(events(path, "resume"))
+            reached = len(updates(path)) + chance.randrange(3)
+            wait_until(
+                lambda reached=reached: (
+                    process.poll() is not None or (len(updates(path)) >= reached and bool(servers_of(process)))
+                ),
+                "an instant to kill at",
+            )
+            if process.poll() is not None:
+                break
+            servers_of(process)[0].kill()
+            wait_until(
+                lambda begun=begun: process.poll() is not None or len(events(path, "resume")) > begun, "its return"
+            )
+        done = finished(process)
+    assert done.code == 0, done.err
+    audited(path)
+    assert same_model(path, unbroken)
