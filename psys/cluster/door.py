@@ -159,14 +159,14 @@ class _Visit(socketserver.StreamRequestHandler):
         except (PsysError, OSError, ValueError, EOFError):
             pass
         finally:
-            with self.door.lock:
+            with self.door.lock:  # nobody comes again under this name before the host has heard of its end
                 current = self.door.visits.get(name) is self
                 if current:
                     del self.door.visits[name]
-            if left:
-                host.leave(name)
-            elif current:
-                host.lost(name)
+                if left:
+                    host.leave(name)
+                elif current:
+                    host.lost(name)
 
     def _follow(self, name: str, number: int, line: dict[str, Any]) -> bool:
         """Do what an admitted one says; whether that was good-bye."""
@@ -300,7 +300,9 @@ def _enter(host: str, port: int, token: str, who: dict[str, Any], timeout_second
 
 
 def _proof(token: str, challenge: str) -> str:
-    return hmac.new(token.encode(), challenge.encode(), hashlib.sha256).hexdigest()
+    # Neither the environment nor JSON holds UTF-8 only.
+    key, message = (text.encode(errors="surrogatepass") for text in (token, challenge))
+    return hmac.new(key, message, hashlib.sha256).hexdigest()
 
 
 def _parsed(line: bytes) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from torch.futures import Future, collect_all
 
@@ -17,10 +17,11 @@ from psys.cluster.config import RunConfig
 from psys.cluster.door import Admission, Knock
 from psys.cluster.progress import Status
 from psys.cluster.reception import Reception
+from psys.cluster.records import Answer, Made, Reached, Stamped
 from psys.cluster.transport import Advance, Push, ShardControl, Work
 from psys.errors import LostServerError, PsysError
 from psys.events import EventLog
-from psys.ps.coordinator import Coordinator, Decision, Update
+from psys.ps.coordinator import Coordinator, Decision
 from psys.ps.ledger import Lease, Proof, Receipt
 from psys.ps.membership import Change, Membership, State
 from psys.ps.store import Snapshot, StoreState
@@ -31,39 +32,6 @@ _LATECOMERS_SECONDS = 60.0  # how long the workers that came wait for those that
 _FAREWELL_SECONDS = 10.0  # how long a server whose run is over waits for workers to say good-bye
 _TICK_SECONDS = 0.2
 _DAMAGED = 3  # gradients of one batch that are not finite, before the run stops: more would not be
-
-
-class Stamped(NamedTuple):
-    """A snapshot to be evaluated later, stamped with when it was reached; a slice from each server, in order."""
-
-    slices: list[Snapshot]
-    version: int
-    epochs: float
-    train_seconds: float
-
-
-class _Made(NamedTuple):
-    """An update, the training seconds it was made at, and what was pushed for it, in the order of its leases."""
-
-    update: Update
-    seconds: float
-    pushes: list[Push]
-
-
-class _Reached(NamedTuple):
-    """How far the run is."""
-
-    version: int
-    epochs: float
-    seconds: float
-
-
-class _Answer(NamedTuple):
-    """What a worker hears once every server has done its part."""
-
-    waiting: "Future[Work]"
-    work: Work
-    done: "list[Future[None]]"
 
 
 class Server:
@@ -92,15 +60,15 @@ class Server:
         self._membership = Membership(config.heartbeat_timeout)
         self._lock = threading.Condition()
         self._waiting: dict[str, Future[Work]] = {}
-        self._answers: list[_Answer] = []
+        self._answers: list[Answer] = []
         self._steps = 0
         self._gone: set[str] = set()  # workers whose lanes are to be released
         self._accepted: dict[Lease, Push] = {}
         self._damaged: Counter[int] = Counter()  # by batch
-        self._unlogged: list[_Made | tuple[str, dict[str, Any]]] = []  # updates, other events by name, in order
+        self._unlogged: list[Made | tuple[str, dict[str, Any]]] = []  # updates, other events by name, in order
         self._unsaved: list[tuple[list[Future[Snapshot]], Stamped]] = []
         self._stamped_version = saved
-        self._reached = _Reached(coordinator.version, coordinator.ledger.epochs_done, seconds)
+        self._reached = Reached(coordinator.version, coordinator.ledger.epochs_done, seconds)
         self._checkpointed, self._checkpoint_time = coordinator.version, time.monotonic()
         self._failure: Exception | None = None
         self._ending: PsysError | None = None  # why the run stops before its end, with everything saved
@@ -323,14 +291,14 @@ class Server:
         for update in decision.updates:
             pushes = [self._accepted.pop(lease) for lease in update.leases]
             seconds = self._train_seconds()
-            self._unlogged.append(_Made(update, seconds, pushes))
-            self._reached = _Reached(update.version, update.epochs_done, seconds)
+            self._unlogged.append(Made(update, seconds, pushes))
+            self._reached = Reached(update.version, update.epochs_done, seconds)
         if self._snapshots_due() > before:
             self._stamp()
         if decision.grants:
             self._first_lease = self._first_lease or time.monotonic()
         for worker, lease in decision.grants.items():
-            self._answers.append(_Answer(self._waiting.pop(worker), Work(lease), done))
+            self._answers.append(Answer(self._waiting.pop(worker), Work(lease), done))
 
     def _advance(self, decision: Decision) -> "list[Future[None]]":
         readers = tuple(worker for worker, lease in decision.grants.items() if lease is not None)
@@ -358,7 +326,7 @@ class Server:
             else:
                 collect_all(answer.done).add_done_callback(partial(self._tell, answer))
 
-    def _tell(self, answer: _Answer, all_done: object = None) -> None:
+    def _tell(self, answer: Answer, all_done: object = None) -> None:
         for done in answer.done:
             self._check(done)
         if not self._failure:
@@ -385,12 +353,12 @@ class Server:
         with self._lock:
             unlogged, self._unlogged = self._unlogged, []
         for each in unlogged:
-            if isinstance(each, _Made):
+            if isinstance(each, Made):
                 self._write_update(each)
             else:
                 self._events.write(each[0], **each[1])
 
-    def _write_update(self, made: _Made) -> None:
+    def _write_update(self, made: Made) -> None:
         update, seconds, pushes = made
         views = sum(push.views for push in pushes)
         loss = sum(push.loss * push.views for push in pushes) / views
