@@ -1,12 +1,16 @@
-"""What server 0 keeps of things that are decided and not all done: answers to give, updates to log, snapshots to save."""
+"""What server 0 keeps of things decided and not all done: answers to give, updates to log, snapshots to save."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
 
 from torch.futures import Future
 
 from psys.cluster.transport import Push, Work
+from psys.errors import LostServerError
 from psys.ps.coordinator import Update
 from psys.ps.store import Snapshot
+
+T = TypeVar("T")
 
 
 class Stamped(NamedTuple):
@@ -40,3 +44,19 @@ class Answer(NamedTuple):
     waiting: "Future[Work]"
     work: Work
     done: "list[Future[None]]"
+
+
+def waited(futures: "Sequence[Future[T]]") -> list[T]:
+    """What servers answered. Raises LostServerError when one is gone."""
+    try:
+        return [future.wait() for future in futures]
+    except RuntimeError as error:
+        raise lost(error) from None
+
+
+def lost(error: Exception) -> LostServerError:
+    """What to raise of it."""
+    lines = str(error).split(" (this error originated")[0].splitlines()
+    # What was raised on another server comes behind a line that names it.
+    reason = next((line for line in lines if not line.startswith("On WorkerInfo")), type(error).__name__)
+    return LostServerError(f"lost a server and its part of the parameters: {reason}")

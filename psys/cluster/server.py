@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from torch.futures import Future, collect_all
 
@@ -17,16 +17,14 @@ from psys.cluster.config import RunConfig
 from psys.cluster.door import Admission, Knock
 from psys.cluster.progress import Status
 from psys.cluster.reception import Reception
-from psys.cluster.records import Answer, Made, Reached, Stamped
+from psys.cluster.records import Answer, Made, Reached, Stamped, lost, waited
 from psys.cluster.transport import Advance, Push, ShardControl, Work
-from psys.errors import LostServerError, PsysError
+from psys.errors import PsysError
 from psys.events import EventLog
 from psys.ps.coordinator import Coordinator, Decision
 from psys.ps.ledger import Lease, Proof, Receipt
 from psys.ps.membership import Change, Membership, State
 from psys.ps.store import Snapshot, StoreState
-
-T = TypeVar("T")
 
 _LATECOMERS_SECONDS = 60.0  # how long the workers that came wait for those that were expected
 _FAREWELL_SECONDS = 10.0  # how long a server whose run is over waits for workers to say good-bye
@@ -112,7 +110,7 @@ class Server:
     def lost(self, name: str) -> None:
         with self._guarded():
             if name.startswith("server") and not self._coordinator.over:
-                self._failure = self._failure or _lost(ConnectionError(f"{name} has gone"))
+                self._failure = self._failure or lost(ConnectionError(f"{name} has gone"))
                 self._lock.notify_all()
             self._follow(self._membership.broken(name))
         self._send_answers()
@@ -216,7 +214,7 @@ class Server:
 
     def _save_checkpoint(self, books: Books, slices: "list[Future[StoreState]]") -> None:
         began = time.monotonic()
-        parts = _waited(slices)
+        parts = waited(slices)
         assert {part.version for part in parts} == {books.version}
         try:
             self._checkpoints.save(books, joined(parts))
@@ -228,7 +226,7 @@ class Server:
             self._events.write("checkpoint", version=books.version, seconds=books.train_seconds, took=took)
 
     def _save_slices(self, slices: "list[Future[Snapshot]]", stamped: Stamped) -> None:
-        self._save(stamped._replace(slices=_waited(slices)))
+        self._save(stamped._replace(slices=waited(slices)))
 
     def _look_after(self, now: float, stopped: bool) -> None:
         self._follow(self._membership.looked(now))
@@ -338,7 +336,7 @@ class Server:
             done.value()
         except Exception as error:
             with self._lock:
-                self._failure = self._failure or _lost(error)
+                self._failure = self._failure or lost(error)
                 self._lock.notify_all()
 
     def _note_returned(self, leases: Sequence[Lease]) -> None:
@@ -389,17 +387,3 @@ class Server:
             self._stamped_version = self._reached.version
             slices = [shard.snapshot() for shard in self._shards]
             self._unsaved.append((slices, Stamped([], *self._reached)))
-
-
-def _waited(futures: "Sequence[Future[T]]") -> list[T]:
-    try:
-        return [future.wait() for future in futures]
-    except RuntimeError as error:
-        raise _lost(error) from None
-
-
-def _lost(error: Exception) -> LostServerError:
-    lines = str(error).split(" (this error originated")[0].splitlines()
-    # What was raised on another server comes behind a line that names it.
-    reason = next((line for line in lines if not line.startswith("On WorkerInfo")), type(error).__name__)
-    return LostServerError(f"lost a server and its part of the parameters: {reason}")
