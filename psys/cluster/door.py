@@ -27,7 +27,7 @@ GATHERING_SECONDS = 120.0
 
 _LINE_BYTES = 1 << 20
 _HANDSHAKE_SECONDS = 10.0  # for a visitor to say who it is
-_RETRY_SECONDS = 0.25
+_RETRY_SECONDS, _ATTEMPT_SECONDS = 0.25, 2.0
 _BEATS_PER_TIMEOUT = 5
 
 
@@ -278,8 +278,10 @@ def knock(
 
 def _enter(host: str, port: int, token: str, who: dict[str, Any], timeout_seconds: float) -> Lifeline:
     """Raises RefusedError, PsysError of what is no door, OSError and EOFError of one that is not there, or closing."""
-    connection = socket.create_connection((host, port), timeout=timeout_seconds)
+    # A longer attempt would outlast the partition that it began in: the kernel tries again ever more seldom.
+    connection = socket.create_connection((host, port), timeout=min(timeout_seconds, _ATTEMPT_SECONDS))
     try:
+        connection.settimeout(timeout_seconds)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         lines = connection.makefile("rb")
         challenge = _parsed(lines.readline(_LINE_BYTES)).get("psys")
