@@ -1,6 +1,7 @@
 """A run's books made up again from its events alone: was every batch applied exactly once, whatever died?"""
 
 from collections import Counter
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +34,14 @@ class Books:
     def __init__(self) -> None:
         self.problems: list[str] = []
         self.resumed = 0
-        self.end: dict[str, Any] | None = None
+        self.end: dict[str, int] | None = None
         self._batches = self._returned = 0
         self._refused: Counter[str] = Counter()
         self._returns: Counter[int] = Counter()  # by batch
         self._updates: list[list[int]] = []  # batches of each version, the first being version 1
 
     def take(self, event: dict[str, Any]) -> None:
-        """Raises KeyError if the event lacks a field."""
+        """Raises KeyError, TypeError or their like if the event is not as psys writes it."""
         match event["event"]:
             case "start" | "resume":
                 self._go_on(event)
@@ -54,7 +55,7 @@ class Books:
                 for lease in event["leases"]:
                     self._take_back(lease)
             case "end":
-                self.end = event
+                self.end = {name: index(event[name]) for name in _ROWS}
 
     def account(self) -> dict[str, int]:
         """What the ledger should say."""
@@ -93,20 +94,21 @@ class Books:
         """At the start, or from a checkpoint: what came after that is undone, and what was out is due again."""
         self.resumed += event["event"] == "resume"
         self.end = None
-        if len(self._updates) < event["version"]:
-            self.problems.append(f"resumed at version {event['version']}, but the updates end at {len(self._updates)}")
-        del self._updates[event["version"] :]
-        counts = event["counts"]
-        self._batches = event["batches"]
+        version, counts = index(event["version"]), {name: index(count) for name, count in event["counts"].items()}
+        if not 0 <= version <= len(self._updates):
+            self.problems.append(f"resumed at version {version}, but the updates end at {len(self._updates)}")
+        del self._updates[version:]
+        self._batches = index(event["batches"])
         self._returned = counts["leased"] - sum(map(len, self._updates))
         self._refused = Counter(duplicate=counts["duplicates"], expired=counts["expired"], damaged=counts["damaged"])
-        self._returns = Counter({int(batch): attempt for batch, attempt in event["attempts"].items()})
+        self._returns = Counter({int(batch): index(attempt) for batch, attempt in event["attempts"].items()})
 
     def _update(self, event: dict[str, Any]) -> None:
-        self._updates.append(event["batches"])
+        batches = [index(batch) for batch in event["batches"]]
+        self._updates.append(batches)
         if event["version"] != len(self._updates):
             self.problems.append(f"update {event['version']} stands where {len(self._updates)} should")
-        for batch, attempt in zip(event["batches"], event["attempts"], strict=True):
+        for batch, attempt in zip(batches, event["attempts"], strict=True):
             if attempt != self._returns[batch]:
                 was = self._returns[batch]
                 self.problems.append(
@@ -115,7 +117,7 @@ class Books:
 
     def _take_back(self, lease: list[Any]) -> None:
         self._returned += 1
-        self._returns[lease[0]] += 1
+        self._returns[index(lease[0])] += 1
 
 
 def audit(events: Path, console: Console) -> None:
