@@ -236,38 +236,40 @@ def killed_at(step: int, action: Callable[[], object]) -> bool:
     return code == _KILLED
 
 
-def lives(tmp_path: Path, before: tuple[int, ...], version: int) -> Iterator[tuple[Checkpoints, bool]]:
-    """Checkpoints that keep two, after every way to be killed while `version` is saved, and after no kill (True)."""
-    step, complete = 0, False
-    while not complete:
-        checkpoints = written(tmp_path / str(step), *before, keep=2)
-        complete = not killed_at(step, partial(checkpoints.save, books(version), state(version)))
-        yield checkpoints, complete
+def lives(tmp_path: Path, new: Books) -> Iterator[tuple[Checkpoints, bool]]:
+    """Versions 1 and 2, of which two are kept, after every way to be killed while `new` is saved, and after no kill:
+    each with whether the new one is there, which it stays once it is."""
+    step, there = 0, False
+    killed = True
+    while killed:
+        checkpoints = written(tmp_path / str(step), 1, 2, keep=2)
+        killed = killed_at(step, partial(checkpoints.save, new, state(new.version)))
+        found, refused = checkpoints.newest()
+        assert found is not None
+        assert refused == []
+        assert found.books == new or (found.books == books(2) and not there)
+        assert is_state(found.state, state(found.books.version))
+        there = found.books == new
+        yield checkpoints, there
         step += 1
+    assert there
     assert step > 15
 
 
 def test_a_kill_leaves_the_last_or_the_new_one_whole(tmp_path: Path) -> None:
-    there = False
-    for checkpoints, complete in lives(tmp_path, (1, 2), 3):
-        found, refused = checkpoints.newest()
-        assert refused == []
-        assert is_whole(found, 3) or (is_whole(found, 2) and not there)
-        there = found is not None and found.books.version == 3
-        assert there or not complete
+    for checkpoints, there in lives(tmp_path, books(3)):
         checkpoints.save(books(4), state(4))
         assert is_whole(checkpoints.newest()[0], 4)
-        assert names(checkpoints.folder) in (["00000002", "00000004"], ["00000003", "00000004"])
+        assert names(checkpoints.folder) == ["00000003" if there else "00000002", "00000004"]
 
 
 def test_a_kill_while_one_is_replaced_leaves_it_or_the_new_one(tmp_path: Path) -> None:
-    for checkpoints, _ in lives(tmp_path, (1, 2), 2):
-        found, _ = checkpoints.newest()
-        assert is_whole(found, 2)
+    for checkpoints, _ in lives(tmp_path, books(2).model_copy(update={"names": 7})):
         checkpoints.save(books(2), state(2))
         assert is_whole(checkpoints.newest()[0], 2)
         checkpoints.save(books(3), state(3))
         assert is_whole(checkpoints.newest()[0], 3)
+        assert names(checkpoints.folder) == ["00000002", "00000003"]
 
 
 @pytest.mark.parametrize("length", [0, 1, 8, 100, None])
