@@ -20,8 +20,9 @@ from psys.cluster.config import RunConfig
 from psys.cluster.door import GATHERING_SECONDS, Door, knock
 from psys.cluster.progress import ProgressView, Status
 from psys.cluster.reception import Reception
+from psys.cluster.records import Stamped
 from psys.cluster.rundir import RunDirectory, save_snapshot
-from psys.cluster.server import Server, Stamped
+from psys.cluster.server import Server
 from psys.cluster.shard import Shard
 from psys.cluster.worker import leave_at_sigterm, work
 from psys.compute.device import share_freed_memory

@@ -81,6 +81,8 @@ class Server:
     def admit(self, knock: Knock) -> Admission:
         admission = self._reception.admit(knock)
         if knock.role == "worker":
+            if self._membership.state(f"worker{admission.number}") is State.LEFT:
+                raise PsysError(f"worker{admission.number} has left this run: come as a new one")
             with self._guarded():
                 self._follow(self._membership.admitted(f"worker{admission.number}", time.monotonic()))
             self._send_answers()

@@ -12,7 +12,8 @@ from psys.cluster.config import RunConfig
 from psys.cluster.door import Knock
 from psys.cluster.lane import Lane, Layout
 from psys.cluster.reception import Reception
-from psys.cluster.server import Server, Stamped
+from psys.cluster.records import Stamped
+from psys.cluster.server import Server
 from psys.cluster.shard import Shard
 from psys.cluster.transport import Advance, Push, ShardControl, Work
 from psys.errors import PsysError
