@@ -67,10 +67,12 @@ def test_a_killed_worker_is_replaced(small_store_path: Path, tmp_path: Path, mor
 def test_a_killed_server_comes_back_and_the_run_ends_as_if_nothing_had_happened(
     small_store_path: Path, tmp_path: Path, unbroken: Path, servers: int, victim: int
 ) -> None:
-    path = tmp_path / "runs" / "r"
+    path, plan = tmp_path / "runs" / "r", tmp_path / "plan.yaml"
+    plan.write_text("faults: [{worker: 0, step: 10, kind: slow, seconds: 3}]")  # its round is open for as long
     durable = ("--mode", "sync", "--epochs", "8", "--servers", str(servers), "--checkpoint-every", "7")
-    with started(PS, *small_run(small_store_path, "r", *durable), cwd=tmp_path) as process:
-        wait_until(lambda: bool(events(path, "checkpoint")) and len(updates(path)) > 10, "updates after a checkpoint")
+    arguments = small_run(small_store_path, "r", *durable, "--faults", str(plan))
+    with started(PS, *arguments, cwd=tmp_path) as process:
+        wait_until(lambda: bool(events(path, "checkpoint")) and len(updates(path)) == 10, "updates after a checkpoint")
         servers_of(process)[victim].kill()
         done = finished(process)
     assert done.code == 0, done.err
@@ -169,8 +171,8 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_the_run_goes_on(
 
 
 def test_a_storm(small_store_path: Path, tmp_path: Path, full: bool) -> None:
-    """Workers are killed at random, one a second or so: 8 of them, or 100 with --full."""
-    path, kills, chance = tmp_path / "runs" / "r", 100 if full else 8, random.Random(1)
+    """Workers are killed at random, one a second or so: 3 of them, or 100 with --full."""
+    path, kills, chance = tmp_path / "runs" / "r", 100 if full else 3, random.Random(1)
     segments = set(Path("/dev/shm").iterdir())
     with started(PS, *small_run(small_store_path, "r", "--epochs", "5000", workers=3), cwd=tmp_path) as process:
         wait_until(lambda: len({w for u in updates(path) for w in u["workers"]}) == 3, "three workers at work")
@@ -193,8 +195,8 @@ def test_a_storm(small_store_path: Path, tmp_path: Path, full: bool) -> None:
 
 
 def test_servers_killed_at_random_instants(small_store_path: Path, tmp_path: Path, unbroken: Path, full: bool) -> None:
-    """4 times in one run, or 50 with --full; the synchronous run still ends bit for bit where it should."""
-    path, kills, chance = tmp_path / "runs" / "r", 50 if full else 4, random.Random(2)
+    """3 times in one run, or 50 with --full; the synchronous run still ends bit for bit where it should."""
+    path, kills, chance = tmp_path / "runs" / "r", 50 if full else 3, random.Random(2)
     durable = ("--mode", "sync", "--epochs", "8", "--checkpoint-every", "1")
     with started(PS, *small_run(small_store_path, "r", *durable), cwd=tmp_path) as process:
         for _ in range(kills):
