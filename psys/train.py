@@ -69,6 +69,8 @@ def launch(config: LaunchConfig) -> None:
     processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if config.join is not None:
         host, port = config.join.replace("[", "").replace("]", "").rsplit(":", 1)  # IPv6 comes in brackets
+        if int(port) > 65535:
+            raise PsysError(f"--join {config.join}: a port is at most 65535")
         store = config.store if "store" in config.model_fields_set else None
         leave_at_sigterm()
         work(host, int(port), _threads(config, processes_here), _given_token(config), store)

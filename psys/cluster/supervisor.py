@@ -104,7 +104,7 @@ class Supervisor:
         """Until the run has ended. Returns whether every batch was applied (False: it was interrupted).
 
         Servers that die are started again, all of them, from the last checkpoint. Raises PsysError if that does not
-        help, if a server found something that the user must mend, or if all workers failed.
+        help, or if all workers failed; exits if a server found, and said, something that the user must mend.
         """
         interrupted: list[int] = []
 
@@ -129,8 +129,8 @@ class Supervisor:
         saved = f"what was saved is in {self._run.path}"
         if code == STOPPED_EARLY:
             raise PsysError(f"every worker failed, the run ended early; {saved}")
-        if code == USER_ERROR:
-            raise PsysError(f"the run ended, see above; {saved}")
+        if code == USER_ERROR:  # it has said what
+            sys.exit(USER_ERROR)
         raise PsysError(f"a server {_ended(code)} and did not come back; {saved}, --resume {self._run.path} goes on")
 
     def _start_servers(self) -> None:

@@ -3,6 +3,7 @@
 import random
 import shutil
 import signal
+import subprocess
 from collections import Counter
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 
 from tests.support.processes import (
     PS,
+    Done,
     events,
     family,
     finished,
@@ -33,19 +35,38 @@ def audited(path: Path) -> str:
     return done.out
 
 
+SYNC = ("--mode", "sync", "--epochs", "5000")
+VERSION = 27  # of the snapshot that synchronous runs are compared by, after six epochs
+
+
+def snapshot(path: Path) -> Path:
+    return path / "snapshots" / f"{VERSION:08d}.safetensors"
+
+
 def same_model(one: Path, other: Path) -> bool:
     """Bit for bit."""
-    first, second = (load_file(path / "last.safetensors") for path in (one, other))
+    first, second = (load_file(snapshot(path)) for path in (one, other))
     return first.keys() == second.keys() and all(bool((first[name] == second[name]).all()) for name in first)
+
+
+def stopped_after_snapshot(process: "subprocess.Popen[str]", path: Path) -> Done:
+    """Let a run come to where it is compared, and no further: to evaluate and export each would take longer."""
+    wait_until(lambda: process.poll() is not None or snapshot(path).exists(), "the snapshot to compare by")
+    process.send_signal(signal.SIGINT)
+    done = finished(process)
+    assert done.code == 130, done.err
+    audited(path)
+    return done
 
 
 @pytest.fixture(scope="module")
 def unbroken(small_store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A synchronous run that nothing happened to."""
     folder = tmp_path_factory.mktemp("unbroken")
-    done = run(PS, *small_run(small_store_path, "r", "--mode", "sync", "--epochs", "8"), cwd=folder)
-    assert done.code == 0, done.err
-    return folder / "runs" / "r"
+    path = folder / "runs" / "r"
+    with started(PS, *small_run(small_store_path, "r", *SYNC), cwd=folder) as process:
+        stopped_after_snapshot(process, path)
+    return path
 
 
 @pytest.mark.parametrize("more", [("sync",), ("async", "--servers", "2", "--prefetch", "1")])
@@ -63,39 +84,35 @@ def test_a_killed_worker_is_replaced(small_store_path: Path, tmp_path: Path, mor
     audited(path)
 
 
-@pytest.mark.parametrize(("servers", "victim"), [(1, 0), (2, 0), (2, 1)])
-def test_a_killed_server_comes_back_and_the_run_ends_as_if_nothing_had_happened(
+@pytest.mark.parametrize(("servers", "victim"), [(1, 0), (2, 1)])
+def test_a_killed_server_comes_back_and_the_run_goes_on_as_if_nothing_had_happened(
     small_store_path: Path, tmp_path: Path, unbroken: Path, servers: int, victim: int
 ) -> None:
     path, plan = tmp_path / "runs" / "r", tmp_path / "plan.yaml"
     plan.write_text("faults: [{worker: 0, step: 10, kind: slow, seconds: 3}]")  # its round is open for as long
-    durable = ("--mode", "sync", "--epochs", "8", "--servers", str(servers), "--checkpoint-every", "7")
-    arguments = small_run(small_store_path, "r", *durable, "--faults", str(plan))
-    with started(PS, *arguments, cwd=tmp_path) as process:
+    durable = (*SYNC, "--servers", str(servers), "--checkpoint-every", "7", "--faults", str(plan))
+    with started(PS, *small_run(small_store_path, "r", *durable), cwd=tmp_path) as process:
         wait_until(lambda: bool(events(path, "checkpoint")) and len(updates(path)) == 10, "updates after a checkpoint")
         servers_of(process)[victim].kill()
-        done = finished(process)
-    assert done.code == 0, done.err
+        done = stopped_after_snapshot(process, path)
     assert f"server {victim} was killed by SIGKILL" in done.err
-    assert "servers resumed" in audited(path)
     assert len(events(path, "resume")) == 1
     assert same_model(path, unbroken)
 
 
-@pytest.mark.parametrize("servers", [1, 2])
-def test_a_run_that_was_stopped_is_resumed_also_on_another_number_of_servers(
-    small_store_path: Path, tmp_path: Path, unbroken: Path, servers: int
+def test_a_run_that_was_stopped_is_resumed_on_another_number_of_servers(
+    small_store_path: Path, tmp_path: Path, unbroken: Path
 ) -> None:
     path = tmp_path / "runs" / "r"
-    with started(PS, *small_run(small_store_path, "r", "--mode", "sync", "--epochs", "8"), cwd=tmp_path) as process:
-        wait_until(lambda: len(updates(path)) > 5, "some updates")
+    with started(PS, *small_run(small_store_path, "r", *SYNC), cwd=tmp_path) as process:
+        wait_until(lambda: len(updates(path)) > 3, "some updates")
         process.send_signal(signal.SIGTERM)
         assert finished(process).code == 130
-    done = run(PS, "--resume", str(path), "--servers", str(servers), cwd=tmp_path)
-    assert done.code == 0, done.err
+    # It may have come further than the snapshot before it heard: then it is resumed beyond.
+    with started(PS, "--resume", str(path), "--servers", "2", cwd=tmp_path) as process:
+        wait_until(lambda: bool(events(path, "resume")), "its return")
+        stopped_after_snapshot(process, path)
     assert same_model(path, unbroken)
-    audited(path)
-    assert "nothing to resume" in run(PS, "--resume", str(path), cwd=tmp_path).err
 
 
 def test_a_run_that_was_killed_altogether_is_resumed_with_other_workers(small_store_path: Path, tmp_path: Path) -> None:
@@ -119,6 +136,7 @@ def test_a_run_that_was_killed_altogether_is_resumed_with_other_workers(small_st
     done = run(PS, "--resume", str(path), "--workers", "3", cwd=tmp_path)
     assert done.code == 0, done.err
     audited(path)
+    assert "nothing to resume" in run(PS, "--resume", str(path), cwd=tmp_path).err
 
 
 def test_faults_happen_where_the_plan_says_and_cost_nothing_but_time(small_store_path: Path, tmp_path: Path) -> None:
@@ -195,26 +213,16 @@ def test_a_storm(small_store_path: Path, tmp_path: Path, full: bool) -> None:
 
 
 def test_servers_killed_at_random_instants(small_store_path: Path, tmp_path: Path, unbroken: Path, full: bool) -> None:
-    """3 times in one run, or 50 with --full; the synchronous run still ends bit for bit where it should."""
+    """3 times in one run, or 50 with --full; the synchronous run still comes bit for bit to where it should."""
     path, kills, chance = tmp_path / "runs" / "r", 50 if full else 3, random.Random(2)
-    durable = ("--mode", "sync", "--epochs", "8", "--checkpoint-every", "1")
-    with started(PS, *small_run(small_store_path, "r", *durable), cwd=tmp_path) as process:
-        for _ in range(kills):
-            begun = len(events(path, "resume"))
-            reached = len(updates(path)) + chance.randrange(3)
+    with started(PS, *small_run(small_store_path, "r", *SYNC, "--checkpoint-every", "1"), cwd=tmp_path) as process:
+        for kill in range(kills):
+            reached = len(updates(path)) + chance.randrange(30)
             wait_until(
-                lambda reached=reached: (
-                    process.poll() is not None or (len(updates(path)) >= reached and bool(servers_of(process)))
-                ),
+                lambda reached=reached: len(updates(path)) >= reached and bool(servers_of(process)),
                 "an instant to kill at",
             )
-            if process.poll() is not None:
-                break
             servers_of(process)[0].kill()
-            wait_until(
-                lambda begun=begun: process.poll() is not None or len(events(path, "resume")) > begun, "its return"
-            )
-        done = finished(process)
-    assert done.code == 0, done.err
-    audited(path)
+            wait_until(lambda kill=kill: len(events(path, "resume")) > kill, "its return")
+        stopped_after_snapshot(process, path)
     assert same_model(path, unbroken)

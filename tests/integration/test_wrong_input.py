@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import PS, Done, free_port, run, small_run, started, updates, wait_until
+from tests.support.processes import PS, Done, events, free_port, run, small_run, started, updates, wait_until
 from tests.support.stores import write_small_store
 
 
@@ -65,8 +65,10 @@ def test_a_holdout_of_everything(small_store_path: Path, tmp_path: Path) -> None
 def test_a_run_that_diverged(small_store_path: Path, tmp_path: Path) -> None:
     arguments = small_run(small_store_path, "r", "--epochs", "2", "--schedule.learning-rate", "1e30")
     check(run(PS, *arguments, cwd=tmp_path), "diverged", "--schedule.learning-rate")
-    assert (tmp_path / "runs" / "r" / "curves.png").exists()
-    assert not (tmp_path / "runs" / "r" / "model.onnx").exists()
+    path = tmp_path / "runs" / "r"
+    assert "damaged" in {event["receipt"] for event in events(path, "refused")}
+    assert list((path / "checkpoints").iterdir())
+    assert not (path / "model.onnx").exists()
 
 
 def test_a_worker_whose_store_is_another(small_store_path: Path, tmp_path: Path) -> None:
