@@ -11,7 +11,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
 
 from psys.errors import PsysError
+from psys.files import read_bounded
 
+FILE_BYTES = 64 * 2**10  # the longest of ours has 2 KB, and PyYAML's time for long numbers grows as their square
+SHOWN_ERRORS, SHOWN_CHARACTERS = 10, 200
 _MODEL_CONFIG = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
@@ -54,30 +57,34 @@ def parse(model: type[ConfigT], argv: Sequence[str], prog: str, default_file: Pa
     config_file = parser.parse_known_args(argv)[0].config or default_file
     try:
         source(args=list(argv))
+        flags = source()
     except SettingsError as error:
         raise PsysError(f"a flag's value cannot be read: {error}") from None
-    flags = source()
     settings = read_yaml(config_file) if config_file else {}
     where = " and ".join([*([str(config_file)] if config_file else []), *(["flags"] if flags else [])])
     return validate(model, _overlay(settings, flags), where)
 
 
 def validate(model: type[ConfigT], settings: dict[str, Any], where: str) -> ConfigT:
-    """`settings` checked against `model`; raises PsysError that lists each wrong setting by its dotted path."""
+    """`settings` checked against `model`; raises PsysError with the dotted paths of what is wrong, at most ten."""
     try:
         return model.model_validate(settings)
     except ValidationError as error:
-        wrong = "; ".join(_explain(model, e["loc"], e["msg"], e["input"]) for e in error.errors())
+        first = error.errors()[:SHOWN_ERRORS]
+        wrong = "; ".join(_explain(model, e["loc"], e["msg"], e["input"]) for e in first)
         raise PsysError(f"{wrong} (in {where})") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file (empty file: no settings). Raises PsysError if it is missing or not a mapping."""
+    """The mapping in a YAML file (empty file: no settings).
+
+    Raises PsysError if it is missing, has more than `FILE_BYTES`, is not a mapping, or needs more than plain values.
+    """
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        settings = yaml.load(read_bounded(path, FILE_BYTES), _Loader)
     except OSError as error:
         raise PsysError(f"cannot read config {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except Exception as error:  # where a value is not what its tag says, PyYAML can raise almost anything
         raise PsysError(f"config {path} is not YAML: {' '.join(str(error).split())}") from None
     if settings is None:
         return {}
@@ -91,6 +98,25 @@ def write_yaml(config: Config, path: Path) -> None:
     path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
 
 
+class _Loader(yaml.SafeLoader):
+    """Plain values only: no aliases, a few of which can stand for billions of values, and no number without end."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            alias: Any = self.get_event()  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(problem="settings have no aliases", problem_mark=alias.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        number = super().construct_yaml_int(node)
+        if not -(2**63) <= number < 2**63:
+            raise yaml.MarkedYAMLError(problem="an integer has at most 64 bits", problem_mark=node.start_mark)
+        return number
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+
+
 def _overlay(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
@@ -100,10 +126,14 @@ def _overlay(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _explain(model: type[BaseModel], location: tuple[int | str, ...], message: str, value: object) -> str:
-    path = ".".join(str(part) for part in location)
+    path = _short(".".join(str(part) for part in location))
     if message == "Extra inputs are not permitted":
         return f"unknown setting '{path}'{_suggestion(model, location)}"
-    return f"setting '{path}': {message}, got {value!r}" if path else message
+    return f"setting '{path}': {message}, got {_short(repr(value))}" if path else message
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
 
 
 def _suggestion(model: type[BaseModel], location: tuple[int | str, ...]) -> str:

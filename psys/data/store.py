@@ -4,16 +4,21 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Annotated, Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
+from numpy.lib.format import open_memmap
 from numpy.typing import DTypeLike, NDArray
+from pydantic import ConfigDict, Field
 
+from psys.config import Config, validate
 from psys.errors import PsysError
+from psys.files import read_bounded
 
 FORMAT = "psys-store"
 VERSION = 1
 MANIFEST = "manifest.json"
+MANIFEST_BYTES = 16 * 2**20  # 100,000 skipped images fill it; JSON may take 30 times its bytes
 
 
 class Split(NamedTuple):
@@ -25,20 +30,48 @@ class Split(NamedTuple):
     usable: NDArray[np.bool_]  # (N,), False where the mask is degenerate
 
 
+_Side = Annotated[int, Field(ge=1, le=2**16)]
+_Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Open(Config):
+    model_config = ConfigDict(extra="ignore")
+
+
+class _SplitEntry(_Open):
+    count: Annotated[int, Field(ge=0)]
+
+
+class _FileEntry(_Open):
+    bytes: int
+    sha256: str
+
+
+class _Manifest(_Open):
+    """What training needs of a manifest; the rest tells where the store came from."""
+
+    classes: Annotated[tuple[str, ...], Field(min_length=1)]
+    image_size: tuple[_Side, _Side]
+    channel_mean: tuple[_Share, _Share, _Share]
+    channel_std: tuple[_Share, _Share, _Share]
+    splits: dict[Literal["train", "test"], _SplitEntry]
+    files: dict[str, _FileEntry]
+
+
 class PreparedStore:
     """Reader of a store folder; `open` checks that it is whole, `verify` that not one byte changed."""
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         self.path = path
         self.manifest = manifest
-        self.classes: tuple[str, ...] = tuple(manifest["classes"])
-        height, width = manifest["image_size"]
-        self.image_size: tuple[int, int] = (height, width)
-        red, green, blue = manifest["channel_mean"]
-        self.channel_mean: tuple[float, float, float] = (red, green, blue)  # of the training images, 0..1
-        red, green, blue = manifest["channel_std"]
-        self.channel_std: tuple[float, float, float] = (red, green, blue)
-        hashes = {name: entry["sha256"] for name, entry in manifest["files"].items()}
+        about = validate(_Manifest, manifest, f"{path / MANIFEST}: prepare the store again")
+        self.classes = about.classes
+        self.image_size = about.image_size
+        self.channel_mean = about.channel_mean  # of the training images, 0..1
+        self.channel_std = about.channel_std
+        self._counts = {name: entry.count for name, entry in about.splits.items()}
+        self._files = about.files
+        hashes = {name: entry.sha256 for name, entry in about.files.items()}
         # Equal stores have equal hashes, wherever and whenever they were made.
         self.content_hash: str = hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
 
@@ -46,33 +79,25 @@ class PreparedStore:
     def open(cls, path: Path) -> "PreparedStore":
         """Store at `path`. Raises PsysError if it is missing, foreign, or its files are not as its manifest says."""
         try:
-            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+            manifest = json.loads(read_bounded(path / MANIFEST, MANIFEST_BYTES))
         except FileNotFoundError:
             raise PsysError(f"no prepared store at {path} (no {MANIFEST}): make one with `psys prepare`") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise PsysError(f"cannot read {path / MANIFEST} ({error}): prepare the store again with --force") from None
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
             raise PsysError(f"{path / MANIFEST} does not describe a prepared store (format '{FORMAT}')")
         if manifest.get("version") != VERSION:
             raise PsysError(f"{path} has store version {manifest.get('version')}, expected {VERSION}: prepare it again")
-        try:
-            store = cls(path, manifest)
-            counts = {name: manifest["splits"][name]["count"] for name in manifest["splits"]}
-            sizes = {name: entry["bytes"] for name, entry in manifest["files"].items()}
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise PsysError(f"{path / MANIFEST} lacks or garbles a field ({error!r}): prepare it again") from None
-        for name, size in sizes.items():
-            found = (path / name).stat().st_size if (path / name).is_file() else "no file"
-            if found != size:
-                raise PsysError(f"{path / name}: expected {size} bytes, found {found}: prepare the store again")
-        for name, count in counts.items():
-            store._check_shapes(name, count)
+        store = cls(path, manifest)
+        store._check_files()
+        for split, count in store._counts.items():
+            store._check_rows(split, count)
         return store
 
     def split(self, name: str) -> Split:
         """Arrays of "train" or "test". Raises PsysError for a split this store does not have."""
-        if name not in self.manifest["splits"]:
-            raise PsysError(f"{self.path} has no split '{name}' (it has: {', '.join(self.manifest['splits'])})")
+        if name not in self._counts:
+            raise PsysError(f"{self.path} has no split '{name}' (it has: {', '.join(self._counts)})")
         return Split(*(self._array(name, column) for column in Split._fields))
 
     def shares(self, name: str) -> NDArray[np.float32]:
@@ -81,18 +106,29 @@ class PreparedStore:
 
     def verify(self) -> None:
         """Hash every file. Raises PsysError naming the first that is not what was written."""
-        for name, entry in self.manifest["files"].items():
-            if _sha256(self.path / name) != entry["sha256"]:
+        for name, entry in self._files.items():
+            if _sha256(self.path / name) != entry.sha256:
                 raise PsysError(f"{self.path / name} was changed after it was written: prepare the store again")
 
     def _array(self, split: str, column: str) -> NDArray[Any]:
         path = self.path / f"{split}_{column}.npy"
         try:
-            return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
-        except (OSError, ValueError, EOFError) as error:
+            return open_memmap(path, mode="r")
+        except Exception as error:  # a damaged header can raise almost anything
             raise PsysError(f"cannot read {path} ({error}): prepare the store again") from None
 
-    def _check_shapes(self, split: str, count: int) -> None:
+    def _check_files(self) -> None:
+        expected = {f"{split}_{column}.npy" for split in self._counts for column in _columns(self.image_size)}
+        if odd := expected ^ set(self._files):
+            raise PsysError(f"{self.path / MANIFEST} must list the columns of each split; wrong: {sorted(odd)!s:.200}")
+        for name, entry in self._files.items():
+            found = (self.path / name).stat().st_size if (self.path / name).is_file() else "no file"
+            if found != entry.bytes:
+                raise PsysError(
+                    f"{self.path / name}: expected {entry.bytes} bytes, found {found}: prepare the store again"
+                )
+
+    def _check_rows(self, split: str, count: int) -> None:
         for column, (dtype, row) in _columns(self.image_size).items():
             array = self._array(split, column)
             if array.shape != (count, *row) or array.dtype != dtype:
@@ -100,6 +136,8 @@ class PreparedStore:
                     f"{self.path / f'{split}_{column}.npy'}: expected {np.dtype(dtype)} {(count, *row)}, "
                     f"found {array.dtype} {array.shape}: prepare the store again"
                 )
+        if not set(np.unique(self._array(split, "labels"))) <= set(range(len(self.classes))):
+            raise PsysError(f"{self.path / f'{split}_labels.npy'}: a label is none of {len(self.classes)} classes")
 
 
 class StoreWriter:

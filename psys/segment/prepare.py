@@ -98,7 +98,8 @@ def _made_of(dataset: Dataset, config: PrepareConfig) -> dict[str, Any]:
 def _check_same(path: Path, made_of: dict[str, Any]) -> None:
     manifest = PreparedStore.open(path).manifest
     for part, wanted in made_of.items():
-        changed = [key for key, value in wanted.items() if manifest[part].get(key) != value]
+        made = manifest.get(part)
+        changed = [key for key, value in wanted.items() if not isinstance(made, dict) or made.get(key) != value]
         if changed:
             raise PsysError(
                 f"{path} was prepared from another {part} ({', '.join(changed)} differ): "
@@ -212,4 +213,6 @@ def _print_summary(path: Path, reports: dict[str, _Report], seconds: float, cons
 
 
 def _say(console: Console, line: str) -> None:
-    console.print(line, highlight=False, soft_wrap=True, markup=False)
+    # The name of a file need not be UTF-8.
+    printable = line.encode(errors="backslashreplace").decode()
+    console.print(printable, highlight=False, soft_wrap=True, markup=False)

@@ -7,8 +7,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from psys.data.image import JPEG, decode_image
+from psys.files import read_bounded
 from psys.segment.grabcut import segment
 from psys.segment.quality import GateConfig, foreground_share, is_usable
+
+FILE_BYTES = 256 * 2**20  # 2**26 pixels, the most that are decoded, take 192 MiB without any compression
 
 
 @dataclass(frozen=True)
@@ -60,32 +64,27 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     Raises ValueError saying why the file cannot be read.
     """
     try:
-        data = path.read_bytes()
+        data = read_bounded(path, FILE_BYTES)
     except OSError as error:
         raise ValueError(error.strerror) from None
     _check_complete(data)
-    encoded = np.frombuffer(data, np.uint8)
-    try:
-        image = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
-        layers = None if data.startswith(_JPEG) else cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
-    except cv2.error:
-        image = layers = None
-    if image is None:
-        raise ValueError("not an image, or of a format that OpenCV cannot decode")
-    if layers is not None and layers.ndim == 3 and layers.shape[2] == 4:
-        opacity = layers[:, :, 3:] / (255.0 if layers.dtype == np.uint8 else 65535.0)
-        image = np.rint(image * opacity + 255 * (1 - opacity)).astype(np.uint8)
+    image = decode_image(data, cv2.IMREAD_COLOR)
+    layers = image if data.startswith(JPEG) else decode_image(data, cv2.IMREAD_UNCHANGED)
+    if layers.ndim == 3 and layers.shape[2] == 4:
+        top = 255.0 if layers.dtype == np.uint8 else 65535.0
+        for row, opaque in zip(image, layers[:, :, 3:], strict=True):  # floats of a whole large image would fill memory
+            row[:] = np.rint(row * (opaque / top) + 255 * (1 - opaque / top))
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
 
 
-_JPEG, _PNG = b"\xff\xd8", b"\x89PNG"
+_PNG = b"\x89PNG"
 
 
 def _check_complete(data: bytes) -> None:
     # OpenCV fills the missing part of a cut file with grey and says nothing.
     if not data:
         raise ValueError("the file is empty")
-    end = b"\xff\xd9" if data.startswith(_JPEG) else b"IEND" if data.startswith(_PNG) else b""
+    end = b"\xff\xd9" if data.startswith(JPEG) else b"IEND" if data.startswith(_PNG) else b""
     if end not in data[len(data) // 2 :]:
         raise ValueError("the file ends too early")
 

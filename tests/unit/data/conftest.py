@@ -3,10 +3,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cifar_files import BATCHES, PER_BATCH, binary_batch, python_batch
 
 from psys.data.dataset import DatasetSplit
 from psys.data.sample import read_sample
+from tests.support.cifar import BATCHES, PER_BATCH, binary_batch, python_batch
 
 
 @pytest.fixture(scope="session")

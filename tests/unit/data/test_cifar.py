@@ -4,10 +4,10 @@ import pickle
 
 import numpy as np
 import pytest
-from cifar_files import as_python_2_would, pack, python_batch
 
 from psys.data.cifar import CLASSES, read_cifar
 from psys.errors import PsysError
+from tests.support.cifar import as_python_2_would, pack, python_batch
 
 
 @pytest.mark.parametrize("layout", ["py", "bin"])
@@ -89,7 +89,7 @@ def test_a_pickle_that_wants_to_run_something_is_refused_by_name(cifar_folder, t
     folder = cifar_folder("py")
     (folder / "data_batch_2").write_bytes(pickle.dumps({b"data": _Malicious(), b"labels": []}, protocol=2))
 
-    with pytest.raises(PsysError, match=r"data_batch_2\) asks for posix\.system"):
+    with pytest.raises(PsysError, match=r"data_batch_2\) .* asks for posix\.system"):
         read_cifar(folder)
     assert not (tmp_path / "owned").exists()
 

@@ -3,13 +3,13 @@ import json
 import cv2
 import numpy as np
 import pytest
-from cifar_files import BATCHES, PER_BATCH, pack
 
 from psys.data import fetch as fetching
 from psys.data.dataset import Dataset, DatasetSplit, content_hash
 from psys.data.fetch import Expected, FetchConfig, check, fetch
 from psys.data.sample import read_sample
 from psys.errors import PsysError
+from tests.support.cifar import BATCHES, PER_BATCH, pack
 
 
 @pytest.fixture(scope="module")

@@ -146,8 +146,8 @@ def damage(folder, how):
         ("labels of another shape", r"train_labels\.npy: expected int64 \(30,\), found int64 \(30, 1\)"),
         ("cut manifest", r"manifest\.json"),
         ("version", "store version 99, expected 1"),
-        ("no classes", "lacks or garbles a field"),
-        ("no size", "lacks or garbles a field"),
+        ("no classes", r"'classes'.*tuple, got None .*manifest\.json: prepare the store again"),
+        ("no size", r"'image_size\.1': Field required"),
         ("no header", r"cannot read .*train_images\.npy"),
     ],
 )
