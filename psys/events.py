@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -36,6 +37,10 @@ class EventLog:
         self._file.write(json.dumps({"event": event, **fields}) + "\n")
         self._file.flush()
 
+    def sync(self) -> None:
+        """See that a power cut loses nothing told so far."""
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
         self._file.close()
 
@@ -49,17 +54,13 @@ class EventLog:
 def read_events(path: Path) -> Iterator[dict[str, Any]]:
     """Events in order; a last line cut short by a crash is left out. Raises PsysError naming any other broken line."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        *lines, _ = path.read_bytes().split(b"\n")
+    except OSError as error:
         raise PsysError(f"cannot read {path}: {error}") from None
     for number, line in enumerate(lines, start=1):
-        if not line:
-            continue
         try:
             event = json.loads(line)
-        except ValueError:
-            if number == len(lines):
-                return
+        except (ValueError, RecursionError):
             event = None
         if not isinstance(event, dict) or "event" not in event:
             raise PsysError(f"{path} line {number} is no event: the file was changed after it was written")

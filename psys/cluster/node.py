@@ -84,6 +84,8 @@ def serve(
         try:
             ledger.restore(books.ledger)
             if checkpoint:
+                if (found := len(checkpoint.state.parameters)) != (wanted := shard.layout.slices[-1].stop):
+                    raise ValueError(f"it has {found} parameters, the model {wanted}")
                 shard.restore(part_of(checkpoint.state, shard.layout.slices[0], 0))
         except ValueError as error:
             raise PsysError(f"checkpoint {books.version} does not fit the run in {run.path}: {error}") from None
