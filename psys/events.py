@@ -1,11 +1,12 @@
 """The run's diary: one JSON object a line, appended as things happen, flushed so that a crash loses nothing told."""
 
+import errno
 import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from psys.errors import PsysError
 
@@ -19,8 +20,9 @@ class EventLog:
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         try:
-            self._file: TextIO = path.open("a+", encoding="utf-8")
+            self._file = path.open("ab", buffering=0)
         except OSError as error:
             raise PsysError(f"cannot write {path}: {error.strerror}") from None
         try:
@@ -33,9 +35,15 @@ class EventLog:
             self._file.truncate(whole.rfind(b"\n") + 1)
 
     def write(self, event: str, **fields: Any) -> None:
-        """Append one event. Fields must be JSON values."""
-        self._file.write(json.dumps({"event": event, **fields}) + "\n")
-        self._file.flush()
+        """Append one event, whole or not at all. Fields must be JSON values. Raises PsysError if there is no room."""
+        line = json.dumps({"event": event, **fields}).encode() + b"\n"
+        end = self._file.seek(0, os.SEEK_END)
+        try:
+            if self._file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            self._file.truncate(end)
+            raise PsysError(f"cannot write {self._path}: {error.strerror}") from None
 
     def sync(self) -> None:
         """See that a power cut loses nothing told so far."""
