@@ -28,7 +28,7 @@ from psys.errors import PsysError
 _POLL_SECONDS = 0.2
 _SETTLE_SECONDS = 10.0  # for workers to go, once the server has
 _SETTLED_SECONDS = 10.0  # who lived as long did not fail in starting
-_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 8.0
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 4.0
 # Deaths in a row, none of which lived for _SETTLED_SECONDS: by itself, and by a signal, which is somebody else's doing.
 _OWN_DEATHS, _KILLS = 3, 100
 
