@@ -142,4 +142,3 @@ def boxes(masks: Tensor) -> Tensor:
 
 def _shown(masks: Tensor, chosen: Tensor) -> Tensor:
     return masks | ~chosen[:, None, None]
-

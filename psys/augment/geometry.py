@@ -39,12 +39,15 @@ def rotate(images: Tensor, degrees: float, generator: torch.Generator) -> Tensor
     `images` is (B, C, H, W) float32. The generator lives on the device of `images`.
     """
     batch, _, height, width = images.shape
-    angle = (torch.rand(batch, device=images.device, generator=generator) * 2 - 1) * math.radians(degrees)
-    cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
-    # Distances from the centre, pixels. Written out: affine_grid multiplies a matrix for every pixel and takes longer
-    # than the sampling.
-    down = torch.arange(height, device=images.device)[:, None] - (height - 1) / 2
-    right = torch.arange(width, device=images.device) - (width - 1) / 2
-    # grid_sample has a picture reach from -1 to 1 on both sides.
-    grid = torch.stack([(cos * right - sin * down) * (2 / width), (sin * right + cos * down) * (2 / height)], dim=3)
+    device = images.device
+    angle = (torch.rand(batch, device=device, generator=generator) * 2 - 1) * math.radians(degrees)
+    # Complex numbers turn by multiplication, and lie in memory as grid_sample wants them; affine_grid would multiply a
+    # matrix for every pixel and take longer than the sampling.
+    down = torch.arange(height, device=device)[:, None] - (height - 1) / 2
+    right = torch.arange(width, device=device) - (width - 1) / 2
+    from_centre = torch.complex(*torch.broadcast_tensors(right, down))  # pixels
+    turned = torch.polar(torch.ones_like(angle), angle)[:, None, None] * from_centre
+    # To grid_sample a picture reaches from -1 to 1 on both sides.
+    to_grid = torch.tensor([2 / width, 2 / height], device=device).repeat(width)
+    grid = (torch.view_as_real(turned).flatten(2) * to_grid).unflatten(2, (width, 2))
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

@@ -24,6 +24,8 @@ def visible_share(masks: Tensor, other_masks: Tensor, rectangles: Tensor, by_mas
     the rectangle's share of the area where `by_mask` (V,) bool is False or no foreground is visible. The three others
     are (V, H, W) bool.
     """
-    own, other, area = (shown.float().sum(dim=(1, 2)) for shown in (masks & ~rectangles, other_masks & rectangles, rectangles))
+    own, other, area = (
+        shown.float().sum(dim=(1, 2)) for shown in (masks & ~rectangles, other_masks & rectangles, rectangles)
+    )
     visible = own + other
     return torch.where(by_mask & (visible > 0), other / visible.clamp_min(1), area / masks[0].numel())

@@ -25,14 +25,15 @@ def masks_of(words: Tensor) -> Tensor:
 
 def to_planes(words: Tensor) -> Tensor:
     """Red, green, blue and mask apart, to compute with: (B, 4, H, W) float32, 0 to 255."""
-    return _bytes_of(words).permute(0, 3, 1, 2).contiguous().float()
+    shifts = torch.tensor(_SHIFTS, dtype=torch.int32, device=words.device).view(4, 1, 1)
+    return ((words[:, None] >> shifts) & 255).float()
 
 
 def from_planes(planes: Tensor) -> Tensor:
-    """Words (B, H, W) int32 of planes (B, 4, H, W) float32, 0 to 255, rounded."""
+    """Words (B, H, W) int32 of planes (B, 4 or 3, H, W) float32, 0 to 255, rounded; three are without mask."""
     first, *others = planes.round().int().unbind(1)
     words = first << _SHIFTS[0]
-    for values, shift in zip(others, _SHIFTS[1:], strict=True):
+    for values, shift in zip(others, _SHIFTS[1:], strict=False):
         words |= values << shift
     return words
 
