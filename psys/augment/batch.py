@@ -27,7 +27,7 @@ class AugmentConfig(Config):
     rotate_degrees: float = Field(default=0.0, ge=0, le=180)
     """Largest rotation either way, degrees; 0 is off. What moves in is black."""
     cutout_size: int = Field(default=0, ge=0)
-    """Side of the square hole of cutout, pixels, filled with the mean colour; 0 is off. Its paper has 16 for CIFAR-10."""
+    """Side of cutout's square hole of the mean colour, pixels; 0 is off. Its paper has 16 for CIFAR-10."""
     cutout_share: float = Field(default=1.0, ge=0, le=1)
     """Share of the views with a hole, 0 to 1, among those that no foreground mode has taken."""
     foreground: ForegroundConfig = ForegroundConfig()
@@ -85,7 +85,6 @@ def normalise(images: Tensor, mean: Colour, std: Colour) -> Tensor:
     (B, H, W, 3) uint8 -> (B, 3, H, W) float32, channels_last (the bytes already lie that way: no transposing copy).
     """
     # Whole rows at a time: torch is slow where the innermost loop has but the three channels.
-    width = images.shape[2]
-    centre, spread = (torch.tensor(colour, device=images.device).repeat(width) for colour in (mean, std))
+    centre, spread = (torch.tensor(colour, device=images.device).repeat(images.shape[2]) for colour in (mean, std))
     rows = images.flatten(2).div(255).sub_(centre).div_(spread)
-    return rows.unflatten(2, (width, 3)).permute(0, 3, 1, 2)
+    return rows.view(images.shape).permute(0, 3, 1, 2)

@@ -17,7 +17,7 @@ MODES = ("black", "mean", "swap", "keep", "mix", "shuffled_mask", "box_mask")
 
 
 class ForegroundConfig(Config):
-    """Each mode's share of the views; they exclude each other and cutout. An image whose mask is unusable stays whole."""
+    """Shares of the views, 0 to 1, a mode each at most; whole stays what has no usable mask or finds no partner."""
 
     black: Share = 0.0
     """The foreground on black: the founding paper's."""
@@ -30,7 +30,7 @@ class ForegroundConfig(Config):
     keep: Share = 0.0
     """Cutout that keeps the foreground: its hole of `cutout_size` erases at most `keep_erased` of it."""
     keep_erased: Share = 0.25
-    """Most of the foreground, 0 to 1, that `keep` erases; where no place for the hole allows it, the view stays whole."""
+    """Most of the foreground, 0 to 1, that `keep` erases; where no place for the hole allows it, there is none."""
     mix: Share = 0.0
     """CutMix with another image of the batch; labels count as much as foreground is visible, or area without masks."""
     shuffled_mask: Share = 0.0
@@ -73,9 +73,9 @@ def apply_modes(
     """Views of B images: each mode applied to its share of them.
 
     `originals` (B, H, W) int32 words; `moved` (V, H, W), where V is a multiple of B, the same as they were moved about:
-    what moved in is background. `labels` (B,) int64, `usable` (B,) bool, `mean`
-    the word of the mean colour. `swap` takes the other image's background
-    as it was, `mix` and `shuffled_mask` the other view as it was moved. On a GPU nothing waits for the device.
+    what moved in is background. `labels` (B,) int64, `usable` (B,) bool, `mean` the word of the mean colour. `swap`
+    takes the other image's background as it was, `mix` and `shuffled_mask` the other view as it was moved. Nothing
+    waits for a GPU, and the work does not depend on what is drawn.
     """
     count, images = len(moved), len(originals)
     repeats, device = count // images, moved.device

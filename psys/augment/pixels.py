@@ -9,7 +9,7 @@ _SHIFTS = (0, 8, 16, 24) if sys.byteorder == "little" else (24, 16, 8, 0)
 
 
 def pack(images: Tensor, masks: Tensor) -> Tensor:
-    """Words (B, H, W) int32 of `images` (B, H, W, 3) uint8 and `masks` (B, H, W) bool. The word 0 is black background."""
+    """Words (B, H, W) int32 of `images` (B, H, W, 3) uint8 and `masks` (B, H, W) bool; 0 is black background."""
     return torch.cat([images, masks[..., None].to(torch.uint8) * 255], dim=3).view(torch.int32).squeeze(3)
 
 
@@ -47,4 +47,4 @@ def unpack_masks(packed: Tensor, image_size: tuple[int, int]) -> Tensor:
 
 
 def _bytes_of(words: Tensor) -> Tensor:
-    return words.view(torch.uint8).unflatten(2, (-1, 4))  # (B, H, W, 4), no copy
+    return words.view(torch.uint8).view(*words.shape, 4)  # (B, H, W, 4), no copy
