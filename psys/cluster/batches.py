@@ -15,7 +15,8 @@ class Batches:
     """The training images of a run, of which `samples` are not held out, by the ledger's batch numbers."""
 
     def __init__(self, config: RunConfig, store: PreparedStore, device: torch.device) -> None:
-        self._config, self._store = config, store
+        self._config, self._mean, self._std = config, store.channel_mean, store.channel_std
+        self._classes = len(store.classes)
         split = store.split("train")
         self._rows = Rows(split, device)
         self._chosen, _ = holdout(split.labels, config.validation_share, config.seed)
@@ -24,18 +25,9 @@ class Batches:
 
     def __getitem__(self, batch: int) -> tuple[Tensor, Tensor]:
         """Views (M * B, 3, H, W) float32 and the labels of a batch, on the device (see `augment`)."""
-        config, store = self._config, self._store
+        config = self._config
         order = samples_of(batch, self.samples, config.batch_size, config.seed)
         images, labels, masks, usable = self._rows[self._chosen[order.numpy()]]
         self._generator.manual_seed(batch_seed(config.seed, batch, stream=1))
-        return augment(
-            images,
-            labels,
-            masks,
-            usable,
-            config.augment,
-            len(store.classes),
-            store.channel_mean,
-            store.channel_std,
-            self._generator,
-        )
+        seen = images, labels, masks, usable
+        return augment(*seen, config.augment, self._classes, self._mean, self._std, self._generator)

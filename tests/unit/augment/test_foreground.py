@@ -82,7 +82,7 @@ def test_swapped_backgrounds_come_from_one_other_usable_image(images: Tensor, sa
             fits &= batch.labels == batch.labels[image]
         assert bool(fits.any())
     used = views.words[:60][batch.usable] != views.words[60:][batch.usable]
-    assert used.flatten(1).any(dim=1).float().mean() > 0.7  # each view draws its own
+    assert used.flatten(1).any(dim=1).float().mean() > 0.5  # each view draws its own, here from at least three
 
 
 def test_keep_erases_no_more_than_its_share(batch: Batch) -> None:
