@@ -64,7 +64,8 @@ def augment(
     if config.flip or config.shift:
         moved = flip_shift(moved, config.flip, config.shift, generator)
     if config.rotate_degrees:
-        moved = from_planes(rotate(to_planes(moved), config.rotate_degrees, generator))
+        planes = to_planes(moved)[:, : 4 if config.foreground.shares else 3]
+        moved = from_planes(rotate(planes, config.rotate_degrees, generator))
     grey = torch.tensor([[[[round(255 * value) for value in mean]]]], dtype=torch.uint8, device=images.device)
     mean_word = pack(grey, torch.zeros_like(grey[..., 0], dtype=torch.bool))
     views = apply_modes(

@@ -79,8 +79,11 @@ def apply_modes(
     """
     count, images = len(moved), len(originals)
     repeats, device = count // images, moved.device
-    masks, has_mask, targets = masks_of(moved), usable.repeat(repeats), labels.repeat(repeats)
+    has_mask, targets = usable.repeat(repeats), labels.repeat(repeats)
     words, is_plain = moved, torch.ones_like(has_mask)
+    if not config.shares:
+        return Views(words, targets, is_plain)
+    masks = masks_of(moved)
     if config.mix:
         targets = (targets[:, None] == torch.arange(classes, device=device)).float()
     is_other = ~torch.eye(images, dtype=torch.bool, device=device)
@@ -115,7 +118,7 @@ def apply_modes(
             case "swap":
                 other, found = draw_other(usable & (labels[:, None] == labels) if config.swap_same_class else usable)
                 chosen &= found
-                words = torch.where(_shown(masks, chosen), words, backgrounds(originals)[other])
+                words = torch.where(_shown(masks, chosen), words, backgrounds(originals).index_select(0, other))
             case "mix":
                 other, found = draw_other(torch.ones_like(usable))
                 chosen &= found
