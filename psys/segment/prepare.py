@@ -53,7 +53,7 @@ class PrepareConfig(Config):
     on_error: Literal["skip", "fail"] = "skip"
     """An unreadable image is named, skipped and counted, or ends the preparation."""
     gallery: bool = False
-    """Draw gallery.png, a contact sheet of images and masks, in the store."""
+    """Make gallery.html and gallery.png in the store: images, masks and foregrounds, the worst first."""
     force: bool = False
     """Prepare even if the store exists, and replace it."""
 
