@@ -50,14 +50,15 @@ def main() -> None:
     store = PreparedStore.open(arguments.store)
     split = store.split("train")
     chosen = choose(store, arguments.columns, arguments.seed)
-    columns = [torch.from_numpy(np.array(column[chosen])) for column in split]
+    images, labels, masks, usable = (torch.from_numpy(np.array(column[chosen])) for column in split)
+    seen = images, labels, masks, usable
     size = (len(chosen) * 0.72 + 1.1, len(ROWS) * 0.78 + 0.3)
     figure, axes = plt.subplots(len(ROWS), len(chosen), figsize=size, squeeze=False)
     for line, (name, settings) in zip(axes, ROWS.items(), strict=True):
         config = AugmentConfig.model_validate(settings)
         generator = torch.Generator().manual_seed(arguments.seed)
-        views, labels = augment(*columns, config, len(store.classes), store.channel_mean, store.channel_std, generator)
-        for axis, picture, label in zip(line, pixels(views, store), labels, strict=True):
+        views, targets = augment(*seen, config, len(store.classes), store.channel_mean, store.channel_std, generator)
+        for axis, picture, label in zip(line, pixels(views, store), targets, strict=True):
             axis.imshow(picture, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
