@@ -1,26 +1,23 @@
 """What one actor does with one shard: decode, bring to the store's size, segment, gate."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from psys.data.image import JPEG, decode_image
-from psys.files import read_bounded
+from psys.data.reference import Reference, read_encoded
 from psys.segment.grabcut import segment
 from psys.segment.quality import GateConfig, foreground_share, is_usable
-
-FILE_BYTES = 256 * 2**20  # 2**26 pixels, the most that are decoded, take 192 MiB without any compression
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A slice of a split, small enough to travel: pixels, or paths that the actor can read."""
+    """A slice of a split, small enough to travel: pixels, or references that the actor can read."""
 
     split: str
-    images: NDArray[np.uint8] | tuple[Path, ...]  # (B, H, W, 3) RGB, or B paths
+    images: NDArray[np.uint8] | tuple[Reference, ...]  # (B, H, W, 3) RGB, or B of `read_encoded`
     labels: NDArray[np.int64]  # (B,)
 
 
@@ -42,7 +39,7 @@ def prepare_shard(shard: Shard, size: int, gate: GateConfig) -> Prepared:
     kept, images, masks, unreadable = [], [], [], []
     for index, item in enumerate(shard.images):
         try:
-            image = read_image(item) if isinstance(item, Path) else item
+            image = item if isinstance(item, np.ndarray) else read_image(item)
         except ValueError as error:
             unreadable.append((str(item), str(error)))
             continue
@@ -58,15 +55,12 @@ def prepare_shard(shard: Shard, size: int, gate: GateConfig) -> Prepared:
     )
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
-    """RGB pixels (H, W, 3) of an image file: upright by its EXIF, grey repeated, transparency laid on white.
+def read_image(reference: Reference) -> NDArray[np.uint8]:
+    """RGB pixels (H, W, 3) of an encoded image: upright by its EXIF, grey repeated, transparency laid on white.
 
-    Raises ValueError saying why the file cannot be read.
+    Raises ValueError saying why it cannot be read.
     """
-    try:
-        data = read_bounded(path, FILE_BYTES)
-    except OSError as error:
-        raise ValueError(error.strerror) from None
+    data = read_encoded(reference)
     _check_complete(data)
     image = decode_image(data, cv2.IMREAD_COLOR)
     layers = image if data.startswith(JPEG) else decode_image(data, cv2.IMREAD_UNCHANGED)

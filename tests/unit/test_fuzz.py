@@ -28,11 +28,11 @@ from psys.data.archive import UNPACKED_BYTES
 from psys.data.cifar import read_cifar
 from psys.data.dataset import Dataset, DatasetSplit, read_dataset, write_dataset
 from psys.data.fetch import FetchConfig, fetch
+from psys.data.reference import FILE_BYTES
 from psys.data.sample import read_sample
 from psys.data.source import open_source
 from psys.data.store import MANIFEST, PreparedStore
 from psys.errors import PsysError
-from psys.segment import shard
 from psys.segment.quality import GateConfig
 from psys.segment.shard import Shard, prepare_shard, read_image
 from psys.train import LaunchConfig
@@ -253,7 +253,7 @@ def test_a_jpeg_of_endless_scans_is_refused(tmp_path: Path, pictures: list[bytes
 
 def test_an_image_file_of_too_many_bytes_is_refused(tmp_path: Path) -> None:
     with (tmp_path / "large.bmp").open("wb") as file:
-        file.truncate(shard.FILE_BYTES + 1)
+        file.truncate(FILE_BYTES + 1)
 
     with pytest.raises(ValueError, match="more than 268,435,456 bytes"):
         read_image(tmp_path / "large.bmp")
@@ -391,9 +391,10 @@ def header(size: bytes, kind: bytes = b"0") -> bytes:
         (header(b"77777777777", b"x"), "claims 8589934591 bytes"),
         (header(b"77777777777", b"L"), "claims 8589934591 bytes"),
         (header(b"77777777777", b"S"), "claims 8589934591 bytes"),
-        (header(b"2000000", b"x") + b"1" * 2**19 + header(b"0"), "not a whole CIFAR-10 batch"),
-        (header(b"0", b"x") * 3000, "has no data_batch_1"),
-        (header(b"0") * 3_000, "not a whole CIFAR-10 batch"),
+        (header(b"2000000", b"x") + b"1" * 2**19 + header(b"0") + bytes(1024), "not a whole CIFAR-10 batch"),
+        (header(b"0", b"x") * 3000 + bytes(1024), "has no data_batch_1"),
+        (header(b"0") * 3_000 + bytes(1024), "not a whole CIFAR-10 batch"),
+        (header(b"0") * 3_000, "it ends too early"),
         (header(b"zzz"), "not a whole tar archive"),
         (header(b"100000"), "claims 32768 bytes, expected .* all there"),
         (b"\x1f\x8b", "not a whole tar archive"),
