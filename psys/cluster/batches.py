@@ -1,5 +1,8 @@
 """Any batch of the run, augmented: it depends on its number alone, not on who asks for it."""
 
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
 import torch
 from torch import Tensor
 
@@ -21,11 +24,39 @@ class Batches:
         self._chosen, _ = holdout(split.labels, config.validation_share, config.seed)
         self.samples = len(self._chosen)
         self._generator = torch.Generator(device)
+        self._ahead = _Ahead(self._load) if self._rows.decoded else None
 
     def __getitem__(self, batch: int) -> tuple[Tensor, Tensor]:
         """Views (M * B, 3, H, W) float32 and labels (M * B,) int64 of a batch, on the device (see `augment`)."""
         config = self._config
-        order = samples_of(batch, self.samples, config.batch_size, config.seed)
-        images, labels, masks, usable = self._rows[self._chosen[order.numpy()]]
+        images, labels, masks, usable = self._ahead[batch] if self._ahead else self._load(batch)
         self._generator.manual_seed(batch_seed(config.seed, batch, stream=1))
         return augment(images, labels, masks, usable, config.augment, self._mean, self._std, self._generator)
+
+    def _load(self, batch: int) -> list[Tensor]:
+        order = samples_of(batch, self.samples, self._config.batch_size, self._config.seed)
+        return self._rows[self._chosen[order.numpy()]]
+
+
+class _Ahead:
+    """Decodes one batch while another is computed with: the one that comes next if the steps between them go on alike.
+
+    Batches are handed out in order to whoever asks, so workers of one speed go round; a wrong guess costs its decoding.
+    """
+
+    def __init__(self, load: Callable[[int], list[Tensor]]) -> None:
+        self._load = load
+        self._background = ThreadPoolExecutor(1, "ahead")
+        self._last, self._step = 0, 0
+        self._expected, self._coming = -1, Future[list[Tensor]]()
+
+    def __getitem__(self, batch: int) -> list[Tensor]:
+        if batch != self._expected:
+            self._coming.cancel()
+        rows = self._coming.result() if batch == self._expected else self._load(batch)
+        step, self._last = batch - self._last, batch
+        self._expected = batch + step if step == self._step > 0 else -1
+        self._step = step
+        if self._expected >= 0:
+            self._coming = self._background.submit(self._load, self._expected)
+        return rows

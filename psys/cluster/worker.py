@@ -53,7 +53,7 @@ def work(host: str, port: int, threads: int, token: str, store_path: Path | None
     session = Session(host, port, token)
     try:
         config, admission = session.config, session.admission
-        store = PreparedStore.open(store_path or config.store)
+        store = PreparedStore.open(store_path or config.store, config.image_size)
         if store.content_hash != admission.store_hash:
             raise PsysError(f"the store at {store.path} is not the server's: copy that one, or name it with --store")
         device = choose_device(int(os.environ.get("LOCAL_RANK", admission.number)))

@@ -16,7 +16,7 @@ OUTLINE, NOTHING = (255, 230, 0), (255, 0, 255)
 
 def draw_gallery(store: PreparedStore, seed: int) -> Path:
     """Write gallery.png into the store's folder: training images with extreme masks first, then a random choice."""
-    shares = store.shares("train")
+    shares = store.quality("train")[:, 0]
     chosen = _choose(shares, store.split("train").usable, np.random.default_rng(seed))
     cells = [_cell(store, int(row), float(shares[row])) for row in chosen]
     cells += [np.zeros_like(cells[0])] * (-len(cells) % COLUMNS)

@@ -6,8 +6,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from psys.data.encoded import encode_image, encode_mask
 from psys.data.image import JPEG, decode_image
 from psys.data.reference import Reference, read_encoded
+from psys.data.store import Layout
 from psys.segment.grabcut import segment
 from psys.segment.quality import GateConfig, foreground_share, is_usable
 
@@ -26,32 +28,48 @@ class Prepared:
     """Rows for the store, K <= B in the shard's order, and the images that could not be read: (file, reason)."""
 
     split: str
-    images: NDArray[np.uint8]  # (K, size, size, 3)
+    images: NDArray[np.uint8] | tuple[bytes, ...]  # (K, size, size, 3), or K encoded ones
     labels: NDArray[np.int64]  # (K,)
-    masks: NDArray[np.bool_]  # (K, size, size)
-    shares: NDArray[np.float32]  # (K,)
+    masks: NDArray[np.bool_] | tuple[bytes, ...]  # (K, size, size), or K encoded ones
+    quality: NDArray[np.float32]  # (K, Q)
     usable: NDArray[np.bool_]  # (K,)
     unreadable: tuple[tuple[str, str], ...]
 
 
-def prepare_shard(shard: Shard, size: int, gate: GateConfig) -> Prepared:
-    """Decode, crop, segment and resize every image of a shard; an unreadable file is reported, never raised."""
-    kept, images, masks, unreadable = [], [], [], []
+def prepare_shard(shard: Shard, size: int, gate: GateConfig, layout: Layout = "dense") -> Prepared:
+    """Decode, segment and resize every image of a shard; an unreadable file is reported, never raised.
+
+    dense: the middle square of each, `size` pixels wide; encoded: the whole of each, its short side `size` at most.
+    """
+    kept, images, masks, shares, unreadable = [], [], [], [], []
     for index, item in enumerate(shard.images):
         try:
             image = item if isinstance(item, np.ndarray) else read_image(item)
         except ValueError as error:
             unreadable.append((str(item), str(error)))
             continue
-        square = center_square(image)
+        if layout == "dense":
+            image = center_square(image)
+        pixels = _resize(image, size, layout == "dense")
+        mask = _resize(segment(image).astype(np.uint8) * 255, size, layout == "dense") > 127
         kept.append(index)
-        images.append(_resize(square, size))
-        masks.append(_resize(segment(square).astype(np.uint8) * 255, size) > 127)
-    pixels = np.array(images, np.uint8).reshape(-1, size, size, 3)
-    foreground = np.array(masks, np.bool_).reshape(-1, size, size)
-    shares = foreground_share(foreground)
+        images.append(pixels)
+        masks.append(mask)
+        shares.append(foreground_share(mask))
+    of_masks = np.array(shares, np.float32)
+    stored = (
+        (np.array(images, np.uint8).reshape(-1, size, size, 3), np.array(masks, np.bool_).reshape(-1, size, size))
+        if layout == "dense"
+        else (tuple(map(encode_image, images)), tuple(map(encode_mask, masks)))
+    )
     return Prepared(
-        shard.split, pixels, shard.labels[kept], foreground, shares, is_usable(shares, gate), tuple(unreadable)
+        shard.split,
+        stored[0],
+        shard.labels[kept],
+        stored[1],
+        of_masks[:, None],
+        is_usable(of_masks, gate),
+        tuple(unreadable),
     )
 
 
@@ -91,8 +109,10 @@ def center_square(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return image[top : top + side, left : left + side]
 
 
-def _resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    if image.shape[0] == size:
+def _resize(image: NDArray[np.uint8], short_side: int, enlarge: bool = True) -> NDArray[np.uint8]:
+    now = min(image.shape[:2])
+    if now == short_side or (now < short_side and not enlarge):
         return image
-    how = cv2.INTER_AREA if image.shape[0] > size else cv2.INTER_LINEAR
-    return cv2.resize(image, (size, size), interpolation=how).astype(np.uint8, copy=False)
+    height, width = (round(side * short_side / now) for side in image.shape[:2])
+    how = cv2.INTER_AREA if now > short_side else cv2.INTER_LINEAR
+    return cv2.resize(image, (width, height), interpolation=how).astype(np.uint8, copy=False)

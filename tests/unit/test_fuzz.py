@@ -522,7 +522,7 @@ def test_damaged_stores(store: Path) -> None:
     [
         ("[" * 200_000, "cannot read"),
         ('{"format": "psys-store", "version": 1' + "0" * 5000 + "}", "cannot read"),
-        ('{"format": "psys-store", "version": 1}', "'classes': Field required"),
+        ('{"format": "psys-store", "version": 2}', "'classes': Field required"),
         (" " * (2**24 + 1), "more than 16,777,216 bytes"),
         ("\udcff", "cannot read"),
     ],
