@@ -90,8 +90,9 @@ class Decoded:
     def __getitem__(self, rows: int | np.integer[Any] | slice | NDArray[np.int64]) -> NDArray[np.uint8]:
         """Of one row (...), of several (B, ...). Raises PsysError naming the row that cannot be decoded."""
         if not isinstance(rows, slice | np.ndarray):
-            return self[np.array([rows])][0]
-        numbers = np.arange(len(self))[rows]
+            row: NDArray[np.uint8] = self[np.array([rows])][0]
+            return row
+        numbers = np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else rows
         decoded = np.empty((len(numbers), *self.shape[1:]), np.uint8)
 
         def fill(part: NDArray[np.int64]) -> None:
@@ -112,7 +113,7 @@ class Decoded:
         data = _bytes_of(self._shards[place.shard])[start : start + length].tobytes()
         try:
             return self._decode(data, self._size)
-        except (OSError, ValueError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken header
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow knows them all
             what = "mask" if self._masks else "image"
             raise PsysError(
                 f"{self._shards[place.shard]}: the {what} at byte {start} cannot be decoded ({error}): "
