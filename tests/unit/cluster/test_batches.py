@@ -10,6 +10,7 @@ from psys.augment.batch import AugmentConfig
 from psys.cluster.batches import Batches
 from psys.cluster.config import RunConfig
 from psys.data.store import PreparedStore
+from psys.ps.ledger import samples_of
 from tests.support.stores import write_small_store
 
 
@@ -57,7 +58,7 @@ def test_what_is_decoded_ahead_in_vain_may_be_damaged(tmp_path: Path) -> None:
     """An error in the background is told only to whom it concerns."""
     store = write_small_store(tmp_path / "store", 4, 1, layout="encoded")
     batches, ahead = batches_of(store), batches_of(store)
-    damaged = ahead._chosen[ahead_rows(ahead, 3)]
+    damaged = ahead._chosen[samples_of(3, ahead.samples, 8, 0).numpy()]
     records = np.memmap(tmp_path / "store" / "train_records_00000.bin", np.uint8, "r+")
     index = np.load(tmp_path / "store" / "train_index.npy")
     for row in damaged:
@@ -68,9 +69,3 @@ def test_what_is_decoded_ahead_in_vain_may_be_damaged(tmp_path: Path) -> None:
     assert batches._ahead is not None
     assert batches._ahead._coming.exception() is not None
     batches[0]
-
-
-def ahead_rows(batches: Batches, batch: int) -> np.ndarray:
-    from psys.ps.ledger import samples_of
-
-    return samples_of(batch, batches.samples, 8, 0).numpy()

@@ -1,5 +1,7 @@
 """Stores of encoded images: what is read back, from any size, and what is refused."""
 
+import shutil
+
 import cv2
 import numpy as np
 import pytest
@@ -143,17 +145,17 @@ def edit(path, row, column, value):
 @pytest.mark.parametrize(
     ("column", "value"), [(0, -1), (0, 1), (1, -5), (1, 2**62), (1, 10**6), (2, 2**40), (2, -1), (3, 10**6)]
 )
-def test_an_index_that_points_outside_is_refused(tmp_path, column, value):
-    store = write_small_store(tmp_path / "store", 1, 1, layout="encoded")
-    edit(store.path, 4, column, value)
+def test_an_index_that_points_outside_is_refused(store, tmp_path, column, value):
+    path = shutil.copytree(store.path, tmp_path / "store")
+    edit(path, 4, column, value)
     with pytest.raises(PsysError, match=r"train_index\.npy points outside of its files"):
-        PreparedStore.open(store.path)
+        PreparedStore.open(path)
 
 
-def test_a_record_that_is_no_image_is_named(tmp_path):
-    store = write_small_store(tmp_path / "store", 1, 1, layout="encoded")
-    edit(store.path, 4, 1, 9)
-    split = PreparedStore.open(store.path).split("train")
+def test_a_record_that_is_no_image_is_named(store, tmp_path):
+    path = shutil.copytree(store.path, tmp_path / "store")
+    edit(path, 4, 1, 9)
+    split = PreparedStore.open(path).split("train")
     with pytest.raises(PsysError, match=r"train_records_00000\.bin: the image at byte 9 cannot be decoded"):
         split.images[:]
     with pytest.raises(PsysError, match="cannot be decoded"):
