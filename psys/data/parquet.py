@@ -58,10 +58,9 @@ def read_parquet(files: Sequence[Path]) -> Packed:
 
 
 def _opened(path: Path) -> ParquetFile:
-    # Through a buffer, a column is read piece by piece; without one, a whole row group of images at once.
-    return ParquetFile(
-        path, buffer_size=READ_BYTES, thrift_string_size_limit=STRING_BYTES, thrift_container_size_limit=CONTAINERS
-    )
+    # So a column is read page by page, of which Arrow's own have 1,024 rows; else a whole row group of images at once.
+    paging = {"buffer_size": READ_BYTES, "pre_buffer": False}
+    return ParquetFile(path, thrift_string_size_limit=STRING_BYTES, thrift_container_size_limit=CONTAINERS, **paging)
 
 
 def _places(number: int, group: int, rows: int) -> NDArray[np.int64]:
