@@ -104,7 +104,8 @@ class PreparedStore:
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
             raise PsysError(f"{path / MANIFEST} does not describe a prepared store (format '{FORMAT}')")
         if manifest.get("version") != VERSION:
-            raise PsysError(f"{path} has store version {manifest.get('version')}, expected {VERSION}: prepare it again")
+            version = f"{manifest.get('version')!s:.20}"
+            raise PsysError(f"{path} has store version {version}, expected {VERSION}: prepare it again")
         store = cls(path, manifest, image_size)
         store._check_files()
         for split, count in store._counts.items():
