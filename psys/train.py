@@ -19,6 +19,7 @@ from pydantic import Field
 from rich.console import Console
 
 from psys.cluster.address import listen
+from psys.cluster.children import prepare_children
 from psys.cluster.config import RunConfig
 from psys.cluster.node import serve, serve_shard
 from psys.cluster.rundir import RunDirectory
@@ -82,6 +83,7 @@ def launch(config: LaunchConfig) -> None:
 
 def _train_here(config: LaunchConfig) -> None:
     listener = listen(config.listen, config.port)
+    prepare_children()
     workers = config.workers or min(torch.cuda.device_count() or available_cores(), _MOST_WORKERS)
     run = _start_run(config, workers)
     _say("workers join it with --role worker --join {}:{}".format(*listener.getsockname()[:2]))

@@ -8,7 +8,7 @@ from pydantic import Field
 from psys.augment.batch import AugmentConfig
 from psys.cluster.lane import Layout
 from psys.compute.device import Precision
-from psys.config import Config
+from psys.config import NAME, Config
 from psys.ps.codec import Wire
 from psys.ps.partition import partition
 from psys.ps.policy import Mode, rounds_ahead
@@ -19,7 +19,7 @@ from psys.ps.store import OptimizerConfig
 class RunConfig(Config):
     """Train an image classifier with many workers around a parameter server."""
 
-    name: str | None = Field(None, pattern=r"^[\w.-]+$")
+    name: str | None = Field(None, pattern=NAME)
     """directory of the run below `runs`; by default the time and the mode"""
     runs: Path = Path("runs")
     """where run directories are made"""

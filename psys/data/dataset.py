@@ -11,7 +11,7 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from pydantic import Field
 
-from psys.config import Config, validate
+from psys.config import NAME, Config, validate
 from psys.data.folders import new_folder
 from psys.data.reference import References
 from psys.errors import PsysError
@@ -64,7 +64,7 @@ class Dataset:
 class _About(Config):
     """What dataset.json says."""
 
-    name: Annotated[str, Field(pattern=r"^[\w-][\w.-]*$")]  # a folder is called by it
+    name: Annotated[str, Field(pattern=NAME)]
     origin: str
     classes: Annotated[tuple[str, ...], Field(min_length=1, max_length=256)]  # a label is hashed as a byte
 
