@@ -1,5 +1,6 @@
 """Where an encoded image stands: a file or a piece of one. A million of such references take little memory."""
 
+import os
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -84,7 +85,8 @@ class Files(References):
         return Files(self._root, [self._names[row] for row in rows])
 
     def marks(self, root: Path) -> Iterator[str]:
-        return (_mark(self._at(row), root) for row in range(len(self)))
+        folder, below = str(self._root), self._root.relative_to(root)
+        return (f"{os.path.join(below, name)}\0{_stamp(os.path.join(folder, name))}" for name in self._names)
 
 
 class Members(References):
@@ -104,13 +106,13 @@ class Members(References):
         return Members(self._files, self._kind, self._places[rows])
 
     def marks(self, root: Path) -> Iterator[str]:
-        marks = [_mark(file, root) for file in self._files]
+        marks = [f"{file.relative_to(root)}\0{_stamp(file)}" for file in self._files]
         return (f"{marks[file]}\0{first}\0{second}" for file, first, second in map(np.ndarray.tolist, self._places))
 
 
-def _mark(file: Path, root: Path) -> str:
-    about = file.stat()
-    return f"{file.relative_to(root)}\0{about.st_size}\0{about.st_mtime_ns}"
+def _stamp(file: Path | str) -> str:
+    about = os.stat(file)
+    return f"{about.st_size}\0{about.st_mtime_ns}"
 
 
 def read_encoded(reference: Reference) -> bytes:
