@@ -4,6 +4,7 @@ import gzip
 import json
 import pickle
 import shutil
+import sys
 import tarfile
 from pathlib import Path
 
@@ -301,3 +302,11 @@ def test_a_tar_cut_after_it_was_indexed_is_told(tmp_path):
     file.write_bytes(file.read_bytes()[: last.key.offset + 10])
     with pytest.raises(ValueError, match="the file ends too early"):
         read_image(last)
+
+
+def test_without_pyarrow_it_is_said_how_to_get_it(tmp_path, monkeypatch):
+    images, labels = some(2)
+    file = write_parquet(tmp_path / "a.parquet", [encoded(image) for image in images], labels)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.delitem(sys.modules, "psys.data.parquet", raising=False)
+    refused(file, r"Parquet files need pyarrow: pip install 'psys\[parquet\]'")
