@@ -83,10 +83,10 @@ def launch(config: LaunchConfig) -> None:
 
 def _train_here(config: LaunchConfig) -> None:
     listener = listen(config.listen, config.port)
-    prepare_children()
     workers = config.workers or min(torch.cuda.device_count() or available_cores(), _MOST_WORKERS)
     run = _start_run(config, workers)
     _say("workers join it with --role worker --join {}:{}".format(*listener.getsockname()[:2]))
+    prepare_children()
     token = _given_token(config) or ("" if _is_loopback(config.listen) else _new_token(run))
     complete = Supervisor(run, listener, config.servers, workers, _threads(config, workers), token).wait()
     _end_run(run, complete)

@@ -19,7 +19,7 @@ from psys.cluster.config import RunConfig
 from psys.cluster.door import GATHERING_SECONDS, Door, knock
 from psys.cluster.progress import ProgressView, Status
 from psys.cluster.reception import Reception
-from psys.cluster.records import Stamped
+from psys.cluster.records import Stamped, lost
 from psys.cluster.rundir import RunDirectory, save_snapshot
 from psys.cluster.server import Server
 from psys.cluster.shard import Shard
@@ -128,9 +128,12 @@ def serve(
         door = Door(listener, token, server)
         own = torch_rpc.serve(0, address, reception.others(), server)
         torch_rpc.offer(shard)
-        for other, part in zip(others, shard.layout.slices[1:], strict=True):
-            if checkpoint:
-                other.restore(part_of(checkpoint.state, part, other.number))
+        if checkpoint:
+            try:
+                for other, part in zip(others, shard.layout.slices[1:], strict=True):
+                    other.restore(part_of(checkpoint.state, part, other.number))
+            except RuntimeError as error:
+                raise lost(error) from None
         del checkpoint
         reception.ready(0, own)
         with ProgressView(Console(stderr=True)) as view:

@@ -149,11 +149,11 @@ class Supervisor:
         codes = [server.exitcode for server in self._servers]
         if codes[0] in (0, STOPPED_EARLY):
             return codes[0]
-        # The others end in order when server 0 tells them so; who ended because one was lost is not the cause.
-        dead = sorted(((number, code) for number, code in enumerate(codes) if code), key=lambda d: d[1] == LOST)
-        if not dead:
+        # The others end in order when server 0 tells them so. Who was killed is the cause, who lost another is not.
+        cause = sorted((code == LOST, code > 0, number, code) for number, code in enumerate(codes) if code)
+        if not cause:
             return None
-        number, code = dead[0]
+        *_, number, code = cause[0]
         for server in self._servers:  # a part of the parameters is gone: all go back to one version
             server.kill()
             server.join()

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from psys.errors import PsysError
+from psys.train import LaunchConfig, launch, read_settings
 from tests.support.processes import (
     PS,
     Done,
@@ -56,6 +58,10 @@ def stopped_after_snapshot(process: "subprocess.Popen[str]", path: Path) -> Done
     assert done.code == 130, done.err
     audited(path)
     return done
+
+
+def resumed(path: Path, *more: str) -> LaunchConfig:
+    return read_settings(["--resume", str(path), *more], PS, default_file=path)
 
 
 @pytest.fixture(scope="module")
@@ -125,15 +131,16 @@ def test_a_run_that_was_killed_altogether_is_resumed_with_other_workers(small_st
     state = path / "checkpoints" / f"{torn['version']:08d}" / "state.safetensors"
     whole = state.read_bytes()
     state.write_bytes(whole[:-1])
-    refused = run(PS, "--resume", str(path), cwd=tmp_path)
-    assert (refused.code, "is damaged" in refused.err) == (2, True), refused.err
+    with pytest.raises(PsysError, match="is damaged"):
+        launch(resumed(path))
     state.write_bytes(whole)
-    other = run(PS, "--resume", str(path), "--optimizer.momentum", "0.5", cwd=tmp_path)
-    assert (other.code, "another optimizer" in other.err) == (2, True), other.err
+    with pytest.raises(PsysError, match="another optimizer"):
+        launch(resumed(path, "--optimizer.momentum", "0.5"))
     done = run(PS, "--resume", str(path), "--workers", "3", cwd=tmp_path)
     assert done.code == 0, done.err
     audited(path)
-    assert "nothing to resume" in run(PS, "--resume", str(path), cwd=tmp_path).err
+    with pytest.raises(PsysError, match="nothing to resume"):
+        launch(resumed(path))
 
 
 def test_faults_happen_where_the_plan_says_and_cost_nothing_but_time(small_store_path: Path, tmp_path: Path) -> None:
@@ -160,7 +167,7 @@ faults:
         ("worker1", 5, "hang"),
     ]
     receipts = Counter(event["receipt"] for event in events(path, "refused"))
-    assert (receipts["damaged"], receipts["duplicate"]) == (1, 1)
+    assert (receipts["damaged"], receipts["duplicate"] >= 1) == (1, True)
     reasons = Counter(event["reason"] for event in events(path, "leave"))
     assert reasons["broken"] == 1
     assert reasons["silent"] >= 1
@@ -177,8 +184,8 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_the_run_goes_on(
         shutil.rmtree(path / "checkpoints", ignore_errors=True)
         (path / "checkpoints").write_text("in the way")
         wait_until(lambda: len(events(path, "checkpoint")) > 1, "two attempts")
-        refused = run(PS, "--resume", str(path), cwd=tmp_path)
-        assert (refused.code, "the run is still going on" in refused.err) == (2, True), refused.err
+        with pytest.raises(PsysError, match="the run is still going on"):
+            launch(resumed(path))
         process.send_signal(signal.SIGINT)
         done = finished(process)
     assert done.code == 130, done.err

@@ -97,17 +97,6 @@ def test_24_workers_on_one_host(small_store_path: Path, tmp_path: Path) -> None:
     assert [event["reason"] for event in events if event["event"] == "leave"] == ["left"] * 24
 
 
-def test_two_sync_runs_with_the_same_seed_are_bit_identical(small_store_path: Path, tmp_path: Path) -> None:
-    for name, seed in (("a", "3"), ("b", "3"), ("c", "4")):
-        done = run(
-            PS, *small_run(small_store_path, name, "--mode", "sync", "--epochs", "2", "--seed", seed), cwd=tmp_path
-        )
-        assert done.code == 0, done.err
-    a, b, c = ((tmp_path / "runs" / name / "last.safetensors").read_bytes() for name in "abc")
-    assert a == b
-    assert a != c
-
-
 def test_an_encoded_store_trains_and_resumes_as_if_nothing_had_happened(tmp_path: Path) -> None:
     """At a size of its own, and with the readers of sources out of reach."""
     store = write_small_store(tmp_path / "encoded", 8, 2, layout="encoded").path
