@@ -14,7 +14,8 @@ import pyarrow.parquet
 
 from psys.data.sample import read_sample
 
-CLASSES = read_sample().classes
+SAMPLE = read_sample()
+CLASSES = SAMPLE.classes
 
 
 def encoded(image: np.ndarray, suffix: str = ".png") -> bytes:
@@ -25,7 +26,7 @@ def encoded(image: np.ndarray, suffix: str = ".png") -> bytes:
 
 def some(per_class: int, first: int = 0, classes: int = 10) -> tuple[np.ndarray, np.ndarray]:
     """Real images and labels, class by class in turn."""
-    train = read_sample().train
+    train = SAMPLE.train
     rows = [np.flatnonzero(train.labels == label)[first : first + per_class] for label in range(classes)]
     order = np.stack(rows, axis=1).ravel()
     return np.asarray(train.images)[order], train.labels[order]

@@ -16,6 +16,9 @@ from psys.errors import PsysError
 from tests.support.stores import write_small_store
 
 
+IMAGES = read_sample().test.images
+
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> PreparedStore:
     return write_small_store(tmp_path_factory.mktemp("stores") / "encoded", 4, 2, layout="encoded")
@@ -27,7 +30,7 @@ def dense(tmp_path_factory) -> PreparedStore:
 
 
 def photograph(number: int, height: int, width: int) -> np.ndarray:
-    image = read_sample().test.images[number]
+    image = IMAGES[number]
     return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC))
 
 
