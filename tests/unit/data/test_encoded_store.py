@@ -15,7 +15,6 @@ from psys.data.writer import StoreWriter
 from psys.errors import PsysError
 from tests.support.stores import write_small_store
 
-
 IMAGES = read_sample().test.images
 
 
