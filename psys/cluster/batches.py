@@ -24,7 +24,7 @@ class Batches:
         self._chosen, _ = holdout(split.labels, config.validation_share, config.seed)
         self.samples = len(self._chosen)
         self._generator = torch.Generator(device)
-        self._ahead = _Ahead(self._load) if self._rows.decoded else None
+        self._ahead = _Ahead(self._load, guess=not config.prefetch) if self._rows.decoded else None
 
     def __getitem__(self, batch: int) -> tuple[Tensor, Tensor]:
         """Views (M * B, 3, H, W) float32 and labels (M * B,) int64 of a batch, on the device (see `augment`)."""
@@ -33,30 +33,43 @@ class Batches:
         self._generator.manual_seed(batch_seed(config.seed, batch, stream=1))
         return augment(images, labels, masks, usable, config.augment, self._mean, self._std, self._generator)
 
+    def expect(self, batch: int) -> None:
+        """This one will be asked for next: where images are decoded, that begins now. From any thread."""
+        if self._ahead:
+            self._ahead.expect(batch)
+
     def _load(self, batch: int) -> list[Tensor]:
         order = samples_of(batch, self.samples, self._config.batch_size, self._config.seed)
         return self._rows[self._chosen[order.numpy()]]
 
 
 class _Ahead:
-    """Decodes one batch while another is computed with: the one that comes next if the steps between them go on alike.
+    """Decodes a batch in the background while another is computed with: the next, where that is known or guessed.
 
-    Batches are handed out in order to whoever asks, so workers of one speed go round; a wrong guess costs its decoding.
+    Batches are handed out in order to whoever asks, so a worker that went on by the same step twice may do so again.
+    A wrong guess costs its decoding.
     """
 
-    def __init__(self, load: Callable[[int], list[Tensor]]) -> None:
-        self._load = load
+    def __init__(self, load: Callable[[int], list[Tensor]], guess: bool) -> None:
+        self._load, self._guess = load, guess
         self._background = ThreadPoolExecutor(1, "ahead")
         self._last, self._step = 0, 0
-        self._expected, self._coming = -1, Future[list[Tensor]]()
+        self._coming: dict[int, Future[list[Tensor]]] = {}
+
+    def expect(self, batch: int) -> None:
+        """Begin to decode; what was expected before and did not come is given up."""
+        for other in [*self._coming]:
+            # Whoever takes a batch out, this or the thread that computes, has it for itself.
+            if other != batch and (rows := self._coming.pop(other, None)):
+                rows.cancel()
+        if batch not in self._coming:
+            self._coming[batch] = self._background.submit(self._load, batch)
 
     def __getitem__(self, batch: int) -> list[Tensor]:
-        if batch != self._expected:
-            self._coming.cancel()
-        rows = self._coming.result() if batch == self._expected else self._load(batch)
+        coming = self._coming.pop(batch, None)
+        rows = coming.result() if coming else self._load(batch)
         step, self._last = batch - self._last, batch
-        self._expected = batch + step if step == self._step > 0 else -1
+        if self._guess and step == self._step > 0:
+            self.expect(batch + step)
         self._step = step
-        if self._expected >= 0:
-            self._coming = self._background.submit(self._load, self._expected)
         return rows

@@ -54,7 +54,7 @@ class Coordinator:
         self._policy, self._schedule, self._epochs = policy, schedule, epochs
         self._awaited, self._slots = awaited, range(slots)
         self._stopping = False
-        self._waiting: set[str] = set()
+        self._waiting: dict[str, None] = {}  # in order of asking
         self._members: set[str] = set()
         self._pushed: set[Lease] = set()
 
@@ -77,7 +77,7 @@ class Coordinator:
         if unheard := [lease for lease in self.ledger.outstanding(worker) if lease not in holding]:
             self.ledger.take_back(unheard)
             self._forget(worker, unheard)
-        self._waiting.add(worker)
+        self._waiting[worker] = None
         return self._decide()
 
     def push(self, lease: Lease, finite: bool = True) -> tuple[Receipt, Decision]:
@@ -94,7 +94,7 @@ class Coordinator:
         """`worker` is gone, by its own will or not; its outstanding leases become due again."""
         if worker in self._members:
             self._members.remove(worker)
-            self._waiting.discard(worker)
+            self._waiting.pop(worker, None)
             abandoned = self.ledger.outstanding(worker)
             self.ledger.take_back(abandoned)
             self._policy.leave(worker, abandoned)
@@ -127,8 +127,7 @@ class Coordinator:
         if len(self._members) >= self._awaited:
             self._awaited = 0
         grants: dict[str, Lease | None] = {}
-        # By name, not as they came: through the rounds a worker goes on in even steps, and can foresee its next batch.
-        for worker in sorted(self._waiting):
+        for worker in list(self._waiting):
             self._answer(worker, grants)
         return Decision(updates, grants)
 
@@ -143,7 +142,7 @@ class Coordinator:
                 return
             lease = grants[worker] = self.ledger.lease(worker, self.version, free[0])
             self._policy.begin(lease)
-        self._waiting.remove(worker)
+        del self._waiting[worker]
 
     def _apply(self, leases: list[Lease]) -> Update:
         rate = learning_rate(self._schedule, self.ledger.epochs_done, self._epochs)

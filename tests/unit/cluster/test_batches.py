@@ -41,10 +41,22 @@ def test_batches_in_even_steps_are_decoded_ahead(store: PreparedStore) -> None:
     for number in (1, 4, 7):
         batches[number]
     assert batches._ahead is not None
-    assert batches._ahead._expected == 10
-    assert len(batches._ahead._coming.result()) == 4
-    batches[2]
-    assert batches._ahead._expected == -1
+    assert [*batches._ahead._coming] == [10]
+    guessed = batches._ahead._coming[10]
+    batches.expect(11)
+    batches.expect(11)
+    assert [*batches._ahead._coming] == [11]
+    assert len(batches._ahead._coming[11].result()) == 4
+    assert guessed.cancelled() or guessed.result()
+    assert torch.equal(batches[11][0], batches_of(store)[11][0])
+
+
+def test_where_the_next_batch_is_known_none_is_guessed(store: PreparedStore) -> None:
+    batches = batches_of(store, prefetch=1)
+    for number in (1, 2, 3):
+        batches[number]
+    assert batches._ahead is not None
+    assert not batches._ahead._coming
 
 
 def test_an_encoded_store_gives_batches_of_any_size(store: PreparedStore) -> None:
@@ -67,5 +79,5 @@ def test_what_is_decoded_ahead_in_vain_may_be_damaged(tmp_path: Path) -> None:
     for number in (1, 2):
         batches[number]
     assert batches._ahead is not None
-    assert batches._ahead._coming.exception() is not None
+    assert batches._ahead._coming[3].exception() is not None
     batches[0]
