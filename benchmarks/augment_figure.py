@@ -77,7 +77,7 @@ def main() -> None:
 
 def choose(store: PreparedStore, count: int, seed: int) -> NDArray[np.int64]:
     """Rows of training images, a class after the other, whose usable masks are 10 % to 60 % of the image."""
-    split, shares = store.split("train"), store.shares("train")
+    split, shares = store.split("train"), store.quality("train")[:, 0]
     fits = split.usable & (shares > 0.1) & (shares < 0.6)
     order = np.random.default_rng(seed).permutation(np.flatnonzero(fits))
     chosen = []

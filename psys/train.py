@@ -146,7 +146,9 @@ def _start_run(config: LaunchConfig, workers: int) -> RunDirectory:
     if not config.store.exists():
         _prepare(config)
     # A damaged store or a holdout of everything is found out here, and not by every process of the run.
-    holdout(PreparedStore.open(config.store).split("train").labels, config.validation_share, config.seed)
+    holdout(
+        PreparedStore.open(config.store, config.image_size).split("train").labels, config.validation_share, config.seed
+    )
     fields = {name: getattr(config, name) for name in RunConfig.model_fields}
     settings = RunConfig(**{**fields, "workers": workers})
     if config.resume:

@@ -27,6 +27,8 @@ class RunConfig(Config):
     """what to prepare the store from if it is not there: sample, cifar10, or the path of a data set"""
     store: Path = Field(default_factory=lambda settings: Path("stores") / Path(settings.get("source") or "sample").name)
     """the prepared store to train on; by default the one of `source` below stores/"""
+    image_size: int | None = Field(None, ge=8, le=1024)
+    """side of the images trained on, in pixels; by default the store's, and only an encoded one has any other"""
     model: str = "resnet8"
     """resnet<6n+2>: resnet8, resnet20, resnet44 ..."""
     mode: Mode = "async"

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +13,7 @@ from pydantic import Field
 
 from psys.config import NAME, Config, validate
 from psys.data.folders import new_folder
+from psys.data.reference import References
 from psys.errors import PsysError
 from psys.files import read_bounded
 
@@ -25,21 +25,24 @@ IMAGE_PIXELS = 2**20  # of an image in memory: 50 of them travel to an actor at 
 
 @dataclass(frozen=True)
 class DatasetSplit:
-    """Images and their labels: pixels in memory (or memory-mapped), or the files that hold them."""
+    """Images and their labels: pixels in memory (or memory-mapped), or where each encoded image is to be read."""
 
-    images: NDArray[np.uint8] | tuple[Path, ...]  # (N, H, W, 3) RGB, or N paths
+    images: NDArray[np.uint8] | References  # (N, H, W, 3) RGB, or N of `read_encoded`
     labels: NDArray[np.int64]  # (N,) indices of the dataset's classes
 
     def fingerprint(self, root: Path) -> str:
         """Hash that changes with the content: of the pixels, or of each file's name under `root`, size and time."""
         if isinstance(self.images, np.ndarray):
             return content_hash(self.images, self.labels)
-        return _hash_of_all(
-            f"{path.relative_to(root)}\0{path.stat().st_size}\0{path.stat().st_mtime_ns}\0{label}".encode(
-                errors="surrogateescape"  # a file's name need not be UTF-8
-            )
-            for path, label in zip(self.images, self.labels, strict=True)
-        )
+        hashed = hashlib.sha256()
+        for mark, label in zip(self.images.marks(root), self.labels, strict=True):
+            hashed.update(f"{mark}\0{label}\n".encode(errors="surrogateescape"))  # a file's name need not be UTF-8
+        return hashed.hexdigest()
+
+    def take(self, rows: NDArray[np.int64]) -> "DatasetSplit":
+        """The samples at `rows`, in that order."""
+        images = self.images[rows] if isinstance(self.images, np.ndarray) else self.images.take(rows)
+        return DatasetSplit(images, self.labels[rows])
 
 
 @dataclass(frozen=True)
@@ -68,10 +71,7 @@ class _About(Config):
 
 def content_hash(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> str:
     """SHA-256 over the sorted SHA-256 of each label byte + image bytes: the same set in any order has the same hash."""
-    return _hash_of_all(bytes([label]) + image.tobytes() for image, label in zip(images, labels, strict=True))
-
-
-def _hash_of_all(items: Iterable[bytes]) -> str:
+    items = (bytes([label]) + image.tobytes() for image, label in zip(images, labels, strict=True))
     return hashlib.sha256(b"".join(sorted(hashlib.sha256(item).digest() for item in items))).hexdigest()
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import cv2
 
+from psys.data.store import Layout
 from psys.errors import PsysError
 from psys.segment.quality import GateConfig
 from psys.segment.shard import Prepared, Shard, prepare_shard
@@ -22,12 +23,12 @@ SHARDS_PER_ACTOR = 4  # waiting, running or done but not yet taken
 class Segmenter:
     """One core's share of the work."""
 
-    def __init__(self, size: int, gate: GateConfig) -> None:
+    def __init__(self, size: int, gate: GateConfig, layout: Layout) -> None:
         cv2.setNumThreads(1)
-        self._size, self._gate = size, gate
+        self._size, self._gate, self._layout = size, gate, layout
 
     def prepare(self, shard: Shard) -> Prepared:
-        return prepare_shard(shard, self._size, self._gate)
+        return prepare_shard(shard, self._size, self._gate, self._layout)
 
 
 # Ray reads these when it is imported: report nothing to the outside, and leave the actors' view of devices alone.
@@ -101,13 +102,15 @@ def _join(ray: Any, address: str) -> int:
     return int(ray.cluster_resources().get("CPU", 0))
 
 
-def prepare_shards(shards: Iterable[Shard], actors: int, size: int, gate: GateConfig) -> Iterator[Prepared]:
+def prepare_shards(
+    shards: Iterable[Shard], actors: int, size: int, gate: GateConfig, layout: Layout
+) -> Iterator[Prepared]:
     """Results in the order of the shards, whichever actor is faster; a bounded number of shards is in flight."""
     import ray
 
     # A lost node costs its shards in flight a second run elsewhere, not the preparation.
     actor_class: Any = ray.remote(num_cpus=1, max_restarts=2, max_task_retries=2)(Segmenter)
-    idle = [actor_class.remote(size, gate) for _ in range(actors)]
+    idle = [actor_class.remote(size, gate, layout) for _ in range(actors)]
     running: dict[Any, tuple[int, Any]] = {}
     done: dict[int, Prepared] = {}
     queue = enumerate(shards)

@@ -35,7 +35,7 @@ def draw_gallery(store: PreparedStore, seed: int) -> Path:
     Worst are those whose mask is not usable, then those that rank worst on average over the figures of quality. Returns
     the page's path; neither file grows with the store.
     """
-    figures = {"share": store.shares("train")}
+    figures = dict(zip(store.quality_names, store.quality("train").T, strict=True))
     split = store.split("train")
     doubts = doubt(figures)
     order = np.lexsort((-doubts, np.asarray(split.usable)))

@@ -15,15 +15,17 @@ from psys.config import Config
 from psys.data.dataset import Dataset
 from psys.data.folders import new_folder
 from psys.data.source import open_source
-from psys.data.store import MANIFEST, PreparedStore, StoreWriter
+from psys.data.store import MANIFEST, Layout, PreparedStore
+from psys.data.writer import StoreWriter
 from psys.errors import PsysError
 from psys.segment.actors import prepare_shards, ray_session
 from psys.segment.gallery import draw_gallery
-from psys.segment.quality import GateConfig
+from psys.segment.quality import QUALITY, GateConfig
 from psys.segment.shard import Prepared, Shard
 
 SHARD_IMAGES = 50
 SECONDS_BETWEEN_LINES = 5.0
+DENSE_BYTES = 8 * 2**30
 ALGORITHM = "grabcut-1"  # raised when the same image would get another mask
 
 
@@ -31,7 +33,7 @@ class PrepareConfig(Config):
     """Prepare a source for training: decode, resize, cut out the foreground, and write the store."""
 
     source: Annotated[str, Field(min_length=1)] = "sample"
-    """sample, cifar10 (after `psys data fetch cifar10`), a CIFAR-10 archive or folder, or a folder of class folders."""
+    """sample, cifar10 (once fetched), a CIFAR-10 archive or folder, or a folder: class folders, Parquet files, tars."""
     stores: Path = Path("stores")
     """Folder of the prepared stores."""
     name: str | None = None
@@ -40,6 +42,10 @@ class PrepareConfig(Config):
     """Folder of the fetched datasets."""
     image_size: Annotated[int, Field(ge=8, le=1024)] = 32
     """Height and width of the stored images in pixels."""
+    layout: Literal["auto", "dense", "encoded"] = "auto"
+    """dense: pixels; encoded: JPEGs, decoded by the workers; auto: dense as long as that takes 8 GiB at most."""
+    stored_side: Annotated[int, Field(ge=8, le=4096)] | None = None
+    """Short side of images in an encoded store in pixels, larger ones are reduced to it (default: image_size)."""
     test_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of each class held out as test, where a folder has no test/ or val/."""
     seed: Annotated[int, Field(ge=0)] = 0
@@ -78,6 +84,13 @@ def prepare(config: PrepareConfig) -> Path:
     return path
 
 
+def _layout(dataset: Dataset, config: PrepareConfig) -> Layout:
+    if config.layout != "auto":
+        return config.layout
+    images = sum(len(split.labels) for split in dataset.splits.values())
+    return "dense" if images * config.image_size**2 * (3 + 1 / 8) <= DENSE_BYTES else "encoded"
+
+
 def _made_of(dataset: Dataset, config: PrepareConfig) -> dict[str, Any]:
     """All that decides the content of a store."""
     return {
@@ -89,6 +102,8 @@ def _made_of(dataset: Dataset, config: PrepareConfig) -> dict[str, Any]:
         "settings": {
             "algorithm": ALGORITHM,
             "image_size": config.image_size,
+            "layout": (layout := _layout(dataset, config)),
+            "stored_side": (config.stored_side or config.image_size) if layout == "encoded" else None,
             "gate": config.gate.model_dump(),
             "on_error": config.on_error,
         },
@@ -115,15 +130,17 @@ def _build(dataset: Dataset, config: PrepareConfig, path: Path, made_of: dict[st
     _say(console, f"preparing {total} images of {config.source}: GrabCut by Ray actors ...")
     shards = list(_shards(dataset))
     with new_folder(path) as folder, ray_session(config.actors, config.ray_address) as actors:
-        parts = prepare_shards(shards, min(actors, len(shards)), config.image_size, config.gate)
-        writer = StoreWriter(folder, tuple(dataset.splits), (config.image_size, config.image_size))
+        layout = _layout(dataset, config)
+        size = config.image_size if layout == "dense" else config.stored_side or config.image_size
+        parts = prepare_shards(shards, min(actors, len(shards)), size, config.gate, layout)
+        writer = StoreWriter(folder, tuple(dataset.splits), (config.image_size, config.image_size), QUALITY, layout)
         reports = {split: _Report(len(dataset.classes)) for split in dataset.splits}
         for part in _progress(parts, total, console):
             for file, reason in part.unreadable:
                 if config.on_error == "fail":
                     raise PsysError(f"cannot read image {file}: {reason} (--on-error skip leaves such images out)")
                 _say(console, f"skipped {file}: {reason}")
-            writer.append(part.split, part.images, part.labels, part.masks, part.shares, part.usable)
+            writer.append(part.split, part.images, part.labels, part.masks, part.quality, part.usable)
             reports[part.split].add(part)
         for split, report in reports.items():
             for label, count in enumerate(report.per_class):
@@ -133,7 +150,6 @@ def _build(dataset: Dataset, config: PrepareConfig, path: Path, made_of: dict[st
             dataset.classes,
             {split: report.summary() for split, report in reports.items()},
             **made_of,
-            quality="foreground share of the mask, 0..1",
             libraries={name: version(name) for name in ("numpy", "opencv-python-headless", "ray")},
         )
     _print_summary(path, reports, time.monotonic() - start, console)

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from psys.config import Config
 
+QUALITY = ("share",)  # the columns of a store's quality
 Share = Annotated[float, Field(ge=0, le=1)]
 
 

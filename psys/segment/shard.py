@@ -1,26 +1,25 @@
 """What one actor does with one shard: decode, bring to the store's size, segment, gate."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from psys.data.encoded import encode_image, encode_mask
 from psys.data.image import JPEG, decode_image
-from psys.files import read_bounded
+from psys.data.reference import Reference, read_encoded
+from psys.data.store import Layout
 from psys.segment.grabcut import segment
 from psys.segment.quality import GateConfig, foreground_share, is_usable
-
-FILE_BYTES = 256 * 2**20  # 2**26 pixels, the most that are decoded, take 192 MiB without any compression
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A slice of a split, small enough to travel: pixels, or paths that the actor can read."""
+    """A slice of a split, small enough to travel: pixels, or references that the actor can read."""
 
     split: str
-    images: NDArray[np.uint8] | tuple[Path, ...]  # (B, H, W, 3) RGB, or B paths
+    images: NDArray[np.uint8] | tuple[Reference, ...]  # (B, H, W, 3) RGB, or B of `read_encoded`
     labels: NDArray[np.int64]  # (B,)
 
 
@@ -29,44 +28,57 @@ class Prepared:
     """Rows for the store, K <= B in the shard's order, and the images that could not be read: (file, reason)."""
 
     split: str
-    images: NDArray[np.uint8]  # (K, size, size, 3)
+    images: NDArray[np.uint8] | tuple[bytes, ...]  # (K, size, size, 3), or K encoded ones
     labels: NDArray[np.int64]  # (K,)
-    masks: NDArray[np.bool_]  # (K, size, size)
-    shares: NDArray[np.float32]  # (K,)
+    masks: NDArray[np.bool_] | tuple[bytes, ...]  # (K, size, size), or K encoded ones
+    quality: NDArray[np.float32]  # (K, Q)
     usable: NDArray[np.bool_]  # (K,)
     unreadable: tuple[tuple[str, str], ...]
 
 
-def prepare_shard(shard: Shard, size: int, gate: GateConfig) -> Prepared:
-    """Decode, crop, segment and resize every image of a shard; an unreadable file is reported, never raised."""
-    kept, images, masks, unreadable = [], [], [], []
+def prepare_shard(shard: Shard, size: int, gate: GateConfig, layout: Layout = "dense") -> Prepared:
+    """Decode, segment and resize every image of a shard; an unreadable file is reported, never raised.
+
+    dense: the middle square of each, `size` pixels wide; encoded: the whole of each, its short side `size` at most.
+    """
+    kept, images, masks, shares, unreadable = [], [], [], [], []
     for index, item in enumerate(shard.images):
         try:
-            image = read_image(item) if isinstance(item, Path) else item
+            image = item if isinstance(item, np.ndarray) else read_image(item)
         except ValueError as error:
             unreadable.append((str(item), str(error)))
             continue
-        square = center_square(image)
+        if layout == "dense":
+            image = center_square(image)
+        pixels = _resize(image, size, layout == "dense")
+        mask = _resize(segment(image).astype(np.uint8) * 255, size, layout == "dense") > 127
         kept.append(index)
-        images.append(_resize(square, size))
-        masks.append(_resize(segment(square).astype(np.uint8) * 255, size) > 127)
-    pixels = np.array(images, np.uint8).reshape(-1, size, size, 3)
-    foreground = np.array(masks, np.bool_).reshape(-1, size, size)
-    shares = foreground_share(foreground)
+        images.append(pixels)
+        masks.append(mask)
+        shares.append(foreground_share(mask))
+    of_masks = np.array(shares, np.float32)
+    stored = (
+        (np.array(images, np.uint8).reshape(-1, size, size, 3), np.array(masks, np.bool_).reshape(-1, size, size))
+        if layout == "dense"
+        else (tuple(map(encode_image, images)), tuple(map(encode_mask, masks)))
+    )
     return Prepared(
-        shard.split, pixels, shard.labels[kept], foreground, shares, is_usable(shares, gate), tuple(unreadable)
+        shard.split,
+        stored[0],
+        shard.labels[kept],
+        stored[1],
+        of_masks[:, None],
+        is_usable(of_masks, gate),
+        tuple(unreadable),
     )
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
-    """RGB pixels (H, W, 3) of an image file: upright by its EXIF, grey repeated, transparency laid on white.
+def read_image(reference: Reference) -> NDArray[np.uint8]:
+    """RGB pixels (H, W, 3) of an encoded image: upright by its EXIF, grey repeated, transparency laid on white.
 
-    Raises ValueError saying why the file cannot be read.
+    Raises ValueError saying why it cannot be read.
     """
-    try:
-        data = read_bounded(path, FILE_BYTES)
-    except OSError as error:
-        raise ValueError(error.strerror) from None
+    data = read_encoded(reference)
     _check_complete(data)
     image = decode_image(data, cv2.IMREAD_COLOR)
     layers = image if data.startswith(JPEG) else decode_image(data, cv2.IMREAD_UNCHANGED)
@@ -97,8 +109,10 @@ def center_square(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return image[top : top + side, left : left + side]
 
 
-def _resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    if image.shape[0] == size:
+def _resize(image: NDArray[np.uint8], short_side: int, enlarge: bool = True) -> NDArray[np.uint8]:
+    now = min(image.shape[:2])
+    if now == short_side or (now < short_side and not enlarge):
         return image
-    how = cv2.INTER_AREA if image.shape[0] > size else cv2.INTER_LINEAR
-    return cv2.resize(image, (size, size), interpolation=how).astype(np.uint8, copy=False)
+    height, width = (round(side * short_side / now) for side in image.shape[:2])
+    how = cv2.INTER_AREA if now > short_side else cv2.INTER_LINEAR
+    return cv2.resize(image, (width, height), interpolation=how).astype(np.uint8, copy=False)

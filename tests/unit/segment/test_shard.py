@@ -89,7 +89,7 @@ def test_images_in_memory_are_kept_and_segmented():
     np.testing.assert_array_equal(done.images, split.images[:6])
     np.testing.assert_array_equal(done.labels, split.labels[:6])
     np.testing.assert_array_equal(done.masks[2], segment(split.images[2]))
-    np.testing.assert_allclose(done.shares, done.masks.mean((1, 2)))
+    np.testing.assert_allclose(done.quality[:, 0], done.masks.mean((1, 2)))
     assert done.unreadable == ()
 
 
@@ -112,5 +112,5 @@ def test_a_shard_with_nothing_readable_is_empty(tmp_path):
 
     assert done.images.shape == (0, 32, 32, 3)
     assert done.masks.shape == (0, 32, 32)
-    assert len(done.shares) == len(done.usable) == len(done.labels) == 0
+    assert len(done.quality) == len(done.usable) == len(done.labels) == 0
     assert len(done.unreadable) == 1
