@@ -55,6 +55,8 @@ def ray_session(actors: int | None, address: str | None) -> Iterator[int]:
     if address is not None:
         _check_answer(address)
     os.environ.update(QUIET if address else QUIET | LOOPBACK)
+    if address and {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray has a token and does not show it otherwise
     import ray
 
     try:
