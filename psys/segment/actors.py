@@ -21,7 +21,7 @@ from psys.segment.shard import Failure, Prepared, Recipe, Shard, prepare_shard
 OBJECT_STORE_BYTES = 64 * 2**20  # for each actor: some shards in flight
 CONNECT_SECONDS = 10.0
 SHARDS_PER_ACTOR = 2  # one is prepared, the next is there already
-SHARD_DEATHS, IMAGE_DEATHS = 2, 3  # of actors, after which images are tried one by one, and one is given up
+SHARD_DEATHS, IMAGE_DEATHS = 2, 2  # of actors, after which images are tried one by one, and one is given up
 START_DEATHS = 20  # of actors that did not become ready, one after the other
 
 

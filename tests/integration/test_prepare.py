@@ -53,19 +53,13 @@ def undisturbed(photos, tmp_path_factory) -> PreparedStore:
 
 
 def ray_processes() -> set[int]:
-    """Process ids of Ray's daemons on this machine."""
+    """Process ids of Ray's daemons that this process started, or that nobody's child is any more."""
+    mine = _descendants(os.getpid())
     return {
-        int(entry.name)
-        for entry in Path("/proc").iterdir()
-        if entry.name.isdigit() and _name(entry) in ("raylet", "gcs_server")
+        process.pid
+        for process in psutil.process_iter(["name", "ppid"])
+        if process.info["name"] in ("raylet", "gcs_server") and (process.pid in mine or process.info["ppid"] == 1)
     }
-
-
-def _name(entry: Path) -> str:
-    try:
-        return (entry / "comm").read_text().strip()
-    except OSError:
-        return ""
 
 
 def _descendants(pid: int) -> set[int]:
