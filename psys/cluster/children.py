@@ -34,7 +34,8 @@ def start_child(
     name: str, function: Callable[..., None], *arguments: object, log: Path | None = None
 ) -> ForkServerProcess:
     """A process called `name` that calls `function`; what it prints is appended to `log`, if given."""
-    child = _FORKING.Process(target=_run, args=(name, log, function, arguments))
+    # Daemonic: should this process end before its children, it sends them SIGTERM instead of waiting for them.
+    child = _FORKING.Process(target=_run, args=(name, log, function, arguments), daemon=True)
     child.start()
     return child
 
