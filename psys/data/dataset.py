@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+import mmap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.lib.format import open_memmap
@@ -71,8 +72,21 @@ class _About(Config):
 
 def content_hash(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> str:
     """SHA-256 over the sorted SHA-256 of each label byte + image bytes: the same set in any order has the same hash."""
-    items = (bytes([label]) + image.tobytes() for image, label in zip(images, labels, strict=True))
-    return hashlib.sha256(b"".join(sorted(hashlib.sha256(item).digest() for item in items))).hexdigest()
+    digests = []
+    for image, label in zip(images, labels, strict=True):
+        digests.append(hashlib.sha256(bytes([label]) + image.tobytes()).digest())
+        if len(digests) % 4096 == 0:
+            forget(images)
+    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
+
+
+def forget(array: NDArray[Any]) -> None:
+    """Give back the memory that a memory-mapped array took as it was read; when it is read again, it comes back."""
+    base: object = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, mmap.mmap):
+        base.madvise(mmap.MADV_DONTNEED)
 
 
 def write_dataset(dataset: Dataset, folder: Path) -> None:

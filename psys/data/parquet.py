@@ -164,4 +164,4 @@ def read_cell(path: Path, group: int, row: int) -> bytes:
         return _column(path, path.stat().st_mtime_ns, group)[row]
     except (pa.ArrowException, OSError) as error:
         _column.cache_clear()
-        raise ValueError(" ".join(str(error).split())) from None
+        raise ValueError(" ".join(str(error).split())) from error

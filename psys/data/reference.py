@@ -131,7 +131,7 @@ def read_encoded(reference: Reference) -> bytes:
 
         return read_cell(path, *key)
     except OSError as error:
-        raise ValueError(error.strerror or str(error)) from None
+        raise ValueError(error.strerror or str(error)) from error  # the cause tells that it may pass
 
 
 def _read_span(path: Path, span: Span) -> bytes:

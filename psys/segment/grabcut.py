@@ -6,9 +6,14 @@ the colour model learns most of the object, and only then a narrow one, which le
 wide core. Where that second cut loses most of the first, colour does not tell the two apart and the first one stands.
 """
 
+from typing import Annotated, Literal, NamedTuple
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
+
+from psys.config import Config
 
 # Radii in units of the image's sides, the border's thickness in units of the shorter one.
 PROBABLE_RADIUS = 0.42
@@ -21,7 +26,31 @@ ENLARGEMENT = 2.0
 WORKING_SHORT_SIDE, WORKING_LONG_SIDE, WORKING_LEAST_SIDE = 128, 512, 16
 
 
-def segment(image: NDArray[np.uint8]) -> NDArray[np.bool_]:
+class Box(NamedTuple):
+    """Where an object is known to be, in pixels of its image; right and bottom are the first pixels outside."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+
+class SegmentConfig(Config):
+    """How the foreground is found."""
+
+    strategy: Literal["auto", "seeded", "rect"] = "seeded"
+    """How GrabCut is started."""
+    scale: Annotated[float, Field(gt=0, le=8)] = ENLARGEMENT
+    """By how much a small image is enlarged."""
+    iterations: Annotated[int, Field(ge=1, le=20)] = 1
+    """Iterations of each cut."""
+
+
+def segment(
+    image: NDArray[np.uint8],
+    config: SegmentConfig = SegmentConfig(),  # noqa: B008
+    box: Box | None = None,
+) -> NDArray[np.bool_]:
     """Foreground mask (H, W) of an RGB image (H, W, 3) uint8 of any size; the same image gives the same mask.
 
     Raises ValueError for any other shape or dtype.
@@ -29,7 +58,7 @@ def segment(image: NDArray[np.uint8]) -> NDArray[np.bool_]:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
         raise ValueError(f"expected an RGB image (H, W, 3) uint8, got {image.shape} {image.dtype}")
     height, width = image.shape[:2]
-    working = _to_working_size(image)
+    working = _to_working_size(image, config.scale)
     radius = _radius(*working.shape[:2])
     frame = max(1, round(BORDER * min(working.shape[:2])))
     models = np.zeros((1, 65)), np.zeros((1, 65))  # background and foreground, carried from cut to cut
@@ -44,9 +73,9 @@ def segment(image: NDArray[np.uint8]) -> NDArray[np.bool_]:
     return np.asarray(cv2.resize(refined, (width, height), interpolation=how)) > 127
 
 
-def _to_working_size(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _to_working_size(image: NDArray[np.uint8], enlargement: float) -> NDArray[np.uint8]:
     short, long = sorted(image.shape[:2])
-    scale = min(ENLARGEMENT, WORKING_SHORT_SIDE / short, WORKING_LONG_SIDE / long)
+    scale = min(enlargement, WORKING_SHORT_SIDE / short, WORKING_LONG_SIDE / long)
     height, width = (max(WORKING_LEAST_SIDE, round(side * scale)) for side in image.shape[:2])
     how = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
     return np.asarray(cv2.resize(image, (width, height), interpolation=how), np.uint8)

@@ -8,8 +8,8 @@ from psys.data.dataset import DatasetSplit
 from psys.data.sample import read_sample
 from psys.data.store import Layout, PreparedStore
 from psys.data.writer import StoreWriter
-from psys.segment.quality import QUALITY, GateConfig
-from psys.segment.shard import Shard, prepare_shard
+from psys.segment.quality import QUALITY, GateConfig, is_usable
+from psys.segment.shard import Recipe, Shard, prepare_shard
 
 
 def write_small_store(
@@ -20,8 +20,9 @@ def write_small_store(
     folder.mkdir(parents=True)
     writer = StoreWriter(folder, ["train", "test"], (32, 32), QUALITY, layout)
     for name, split, count in (("train", sample.train, train_per_class), ("test", sample.test, test_per_class)):
-        done = prepare_shard(Shard(name, *_some_of_each_class(split, count)), 32, GateConfig(), layout)
-        writer.append(name, done.images, done.labels, done.masks, done.quality, done.usable)
+        images, labels = _some_of_each_class(split, count)
+        done = prepare_shard(Shard(images), Recipe(32, layout))
+        writer.append(name, done.images, labels, done.masks, done.quality, is_usable(done.quality[:, 0], GateConfig()))
     writer.close(sample.classes, {"train": {}, "test": {}}, source="a part of the sample")
     return PreparedStore.open(folder)
 
