@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from psys.augment.batch import AugmentConfig
+from psys.augment.foreground import ForegroundConfig
 from psys.cluster.batches import Batches
 from psys.cluster.config import RunConfig
 from psys.data.store import PreparedStore
@@ -20,7 +21,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> PreparedStore:
 
 
 def batches_of(store: PreparedStore, **settings: object) -> Batches:
-    config = RunConfig(store=store.path, batch_size=8, augment=AugmentConfig(foreground_share=0.5), **settings)
+    config = RunConfig(store=store.path, batch_size=8, augment=AugmentConfig(foreground=ForegroundConfig(black=0.5)), **settings)
     return Batches(config, store, torch.device("cpu"))
 
 
