@@ -103,7 +103,7 @@ def test_an_encoded_store_trains_and_resumes_as_if_nothing_had_happened(tmp_path
     for name in ("ray", "cv2", "pyarrow"):
         (tmp_path / f"{name}.py").write_text(f"raise SystemExit('{name} was imported')\n")
     env = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
-    settings = ("--mode", "sync", "--epochs", "20", "--image-size", "24")
+    settings = ("--mode", "sync", "--epochs", "20", "--image-size", "24", "--snapshot-epochs", "10")
     done = run(PS, *small_run(store, "unbroken", *settings), cwd=tmp_path, env=env)
     assert done.code == 0, done.err
     path = tmp_path / "runs" / "broken"
