@@ -1,0 +1,121 @@
+"""The `auto` strategy: several guesses of where the object is, each cut out, and the best of the cuts.
+
+No start of GrabCut is good for every image, but good ones agree: each kind of prior fails in its own way. So the cuts
+from all of them vote, the vote with the saliency gives one more start, and the cut that agrees best with the vote wins,
+unless its shape, its edge or its colours speak against it. All of it happens at a small size, where a cut takes a few
+milliseconds.
+"""
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from psys.segment.cut import contrast_for, cut, rectangle, trimap_of
+from psys.segment.quality import colour_separation
+from psys.segment.saliency import Saliency, otsu, saliency, stretch
+
+# What counts in a cut, by ridge regression of its IoU within each image of a set of composites (benchmarks/RESULTS.md).
+AGREEMENT, LARGEST_PART, BORDER_SQUARED, EDGE, SEPARATION, ODDS = 0.95, 0.3, 0.55, 0.45, 0.16, 0.016
+MOST_ODDS = 5.0  # that a single pixel counts
+LOW = 0.6  # of the threshold: a wider start, for objects of which only a part stands out
+MARGIN = 0.05  # of the rectangle
+RADIUS, CORE = 0.42, 0.12  # of the disc and its sure core, in units of the sides
+SMALLEST, LARGEST = 0.01, 0.9  # shares of cuts that have no vote
+HOLE = 0.01  # smaller holes, in units of the image, are filled
+PART = 0.1  # parts smaller than this share of the largest are crumbs
+
+
+def find(image: NDArray[np.uint8], iterations: int) -> NDArray[np.bool_]:
+    """Foreground (H, W) of a small RGB image (H, W, 3)."""
+    maps = saliency(image)
+    lab = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2LAB), np.uint8)
+    contrast = contrast_for(image.shape)
+
+    def cut_from(trimap: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        return refined(cut(lab, trimap, contrast, iterations))
+
+    cuts = [cut_from(trimap) for trimap in _starts(maps)]
+    voting = [mask for mask in cuts if SMALLEST < mask.mean() < LARGEST]
+    vote = np.mean(voting, axis=0) if voting else maps.whole
+    cuts.append(cut_from(trimap_of(stretch(vote + maps.whole / 2) > 0.5, 1)))
+    edges = _Edges(lab)
+    return max(cuts, key=lambda mask: _score(lab, mask, vote, edges))
+
+
+def _without_crumbs(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The largest part and those of comparable size."""
+    count, parts, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
+    areas = stats[:, cv2.CC_STAT_AREA]
+    areas[0] = 0  # the background
+    return np.asarray((areas >= max(1, PART * areas.max()))[parts]) if count > 1 else mask
+
+
+def refined(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The largest part and those of comparable size, without small holes."""
+    mask = _without_crumbs(mask)
+    count, parts, stats, _ = cv2.connectedComponentsWithStats((~mask).astype(np.uint8), connectivity=4)
+    small = stats[:, cv2.CC_STAT_AREA] < HOLE * mask.size
+    small[0] = True  # the foreground
+    return np.asarray(small[parts]) if count > 1 else mask
+
+
+def _starts(maps: Saliency) -> list[NDArray[np.uint8]]:
+    height, width = maps.whole.shape
+    threshold = otsu(maps.whole)
+    y, x = ((np.arange(side) + 0.5) / side - 0.5 for side in (height, width))
+    radius = np.hypot(y[:, None], x)
+    core = trimap_of(radius < RADIUS, 1)
+    core[radius < CORE] = cv2.GC_FGD
+    probable = [maps.whole > threshold, maps.whole > LOW * threshold]
+    probable += [values > otsu(values) for values in (maps.anywhere, maps.barrier, maps.sides)]
+    return [*(trimap_of(mask, 1) for mask in probable), rectangle(maps.whole.shape, MARGIN), core]
+
+
+class _Edges:
+    """Steps of colour between neighbours, and how strong they are along a mask's outline against the image's own."""
+
+    def __init__(self, lab: NDArray[np.uint8]) -> None:
+        values = lab.astype(np.float32)
+        self._down, self._right = (np.linalg.norm(np.diff(values, axis=axis), axis=2) for axis in (0, 1))
+        self._usual = float(self._down.mean() + self._right.mean())
+
+    def strength(self, mask: NDArray[np.bool_]) -> float:
+        down, right = mask[1:] != mask[:-1], mask[:, 1:] != mask[:, :-1]
+        length = np.count_nonzero(down) + np.count_nonzero(right)
+        if not length:
+            return 0.0
+        along = float(self._down[down].sum() + self._right[right].sum()) / length
+        return along / (along + self._usual + 1e-6)
+
+
+def _score(lab: NDArray[np.uint8], mask: NDArray[np.bool_], vote: NDArray[np.float64], edges: _Edges) -> float:
+    if not mask.any():
+        return -np.inf
+    agreement = 2 * (vote * mask).sum() / (vote.sum() + mask.sum())
+    _, _, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
+    largest = stats[1:, cv2.CC_STAT_AREA].max() / mask.sum()
+    border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]]).mean()
+    return float(
+        AGREEMENT * agreement
+        + LARGEST_PART * largest
+        - BORDER_SQUARED * border**2
+        + EDGE * edges.strength(mask)
+        + SEPARATION * colour_separation(lab, mask)
+        + ODDS * _odds(lab, mask)
+    )
+
+
+def _odds(lab: NDArray[np.uint8], mask: NDArray[np.bool_]) -> float:
+    """Mean logarithmic odds of a pixel for its own side, foreground plus background, one Gaussian of colours each."""
+    pixels, inside = lab.reshape(-1, 3).astype(np.float32), mask.ravel()
+    if not 8 < inside.sum() < inside.size - 8:
+        return 0.0
+    densities = []
+    for side in (inside, ~inside):
+        own = pixels[side]
+        covariance = np.cov(own, rowvar=False) + 9 * np.eye(3)
+        off = pixels - own.mean(axis=0)
+        squares = ((off @ np.linalg.inv(covariance).astype(np.float32)) * off).sum(axis=1)
+        densities.append(-0.5 * (squares + np.linalg.slogdet(covariance)[1]))
+    odds = (densities[0] - densities[1]).clip(-MOST_ODDS, MOST_ODDS)
+    return float(odds[inside].mean() - odds[~inside].mean())
