@@ -10,16 +10,15 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from psys.segment.cut import contrast_for, cut, rectangle, trimap_of
+from psys.segment.cut import contrast_for, cut, trimap_of
 from psys.segment.quality import colour_separation
 from psys.segment.saliency import Saliency, otsu, saliency, stretch
 
 # What counts in a cut, by ridge regression of its IoU within each image of a set of composites (benchmarks/RESULTS.md).
 AGREEMENT, LARGEST_PART, BORDER_SQUARED, EDGE, SEPARATION, ODDS = 0.95, 0.3, 0.55, 0.45, 0.16, 0.016
 MOST_ODDS = 5.0  # that a single pixel counts
-LOW = 0.6  # of the threshold: a wider start, for objects of which only a part stands out
-MARGIN = 0.05  # of the rectangle
-RADIUS, CORE = 0.42, 0.12  # of the disc and its sure core, in units of the sides
+# Of the way from 0 to the threshold, or from there to 1: starts for objects of which a part stands out, or much does.
+LOW, HIGH = 0.6, 0.4
 SMALLEST, LARGEST = 0.01, 0.9  # shares of cuts that have no vote
 HOLE = 0.01  # smaller holes, in units of the image, are filled
 PART = 0.1  # parts smaller than this share of the largest are crumbs
@@ -60,15 +59,10 @@ def refined(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _starts(maps: Saliency) -> list[NDArray[np.uint8]]:
-    height, width = maps.whole.shape
     threshold = otsu(maps.whole)
-    y, x = ((np.arange(side) + 0.5) / side - 0.5 for side in (height, width))
-    radius = np.hypot(y[:, None], x)
-    core = trimap_of(radius < RADIUS, 1)
-    core[radius < CORE] = cv2.GC_FGD
-    probable = [maps.whole > threshold, maps.whole > LOW * threshold]
-    probable += [values > otsu(values) for values in (maps.anywhere, maps.barrier, maps.sides)]
-    return [*(trimap_of(mask, 1) for mask in probable), rectangle(maps.whole.shape, MARGIN), core]
+    probable = [maps.whole > t for t in (threshold, LOW * threshold, threshold + HIGH * (1 - threshold))]
+    probable += [values > otsu(values) for values in (maps.anywhere, maps.barrier, maps.rarity)]
+    return [trimap_of(mask, 1) for mask in probable]
 
 
 class _Edges:

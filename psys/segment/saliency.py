@@ -23,17 +23,18 @@ class Saliency(NamedTuple):
 
     whole: Map  # all measures, weighted towards the middle
     anywhere: Map  # all measures
-    barrier: Map
-    sides: Map
+    barrier: Map  # not reached from the border
+    rarity: Map  # not of the border's colours, weighted towards the middle
 
 
 def saliency(image: NDArray[np.uint8]) -> Saliency:
     """The maps of a small RGB image (H, W, 3); time grows with the area times `BORDER_SAMPLES`."""
     lab = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
     thick = max(1, round(BORDER * min(lab.shape[:2])))
-    barrier, sides = stretch(_barrier(cv2.blur(lab, (3, 3)))), stretch(_side_distance(lab, thick))
-    total = barrier + sides + stretch(_rarity(lab, thick))
-    return Saliency(stretch(total * _middle(*lab.shape[:2])), stretch(total), barrier, sides)
+    middle = _middle(*lab.shape[:2])
+    barrier, rarity = stretch(_barrier(cv2.blur(lab, (3, 3)))), stretch(_rarity(lab, thick))
+    total = barrier + rarity + stretch(_side_distance(lab, thick))
+    return Saliency(stretch(total * middle), stretch(total), barrier, stretch(rarity * middle))
 
 
 def otsu(values: Map) -> float:

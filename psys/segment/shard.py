@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from psys.data.image import JPEG, decode_image
 from psys.files import read_bounded
 from psys.segment.grabcut import segment
-from psys.segment.quality import GateConfig, foreground_share, is_usable
+from psys.segment.quality import GateConfig, is_usable, measure
 
 FILE_BYTES = 256 * 2**20  # 2**26 pixels, the most that are decoded, take 192 MiB without any compression
 
@@ -52,9 +52,9 @@ def prepare_shard(shard: Shard, size: int, gate: GateConfig) -> Prepared:
         masks.append(_resize(segment(square).astype(np.uint8) * 255, size) > 127)
     pixels = np.array(images, np.uint8).reshape(-1, size, size, 3)
     foreground = np.array(masks, np.bool_).reshape(-1, size, size)
-    shares = foreground_share(foreground)
+    quality = np.array([measure(*pair) for pair in zip(pixels, foreground, strict=True)], np.float32).reshape(-1, 4)
     return Prepared(
-        shard.split, pixels, shard.labels[kept], foreground, shares, is_usable(shares, gate), tuple(unreadable)
+        shard.split, pixels, shard.labels[kept], foreground, quality[:, 0], is_usable(quality, gate), tuple(unreadable)
     )
 
 
