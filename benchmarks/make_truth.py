@@ -46,8 +46,8 @@ def main() -> None:
         _write(name.with_suffix(".jpg"), image, alpha >= 0.5)
     scenes = _scenes(stamps, templates, np.random.default_rng(SEED), (128, 128))
     for name, scene in zip(_names("cifar", arguments), scenes, strict=False):
-        image, alpha = (cv2.resize(layer, (32, 32), interpolation=cv2.INTER_AREA) for layer in scene)
-        _write(name.with_suffix(".png"), np.asarray(image, np.uint8), np.asarray(alpha >= 0.5))
+        small, cover = (cv2.resize(layer, (32, 32), interpolation=cv2.INTER_AREA) for layer in scene)
+        _write(name.with_suffix(".png"), np.asarray(small, np.uint8), np.asarray(cover >= 0.5))
 
 
 def _names(kind: str, arguments: argparse.Namespace) -> Iterator[Path]:

@@ -2,10 +2,10 @@
 
 FOLDER holds images/NAME.jpg (or .png, .webp ...) and masks/NAME.png of the same size, where anything but black is
 foreground; a name CLASS/NAME in both adds a table by class. Measured is the intersection over union, its mean over the
-images, for the strategies of psys, and beside them: the whole image, the middle half of each side as a box, a disc in the
-middle, OpenCV's GrabCut as it comes (5 iterations on the image as it is) started from a rectangle with a margin of 5 %,
-and started from the true box, the bounding box of the true mask. The lead of `auto` over that rectangle has a bootstrap
-interval of 95 % over images (10,000 draws, seed 0). Results: benchmarks/segment_quality/<folder>.json.
+images, for the strategies of psys, and beside them: the whole image, the middle half of each side as a box, a disc in
+the middle, OpenCV's GrabCut as it comes (5 iterations on the image as it is) started from a rectangle with a margin of
+5 %, and started from the true box, the bounding box of the true mask. The lead of `auto` over that rectangle has a
+bootstrap interval of 95 % over images (10,000 draws, seed 0). Results: benchmarks/segment_quality/<folder>.json.
 """
 
 import argparse
@@ -30,7 +30,8 @@ _DRAWS = 10_000
 _DISC = 0.38  # radius in units of the sides
 _DEGENERATE = 0.02, 0.95
 
-Image, Mask = NDArray[np.uint8], NDArray[np.bool_]
+Image = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
 Method = Callable[[Image, Mask], Mask]  # the second argument is the true mask, for those that are told the box
 
 
@@ -79,7 +80,7 @@ def find_pairs(folder: Path) -> list[tuple[str, Path, Path]]:
 def read_pair(image_path: Path, mask_path: Path) -> tuple[Image, Mask]:
     """The image, upright, and its mask. Raises PsysError for what cannot be read, another size or an empty mask."""
     try:
-        image, mask = read_image(image_path), read_image(mask_path).any(axis=2)
+        image, mask = read_image(image_path), np.asarray(read_image(mask_path).any(axis=2))
     except ValueError as error:
         raise PsysError(f"cannot read {image_path} or its mask {mask_path}: {error}") from None
     if image.shape[:2] != mask.shape:
@@ -146,7 +147,7 @@ METHODS: dict[str, Method] = {
 
 
 def bootstrap(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Mean lead of auto over the plain rectangle, and the interval that holds 95 % of its means over resampled images."""
+    """Mean lead of auto over the plain rectangle, and where 95 % of its means over resampled images lie."""
     leads = np.array([row["auto"]["iou"] - row["plain rectangle"]["iou"] for row in rows])
     means = leads[np.random.default_rng(0).integers(0, len(leads), (_DRAWS, len(leads)))].mean(axis=1)
     low, high = np.percentile(means, (2.5, 97.5))
@@ -166,15 +167,12 @@ def report(rows: list[dict[str, Any]], methods: list[str]) -> list[str]:
     classes = sorted({row["name"].rpartition("/")[0] for row in rows} - {""})
     if classes:
         lines.append("")
-        means = (
-            [
-                kind,
-                str(len(of_kind := [row for row in rows if row["name"].rpartition("/")[0] == kind])),
-                *(f"{np.mean([row[name]['iou'] for row in of_kind]):.3f}" for name in methods),
-            ]
-            for kind in classes
-        )
-        lines += table(["class", "images", *methods], means)
+        by_class: list[list[str]] = []
+        for kind in classes:
+            of_kind = [row for row in rows if row["name"].rpartition("/")[0] == kind]
+            means = (f"{np.mean([row[name]['iou'] for row in of_kind]):.3f}" for name in methods)
+            by_class.append([kind, str(len(of_kind)), *means])
+        lines += table(["class", "images", *methods], by_class)
     return lines
 
 

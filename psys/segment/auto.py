@@ -2,15 +2,14 @@
 
 No start of GrabCut is good for every image, but good ones agree: each kind of prior fails in its own way. So the cuts
 from all of them vote, the vote with the saliency gives one more start, and the cut that agrees best with the vote wins,
-unless its shape, its edge or its colours speak against it. All of it happens at a small size, where a cut takes a few
-milliseconds.
+unless its shape, its edge or its colours speak against it.
 """
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from psys.segment.cut import contrast_for, cut, trimap_of
+from psys.segment.cut import contrast_for, cut, rectangle, trimap_of
 from psys.segment.quality import colour_separation
 from psys.segment.saliency import Saliency, otsu, saliency, stretch
 
@@ -19,14 +18,17 @@ AGREEMENT, LARGEST_PART, BORDER_SQUARED, EDGE, SEPARATION, ODDS = 0.95, 0.3, 0.5
 MOST_ODDS = 5.0  # that a single pixel counts
 # Of the way from 0 to the threshold, or from there to 1: starts for objects of which a part stands out, or much does.
 LOW, HIGH = 0.6, 0.4
+MARGIN = 0.05  # of the rectangle, one more start, in units of the sides
+SALIENCY_SIDE = 64  # the shorter one, in pixels, at most
 SMALLEST, LARGEST = 0.01, 0.9  # shares of cuts that have no vote
 HOLE = 0.01  # smaller holes, in units of the image, are filled
 PART = 0.1  # parts smaller than this share of the largest are crumbs
 
 
 def find(image: NDArray[np.uint8], iterations: int) -> NDArray[np.bool_]:
-    """Foreground (H, W) of a small RGB image (H, W, 3)."""
-    maps = saliency(image)
+    """Foreground (H, W) of an RGB image (H, W, 3)."""
+    height, width = image.shape[:2]
+    maps = saliency(_reduced(image)).resized(height, width)
     lab = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2LAB), np.uint8)
     contrast = contrast_for(image.shape)
 
@@ -35,10 +37,17 @@ def find(image: NDArray[np.uint8], iterations: int) -> NDArray[np.bool_]:
 
     cuts = [cut_from(trimap) for trimap in _starts(maps)]
     voting = [mask for mask in cuts if SMALLEST < mask.mean() < LARGEST]
-    vote = np.mean(voting, axis=0) if voting else maps.whole
+    vote = np.mean(voting, axis=0, dtype=np.float32) if voting else maps.whole
     cuts.append(cut_from(trimap_of(stretch(vote + maps.whole / 2) > 0.5, 1)))
     edges = _Edges(lab)
     return max(cuts, key=lambda mask: _score(lab, mask, vote, edges))
+
+
+def _reduced(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    scale = SALIENCY_SIDE / min(image.shape[:2])
+    if scale >= 1:
+        return image
+    return np.asarray(cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _without_crumbs(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -62,7 +71,7 @@ def _starts(maps: Saliency) -> list[NDArray[np.uint8]]:
     threshold = otsu(maps.whole)
     probable = [maps.whole > t for t in (threshold, LOW * threshold, threshold + HIGH * (1 - threshold))]
     probable += [values > otsu(values) for values in (maps.anywhere, maps.barrier, maps.rarity)]
-    return [trimap_of(mask, 1) for mask in probable]
+    return [*(trimap_of(mask, 1) for mask in probable), rectangle(maps.whole.shape, MARGIN)]
 
 
 class _Edges:
@@ -82,7 +91,7 @@ class _Edges:
         return along / (along + self._usual + 1e-6)
 
 
-def _score(lab: NDArray[np.uint8], mask: NDArray[np.bool_], vote: NDArray[np.float64], edges: _Edges) -> float:
+def _score(lab: NDArray[np.uint8], mask: NDArray[np.bool_], vote: NDArray[np.float32], edges: _Edges) -> float:
     if not mask.any():
         return -np.inf
     agreement = 2 * (vote * mask).sum() / (vote.sum() + mask.sum())

@@ -9,11 +9,11 @@ from pydantic import Field
 
 from psys.config import Config
 from psys.segment import auto, seeded
-from psys.segment.cut import FULL_SIZE, contrast_for, cut, cut_plainly, rectangle, trimap_of
+from psys.segment.cut import FULL_SIZE, contrast_for, cut, cut_plainly, rectangle
 
 LONGEST, LEAST = 512, 16  # bounds of the working size, in pixels of a side
 SEEDED_ENLARGEMENT, SEEDED_SHORT_SIDE = 2.0, 128
-FIND_SHORT_SIDE, FINE_SHORT_SIDE = 64, 224  # where `auto` looks for the object, and where it draws its outline
+AUTO_SHORT_SIDE = 192
 RECT_MARGIN = 0.05
 ITERATIONS = {"auto": 1, "seeded": 1, "rect": 5, "box": 3}
 
@@ -38,9 +38,10 @@ class SegmentConfig(Config):
     """Iterations of each cut; none: the strategy's own (auto and seeded 1, rect 5, within a box 3)."""
 
 
-def segment(
-    image: NDArray[np.uint8], config: SegmentConfig = SegmentConfig(), box: Box | None = None
-) -> NDArray[np.bool_]:
+DEFAULT = SegmentConfig()
+
+
+def segment(image: NDArray[np.uint8], config: SegmentConfig = DEFAULT, box: Box | None = None) -> NDArray[np.bool_]:
     """Foreground mask (H, W) of an RGB image (H, W, 3) uint8 of any size; the same image gives the same mask.
 
     With a `box` everything outside it is background, whatever the strategy.
@@ -58,19 +59,8 @@ def segment(
         size = config.scale * min(SEEDED_ENLARGEMENT * min(image.shape[:2]), SEEDED_SHORT_SIDE)
         mask = seeded.find(_resized(image, size), iterations)
     else:
-        mask = _automatic(image, config.scale, iterations)
+        mask = auto.find(_resized(image, config.scale * min(AUTO_SHORT_SIDE, *image.shape[:2])), iterations)
     return _scaled(mask, image.shape)
-
-
-def _automatic(image: NDArray[np.uint8], scale: float, iterations: int) -> NDArray[np.bool_]:
-    small = _resized(image, scale * min(FIND_SHORT_SIDE, *image.shape[:2]))
-    mask = auto.find(small, iterations)
-    if min(image.shape[:2]) <= FIND_SHORT_SIDE:
-        return mask
-    fine = _resized(image, scale * min(FINE_SHORT_SIDE, *image.shape[:2]))
-    lab = np.asarray(cv2.cvtColor(fine, cv2.COLOR_RGB2LAB), np.uint8)
-    outlined = cut(lab, trimap_of(_scaled(mask, fine.shape), 2), contrast_for(fine.shape), iterations)
-    return auto.refined(outlined)
 
 
 def _within(image: NDArray[np.uint8], box: Box, scale: float, iterations: int) -> NDArray[np.bool_]:

@@ -5,7 +5,7 @@ barrier distance (Strand et al. 2013; by sweeps as in Zhang et al. 2015), the di
 in units of its spread (Zhang et al. 2015), and how rare a pixel's colour is among those of the border.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import cv2
 import numpy as np
@@ -26,13 +26,19 @@ class Saliency(NamedTuple):
     barrier: Map  # not reached from the border
     rarity: Map  # not of the border's colours, weighted towards the middle
 
+    def resized(self, height: int, width: int) -> Self:
+        """The same maps for a larger image."""
+        if self.whole.shape == (height, width):
+            return self
+        return self._make(np.asarray(cv2.resize(values, (width, height)), np.float32) for values in self)
+
 
 def saliency(image: NDArray[np.uint8]) -> Saliency:
     """The maps of a small RGB image (H, W, 3); time grows with the area times `BORDER_SAMPLES`."""
-    lab = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+    lab = np.asarray(cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB), np.float32)
     thick = max(1, round(BORDER * min(lab.shape[:2])))
     middle = _middle(*lab.shape[:2])
-    barrier, rarity = stretch(_barrier(cv2.blur(lab, (3, 3)))), stretch(_rarity(lab, thick))
+    barrier, rarity = stretch(_barrier(np.asarray(cv2.blur(lab, (3, 3)), np.float32))), stretch(_rarity(lab, thick))
     total = barrier + rarity + stretch(_side_distance(lab, thick))
     return Saliency(stretch(total * middle), stretch(total), barrier, stretch(rarity * middle))
 
@@ -75,20 +81,20 @@ def _sweep(state: Map) -> None:
 
 
 def _side_distance(lab: Map, thick: int) -> Map:
-    """Mahalanobis distance to the colours of each side, without the side it is farthest from: an object may touch one."""
+    """Mahalanobis distance to the colours of each side but the farthest, which an object may touch."""
     distances = []
     for side in (lab[:thick], lab[-thick:], lab[:, :thick], lab[:, -thick:]):
         pixels = side.reshape(-1, 3)
         off = lab - pixels.mean(axis=0)
-        inverse = np.linalg.inv(np.cov(pixels, rowvar=False) + 9 * np.eye(3))
-        distance = np.sqrt(np.einsum("hwi,ij,hwj->hw", off, inverse, off, optimize=True))
+        inverse = np.linalg.inv(np.cov(pixels, rowvar=False) + 9 * np.eye(3)).astype(np.float32)
+        distance = np.sqrt(((off @ inverse) * off).sum(axis=2))
         distances.append(distance / (distance.max() + 1e-6))
     return np.asarray(np.sum(distances, axis=0) - np.max(distances, axis=0), np.float32)
 
 
 def _rarity(lab: Map, thick: int) -> Map:
     """Minus the logarithm of a colour's density among the border's, by Gaussian kernels around a sample of it."""
-    colours = lab * np.float32((LIGHTNESS_WEIGHT, 1, 1)) / np.float32(KERNEL)
+    colours = lab * (np.array((LIGHTNESS_WEIGHT, 1, 1), np.float32) / KERNEL)
     inner = np.zeros(lab.shape[:2], np.bool_)
     inner[thick:-thick, thick:-thick] = True
     border = colours[~inner]
