@@ -116,9 +116,10 @@ def _odds(lab: NDArray[np.uint8], mask: NDArray[np.bool_]) -> float:
     densities = []
     for side in (inside, ~inside):
         own = pixels[side]
-        covariance = np.cov(own, rowvar=False) + 9 * np.eye(3)
-        off = pixels - own.mean(axis=0)
-        squares = ((off @ np.linalg.inv(covariance).astype(np.float32)) * off).sum(axis=1)
-        densities.append(-0.5 * (squares + np.linalg.slogdet(covariance)[1]))
+        mean = own.mean(axis=0)
+        covariance = (own - mean).T @ (own - mean) / len(own) + 9 * np.eye(3, dtype=np.float32)
+        off = pixels - mean
+        squares = np.einsum("ni,ni->n", off @ np.linalg.inv(covariance), off)
+        densities.append(-0.5 * (squares + np.log(np.linalg.det(covariance))))
     odds = (densities[0] - densities[1]).clip(-MOST_ODDS, MOST_ODDS)
     return float(odds[inside].mean() - odds[~inside].mean())

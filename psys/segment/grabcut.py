@@ -9,11 +9,11 @@ from pydantic import Field
 
 from psys.config import Config
 from psys.segment import auto, seeded
-from psys.segment.cut import FULL_SIZE, contrast_for, cut, cut_plainly, rectangle
+from psys.segment.cut import FULL_SIZE, contrast_for, cut, cut_plainly, rectangle, trimap_of
 
 LONGEST, LEAST = 512, 16  # bounds of the working size, in pixels of a side
 SEEDED_ENLARGEMENT, SEEDED_SHORT_SIDE = 2.0, 128
-AUTO_SHORT_SIDE = 192
+FIND_SHORT_SIDE, FINE_SHORT_SIDE = 128, 224  # where `auto` looks for the object, and where it draws its outline
 RECT_MARGIN = 0.05
 ITERATIONS = {"auto": 1, "seeded": 1, "rect": 5, "box": 3}
 
@@ -59,8 +59,17 @@ def segment(image: NDArray[np.uint8], config: SegmentConfig = DEFAULT, box: Box 
         size = config.scale * min(SEEDED_ENLARGEMENT * min(image.shape[:2]), SEEDED_SHORT_SIDE)
         mask = seeded.find(_resized(image, size), iterations)
     else:
-        mask = auto.find(_resized(image, config.scale * min(AUTO_SHORT_SIDE, *image.shape[:2])), iterations)
+        mask = _automatic(image, config.scale, iterations)
     return _scaled(mask, image.shape)
+
+
+def _automatic(image: NDArray[np.uint8], scale: float, iterations: int) -> NDArray[np.bool_]:
+    short = min(image.shape[:2])
+    mask = auto.find(_resized(image, scale * min(FIND_SHORT_SIDE, short)), iterations)
+    if short <= FIND_SHORT_SIDE:
+        return mask
+    fine = _resized(image, scale * min(FINE_SHORT_SIDE, short))
+    return _cut(fine, trimap_of(_scaled(mask, fine.shape), 2), iterations)
 
 
 def _within(image: NDArray[np.uint8], box: Box, scale: float, iterations: int) -> NDArray[np.bool_]:
@@ -69,9 +78,13 @@ def _within(image: NDArray[np.uint8], box: Box, scale: float, iterations: int) -
     if not inside.any():
         raise ValueError(f"expected a box (left, top, right, bottom) within {image.shape[:2]} (H, W), got {tuple(box)}")
     working = _resized(image, scale * min(FULL_SIZE, *image.shape[:2]))
-    lab = np.asarray(cv2.cvtColor(working, cv2.COLOR_RGB2LAB), np.uint8)
     start = np.where(_scaled(inside, working.shape), cv2.GC_PR_FGD, cv2.GC_BGD).astype(np.uint8)
-    return auto.refined(cut(lab, start, contrast_for(working.shape), iterations))
+    return _cut(working, start, iterations)
+
+
+def _cut(image: NDArray[np.uint8], trimap: NDArray[np.uint8], iterations: int) -> NDArray[np.bool_]:
+    lab = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2LAB), np.uint8)
+    return auto.refined(cut(lab, trimap, contrast_for(image.shape), iterations))
 
 
 def _resized(image: NDArray[np.uint8], short_side: float) -> NDArray[np.uint8]:
