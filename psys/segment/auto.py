@@ -20,7 +20,7 @@ MOST_ODDS = 5.0  # that a single pixel counts
 LOW, HIGH = 0.6, 0.4
 MARGIN = 0.05  # of the rectangle, one more start, in units of the sides
 SALIENCY_SIDE = 64  # the shorter one, in pixels, at most
-SMALLEST, LARGEST = 0.01, 0.9  # shares of cuts that have no vote
+SMALLEST, LARGEST = 0.03, 0.9  # shares of foreground of cuts that count
 HOLE = 0.01  # smaller holes, in units of the image, are filled
 PART = 0.1  # parts smaller than this share of the largest are crumbs
 
@@ -40,7 +40,10 @@ def find(image: NDArray[np.uint8], iterations: int) -> NDArray[np.bool_]:
     vote = np.mean(voting, axis=0, dtype=np.float32) if voting else maps.whole
     cuts.append(cut_from(trimap_of(stretch(vote + maps.whole / 2) > 0.5, 1)))
     edges = _Edges(lab)
-    return max(cuts, key=lambda mask: _score(lab, mask, vote, edges))
+    sized = [mask for mask in cuts if SMALLEST < mask.mean() < LARGEST]
+    if not sized:  # colours tell nothing here: what is salient is left
+        return refined(maps.whole > otsu(maps.whole))
+    return max(sized, key=lambda mask: _score(lab, mask, vote, edges))
 
 
 def _reduced(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -92,8 +95,6 @@ class _Edges:
 
 
 def _score(lab: NDArray[np.uint8], mask: NDArray[np.bool_], vote: NDArray[np.float32], edges: _Edges) -> float:
-    if not mask.any():
-        return -np.inf
     agreement = 2 * (vote * mask).sum() / (vote.sum() + mask.sum())
     _, _, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
     largest = stats[1:, cv2.CC_STAT_AREA].max() / mask.sum()

@@ -14,6 +14,7 @@ from psys.segment.cut import FULL_SIZE, contrast_for, cut, cut_plainly, rectangl
 LONGEST, LEAST = 512, 16  # bounds of the working size, in pixels of a side
 SEEDED_ENLARGEMENT, SEEDED_SHORT_SIDE = 2.0, 128
 FIND_SHORT_SIDE, FINE_SHORT_SIDE = 128, 224  # where `auto` looks for the object, and where it draws its outline
+SHRUNK = 0.4  # the outline must keep this share of what was found
 RECT_MARGIN = 0.05
 ITERATIONS = {"auto": 1, "seeded": 1, "rect": 5, "box": 3}
 
@@ -69,7 +70,8 @@ def _automatic(image: NDArray[np.uint8], scale: float, iterations: int) -> NDArr
     if short <= FIND_SHORT_SIDE:
         return mask
     fine = _resized(image, scale * min(FINE_SHORT_SIDE, short))
-    return _cut(fine, trimap_of(_scaled(mask, fine.shape), 2), iterations)
+    outlined = _cut(fine, trimap_of(_scaled(mask, fine.shape), 2), iterations)
+    return outlined if outlined.mean() >= SHRUNK * mask.mean() else mask
 
 
 def _within(image: NDArray[np.uint8], box: Box, scale: float, iterations: int) -> NDArray[np.bool_]:
