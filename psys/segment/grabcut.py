@@ -68,10 +68,15 @@ def _automatic(image: NDArray[np.uint8], scale: float, iterations: int) -> NDArr
     short = min(image.shape[:2])
     mask = auto.find(_resized(image, scale * min(FIND_SHORT_SIDE, short)), iterations)
     if short <= FIND_SHORT_SIDE:
-        return mask
+        return _to_edge(mask, 1)
     fine = _resized(image, scale * min(FINE_SHORT_SIDE, short))
     outlined = _cut(fine, trimap_of(_scaled(mask, fine.shape), 2), iterations)
-    return outlined if outlined.mean() >= SHRUNK * mask.mean() else mask
+    return _to_edge(outlined, 2) if outlined.mean() >= SHRUNK * mask.mean() else _to_edge(mask, 1)
+
+
+def _to_edge(mask: NDArray[np.bool_], frame: int) -> NDArray[np.bool_]:
+    # The frame was background by decree: what reaches it reaches the image's edge.
+    return np.pad(mask[frame:-frame, frame:-frame], frame, mode="edge")
 
 
 def _within(image: NDArray[np.uint8], box: Box, scale: float, iterations: int) -> NDArray[np.bool_]:
