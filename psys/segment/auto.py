@@ -37,7 +37,7 @@ def find(image: NDArray[np.uint8], iterations: int) -> NDArray[np.bool_]:
 
     cuts = [cut_from(trimap) for trimap in _starts(maps)]
     voting = [mask for mask in cuts if SMALLEST < mask.mean() < LARGEST]
-    vote = np.mean(voting, axis=0, dtype=np.float32) if voting else maps.whole
+    vote = np.asarray(np.mean(voting, axis=0), np.float32) if voting else maps.whole
     cuts.append(cut_from(trimap_of(stretch(vote + maps.whole / 2) > 0.5, 1)))
     edges = _Edges(lab)
     sized = [mask for mask in cuts if SMALLEST < mask.mean() < LARGEST]

@@ -5,7 +5,7 @@ barrier distance (Strand et al. 2013; by sweeps as in Zhang et al. 2015), the di
 in units of its spread (Zhang et al. 2015), and how rare a pixel's colour is among those of the border.
 """
 
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -26,11 +26,11 @@ class Saliency(NamedTuple):
     barrier: Map  # not reached from the border
     rarity: Map  # not of the border's colours, weighted towards the middle
 
-    def resized(self, height: int, width: int) -> Self:
+    def resized(self, height: int, width: int) -> "Saliency":
         """The same maps for a larger image."""
         if self.whole.shape == (height, width):
             return self
-        return self._make(np.asarray(cv2.resize(values, (width, height)), np.float32) for values in self)
+        return Saliency(*(np.asarray(cv2.resize(values, (width, height)), np.float32) for values in self))
 
 
 def saliency(image: NDArray[np.uint8]) -> Saliency:
