@@ -65,6 +65,13 @@ class Running:
             with contextlib.suppress(psutil.NoSuchProcess):
                 yield from child.children(recursive=True)
 
+    def named(self, name: str) -> Iterator[psutil.Process]:
+        """Those whose name begins so."""
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.name().startswith(name) and process.status() != psutil.STATUS_ZOMBIE:
+                    yield process
+
     def wait(self, done: Callable[[], bool], timeout_seconds: float, poll_seconds: float = 0.1) -> None:
         """Until `done()`. Raises PsysError with its last words if a command ends before, or if time is up."""
         deadline = time.monotonic() + timeout_seconds

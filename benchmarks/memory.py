@@ -51,7 +51,7 @@ def measure(model: str, pushes: int, store: Path) -> list[dict[str, float]]:
         points: list[dict[str, float]] = []
         with Running([command], folder / "log") as running:
             running.wait(path.exists, timeout_seconds=60)
-            server = next(process for process in running.processes() if "serve" in process.cmdline())
+            server = next(running.named("psys-server"))
             with path.open(encoding="utf-8") as events:
                 applied = 0
 

@@ -102,7 +102,7 @@ def measure(arm: str, config: RunConfig, warm_up: float, seconds: float) -> dict
                 lambda: time.monotonic() > end and events()[-1]["seconds"] > opening(events(), warm_up) + seconds,
                 timeout_seconds=2 * (warm_up + seconds) + START_SECONDS,
             )
-            servers = [process for process in running.processes() if {"serve", "shard"} & set(process.cmdline())]
+            servers = list(running.named("psys-server"))
             resident = sum(process.memory_info().rss for process in servers)
         result = {"images_per_second": images_per_second(events(), warm_up, seconds)}
         return {**result, "server_mb": resident / 1e6} if servers else result

@@ -18,6 +18,10 @@ SHOWN_ERRORS, SHOWN_CHARACTERS = 10, 200
 _MODEL_CONFIG = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
+NAME = r"^[\w-][\w.-]*$"
+"""What a folder may be called that psys makes: it stays in its place, and is not hidden."""
+
+
 class Config(BaseModel):
     """Base of every settings class: immutable, and closed to names it does not know."""
 

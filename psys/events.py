@@ -1,10 +1,12 @@
 """The run's diary: one JSON object a line, appended as things happen, flushed so that a crash loses nothing told."""
 
+import errno
 import fcntl
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from psys.errors import PsysError
 
@@ -18,8 +20,9 @@ class EventLog:
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         try:
-            self._file: TextIO = path.open("a+", encoding="utf-8")
+            self._file = path.open("ab", buffering=0)
         except OSError as error:
             raise PsysError(f"cannot write {path}: {error.strerror}") from None
         try:
@@ -32,9 +35,19 @@ class EventLog:
             self._file.truncate(whole.rfind(b"\n") + 1)
 
     def write(self, event: str, **fields: Any) -> None:
-        """Append one event. Fields must be JSON values."""
-        self._file.write(json.dumps({"event": event, **fields}) + "\n")
-        self._file.flush()
+        """Append one event, whole or not at all. Fields must be JSON values. Raises PsysError if there is no room."""
+        line = json.dumps({"event": event, **fields}).encode() + b"\n"
+        end = self._file.seek(0, os.SEEK_END)
+        try:
+            if self._file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            self._file.truncate(end)
+            raise PsysError(f"cannot write {self._path}: {error.strerror}") from None
+
+    def sync(self) -> None:
+        """See that a power cut loses nothing told so far."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()
@@ -49,17 +62,13 @@ class EventLog:
 def read_events(path: Path) -> Iterator[dict[str, Any]]:
     """Events in order; a last line cut short by a crash is left out. Raises PsysError naming any other broken line."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        *lines, _ = path.read_bytes().split(b"\n")
+    except OSError as error:
         raise PsysError(f"cannot read {path}: {error}") from None
     for number, line in enumerate(lines, start=1):
-        if not line:
-            continue
         try:
             event = json.loads(line)
-        except ValueError:
-            if number == len(lines):
-                return
+        except (ValueError, RecursionError):
             event = None
         if not isinstance(event, dict) or "event" not in event:
             raise PsysError(f"{path} line {number} is no event: the file was changed after it was written")

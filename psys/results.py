@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -46,14 +47,11 @@ def finish(run: RunDirectory, console: Console) -> dict[str, Any]:
 
 def _results(run: RunDirectory, events: list[Event], console: Console) -> dict[str, Any]:
     config = run.config()
-    store = PreparedStore.open(config.store)
+    store = PreparedStore.open(config.store, config.image_size)
     if store.content_hash not in [event.get("store") for event in events if event["event"] in ("start", "resume")]:
         raise PsysError(f"{config.store} is not the store that {run.path} was trained on: it was prepared anew since")
     model = FlatModel(build(config.model, len(store.classes)).to(choose_device(0)))
-    train = store.split("train")
-    _, held = holdout(train.labels, config.validation_share, config.seed)
-    held_out = Split(train.images[held], train.labels[held], train.masks[held], train.usable[held])
-    points = _evaluate_snapshots(run, events, model, store, held_out, console)
+    points = _evaluate_snapshots(run, events, model, store, console)
     draw(list(points.values()), run.path / "curves.png", title=f"{run.path.name}: {config.model}, {config.mode}")
     diverged = next((point for point in points.values() if not math.isfinite(point.train_loss)), None)
     if diverged:
@@ -63,9 +61,10 @@ def _results(run: RunDirectory, events: list[Event], console: Console) -> dict[s
         )
     result = {"mode": config.mode, "model": config.model, **_summary(events)}
     best = max(points, key=lambda version: _merit(version, points[version]))
+    test = store.split("test")
     # The best comes last, for it stays loaded for the export.
     for role, version in (("last", max(points)), ("best", best)):
-        tested = _evaluate(model, run.snapshot_path(version), store, store.split("test"))
+        tested = _evaluate(model, run.snapshot_path(version), store, test, np.arange(len(test.labels)))
         save_module(model.module, run.path / f"{role}.safetensors")
         result[role] = {"version": version, **points[version]._asdict(), "test": tested}
     result["onnx"] = _export(run, store, model.module, result)
@@ -80,13 +79,14 @@ def _evaluate_snapshots(
     events: list[Event],
     model: FlatModel,
     store: PreparedStore,
-    held_out: Split,
     console: Console,
 ) -> dict[int, EpochPoint]:
     """Each snapshot's version with what is known of it; training figures are means since the snapshot before."""
     snapshots = [event for event in events if event["event"] == "snapshot"]
     if not snapshots:
         raise PsysError(f"{run.path} has no snapshot to evaluate: the run ended before its first one")
+    config, train = run.config(), store.split("train")
+    _, held_out = holdout(train.labels, config.validation_share, config.seed)
     updates = [event for event in events if event["event"] == "update"]
     points: dict[int, EpochPoint] = {}
     seen = 0
@@ -97,8 +97,8 @@ def _evaluate_snapshots(
         weights = [update["images"] for update in since]
         loss, accuracy = (float(np.average([u[key] for u in since], weights=weights)) for key in ("loss", "accuracy"))
         validation: Event = {}
-        if len(held_out.labels):
-            validation = _evaluate(model, run.snapshot_path(version), store, held_out)
+        if len(held_out):
+            validation = _evaluate(model, run.snapshot_path(version), store, train, held_out)
         points[version] = EpochPoint(
             snapshot["epochs"],
             snapshot["seconds"],
@@ -110,10 +110,12 @@ def _evaluate_snapshots(
     return points
 
 
-def _evaluate(model: FlatModel, path: Path, store: PreparedStore, split: Split) -> dict[str, Any]:
+def _evaluate(
+    model: FlatModel, path: Path, store: PreparedStore, split: Split, rows: NDArray[np.int64]
+) -> dict[str, Any]:
     load_snapshot(model, path)
-    device = model.parameters.device
-    return evaluate(model.module, split.images, split.labels, store.channel_mean, store.channel_std, device)._asdict()
+    colours = (store.channel_mean, store.channel_std)
+    return evaluate(model.module, split.images, split.labels, rows, *colours, model.parameters.device)._asdict()
 
 
 def _merit(version: int, point: EpochPoint) -> tuple[float, float]:

@@ -19,6 +19,7 @@ from pydantic import Field
 from rich.console import Console
 
 from psys.cluster.address import listen
+from psys.cluster.children import prepare_children
 from psys.cluster.config import RunConfig
 from psys.cluster.node import serve, serve_shard
 from psys.cluster.rundir import RunDirectory
@@ -85,6 +86,7 @@ def _train_here(config: LaunchConfig) -> None:
     workers = config.workers or min(torch.cuda.device_count() or available_cores(), _MOST_WORKERS)
     run = _start_run(config, workers)
     _say("workers join it with --role worker --join {}:{}".format(*listener.getsockname()[:2]))
+    prepare_children()
     token = _given_token(config) or ("" if _is_loopback(config.listen) else _new_token(run))
     complete = Supervisor(run, listener, config.servers, workers, _threads(config, workers), token).wait()
     _end_run(run, complete)
@@ -144,7 +146,9 @@ def _start_run(config: LaunchConfig, workers: int) -> RunDirectory:
     if not config.store.exists():
         _prepare(config)
     # A damaged store or a holdout of everything is found out here, and not by every process of the run.
-    holdout(PreparedStore.open(config.store).split("train").labels, config.validation_share, config.seed)
+    holdout(
+        PreparedStore.open(config.store, config.image_size).split("train").labels, config.validation_share, config.seed
+    )
     fields = {name: getattr(config, name) for name in RunConfig.model_fields}
     settings = RunConfig(**{**fields, "workers": workers})
     if config.resume:

@@ -1,12 +1,15 @@
 """Batch augmentation: several views of every sample, each with its own transforms, stand in the same batch."""
 
+from typing import Self
+
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from psys.augment.cutout import cutout
-from psys.augment.foreground import foreground, unpack_masks
+from psys.augment.cutout import holes
+from psys.augment.foreground import ForegroundConfig, apply_modes
 from psys.augment.geometry import flip_shift, rotate
+from psys.augment.pixels import colours_of, from_planes, pack, to_planes, unpack_masks
 from psys.config import Config
 
 Colour = tuple[float, float, float]
@@ -22,13 +25,18 @@ class AugmentConfig(Config):
     shift: int = Field(default=4, ge=0)
     """Largest shift along rows and columns, pixels; what moves in is black."""
     rotate_degrees: float = Field(default=0.0, ge=0, le=180)
-    """Largest rotation either way, degrees; 0 is off."""
+    """Largest rotation either way, degrees; 0 is off. What moves in is black."""
     cutout_size: int = Field(default=0, ge=0)
-    """Side of the square hole of cutout, pixels; 0 is off. Its paper has 16 for CIFAR-10."""
+    """Side of cutout's square hole of the mean colour, pixels; 0 is off. Its paper has 16 for CIFAR-10."""
     cutout_share: float = Field(default=1.0, ge=0, le=1)
-    """Share of the views with a hole, 0 to 1, among those that are not foreground images."""
-    foreground_share: float = Field(default=0.0, ge=0, le=1)
-    """Share of the views with the foreground alone, on black, 0 to 1; an image with a degenerate mask stays whole."""
+    """Share of the views with a hole, 0 to 1, among those that no foreground mode has taken."""
+    foreground: ForegroundConfig = ForegroundConfig()
+
+    @model_validator(mode="after")
+    def _keep_has_a_hole(self) -> Self:
+        if self.foreground.keep and not self.cutout_size:
+            raise ValueError("'foreground.keep' is a kind of cutout: 'cutout_size' must be above 0")
+        return self
 
 
 def augment(
@@ -37,38 +45,39 @@ def augment(
     packed_masks: Tensor,
     usable: Tensor,
     config: AugmentConfig,
+    classes: int,
     mean: Colour,
     std: Colour,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """M independently transformed views of each sample, and the labels repeated: sample i is at i, B + i, 2B + i, ...
+    """M independently transformed views of each sample, and their labels: sample i is at i, B + i, 2B + i, ...
 
     `images` (B, H, W, 3) uint8, `labels` (B,), `packed_masks` (B, ceil(H * W / 8)) uint8 and `usable` (B,) bool live on
     the generator's device; `mean` and `std` in units of [0, 1]. Returns views (M * B, 3, H, W) float32, channels_last,
-    and labels (M * B,). The same generator state gives the same views. Hoffer et al., CVPR 2020.
+    and labels (M * B,), or (M * B, classes) float32 probabilities if images are mixed. The same generator state gives
+    the same views. First images and masks are moved (flip, shift, rotation), then the foreground modes see what is in
+    the picture, then cutout takes from the others. Hoffer et al., CVPR 2020.
     """
-    count = config.views * len(images)
-
-    def chosen(share: float) -> Tensor:  # (M * B,) bool
-        return torch.rand(count, device=images.device, generator=generator) < share
-
-    views = images.repeat(config.views, 1, 1, 1)
-    is_foreground = chosen(config.foreground_share) & usable.repeat(config.views)
-    if config.foreground_share > 0:
-        masks = unpack_masks(packed_masks, (images.shape[1], images.shape[2]))
-        # Masked before it moves, an image takes its mask along, and what moves in is black like the background.
-        views = foreground(views, masks.repeat(config.views, 1, 1), is_foreground)
+    image_size = (images.shape[1], images.shape[2])
+    originals = pack(images, unpack_masks(packed_masks, image_size))
+    moved = originals.repeat(config.views, 1, 1)
     if config.flip or config.shift:
-        views = flip_shift(views, config.flip, config.shift, generator)
-    normalised = normalise(views, mean, std)
+        moved = flip_shift(moved, config.flip, config.shift, generator)
     if config.rotate_degrees:
-        normalised = rotate(normalised, config.rotate_degrees, generator)
+        planes = to_planes(moved)[:, : 4 if config.foreground.shares else 3]
+        moved = from_planes(rotate(planes, config.rotate_degrees, generator))
+    grey = torch.tensor([[[[round(255 * value) for value in mean]]]], dtype=torch.uint8, device=images.device)
+    mean_word = pack(grey, torch.zeros_like(grey[..., 0], dtype=torch.bool))
+    views = apply_modes(
+        originals, moved, labels, usable, mean_word, config.foreground, config.cutout_size, classes, generator
+    )
+    words = views.words
     if config.cutout_size:
-        is_cut = chosen(config.cutout_share) & ~is_foreground
-        normalised = torch.where(
-            is_cut[:, None, None, None], cutout(normalised, config.cutout_size, generator), normalised
-        )
-    return normalised.contiguous(memory_format=torch.channels_last), labels.repeat(config.views)
+        drawn = torch.rand(len(moved), device=images.device, generator=generator)
+        is_cut = views.is_plain & (drawn < config.cutout_share)
+        hidden = holes(len(moved), image_size, config.cutout_size, generator) & is_cut[:, None, None]
+        words = torch.where(hidden, mean_word, words)
+    return normalise(colours_of(words), mean, std), views.labels
 
 
 def normalise(images: Tensor, mean: Colour, std: Colour) -> Tensor:
@@ -76,6 +85,7 @@ def normalise(images: Tensor, mean: Colour, std: Colour) -> Tensor:
 
     (B, H, W, 3) uint8 -> (B, 3, H, W) float32, channels_last (the bytes already lie that way: no transposing copy).
     """
-    centre = torch.tensor(mean, device=images.device).view(3, 1, 1)
-    spread = torch.tensor(std, device=images.device).view(3, 1, 1)
-    return images.permute(0, 3, 1, 2).div(255).sub_(centre).div_(spread)
+    # Whole rows at a time: torch is slow where the innermost loop has but the three channels.
+    centre, spread = (torch.tensor(colour, device=images.device).repeat(images.shape[2]) for colour in (mean, std))
+    rows = images.flatten(2).div(255).sub_(centre).div_(spread)
+    return rows.view(images.shape).permute(0, 3, 1, 2)

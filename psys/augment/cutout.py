@@ -4,20 +4,45 @@ import torch
 from torch import Tensor
 
 
-def cutout(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Each image with one square of `size` x `size` pixels set to 0; its centre is uniform over all pixels.
+def rectangles(count: int, image_size: tuple[int, int], sides: Tensor, generator: torch.Generator) -> Tensor:
+    """A rectangle in each of `count` images, True inside: (count, H, W) bool; its centre is uniform over all pixels.
 
-    The square is clipped at the border, so it is often smaller; an even size reaches `size // 2` pixels either way.
-    `images` is (B, C, H, W), normalised: 0 is the mean colour. The generator lives on its device.
-    DeVries & Taylor, arXiv:1708.04552.
+    `sides` (2, count or 1) int64: height and width in pixels. It is clipped at the border, so it is often smaller; an
+    even side reaches half of it either way. `sides` and the generator live on one device, and so does the result.
     """
-    batch, _, height, width = images.shape
-    device = images.device
 
-    def inside(side: int) -> Tensor:  # (B, side)
-        centre = torch.randint(side, (batch, 1), device=device, generator=generator)
-        offset = torch.arange(side, device=device) - (centre - size // 2)
-        return (offset >= 0) & (offset < size)
+    def inside(length: int, side: Tensor) -> Tensor:  # (count, length)
+        centre = torch.randint(length, (count, 1), device=side.device, generator=generator)
+        return _hidden(length, centre, side[:, None])
 
-    hole = inside(height)[:, None, :, None] & inside(width)[:, None, None, :]
-    return images * ~hole
+    height, width = image_size
+    return inside(height, sides[0])[:, :, None] & inside(width, sides[1])[:, None, :]
+
+
+def holes(count: int, image_size: tuple[int, int], size: int, generator: torch.Generator) -> Tensor:
+    """Squares of `size` x `size` pixels to hide, (count, H, W) bool. DeVries & Taylor, arXiv:1708.04552."""
+    return rectangles(count, image_size, torch.full((2, 1), size, device=generator.device), generator)
+
+
+def sparing_holes(masks: Tensor, size: int, most: float, generator: torch.Generator) -> Tensor:
+    """Squares like those of `holes`, but hiding at most the share `most` (0 to 1) of each image's foreground.
+
+    `masks` (B, H, W) bool; the centre is uniform over the pixels that allow it; where none does there is no hole.
+    """
+    height, width = masks.shape[1:]
+    rows, columns = (
+        _hidden(length, torch.arange(length, device=masks.device)[:, None], size) for length in (height, width)
+    )
+    foreground = masks.float()
+    erased = rows.float() @ foreground @ columns.float().T  # (B, H, W): foreground pixels in the hole about each pixel
+    allowed = erased <= most * foreground.sum(dim=(1, 2), keepdim=True)
+    lots = torch.rand(masks.shape, device=masks.device, generator=generator) * allowed
+    best, centre = lots.flatten(1).max(dim=1)
+    chosen = rows[centre // width] & (best > 0)[:, None]
+    return chosen[:, :, None] & columns[centre % width][:, None, :]
+
+
+def _hidden(length: int, centre: Tensor, side: Tensor | int) -> Tensor:
+    """Which pixels of a line a hole about `centre` (N, 1) hides: (N, length) bool."""
+    offset = torch.arange(length, device=centre.device) - (centre - side // 2)
+    return (offset >= 0) & (offset < side)

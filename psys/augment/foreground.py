@@ -1,20 +1,147 @@
-"""Foreground images: the segmented object on black, the piece of the picture that cutout leaves out."""
+"""Foreground modes: views in which the image's mask decides what is shown, and controls with a wrong mask."""
+
+from typing import Annotated, NamedTuple, Self
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from psys.augment.cutout import sparing_holes
+from psys.augment.inpaint import backgrounds
+from psys.augment.mix import mixing_rectangles, visible_share
+from psys.augment.pixels import masks_of
+from psys.config import Config
 
-def foreground(images: Tensor, masks: Tensor, usable: Tensor) -> Tensor:
-    """Each image with the pixels outside its mask black; an image whose mask is not usable stays whole.
+Share = Annotated[float, Field(ge=0, le=1)]
+MODES = ("black", "mean", "swap", "keep", "mix", "shuffled_mask", "box_mask")
 
-    `images` (B, H, W, C) uint8, `masks` (B, H, W) bool with True on the foreground, `usable` (B,) bool.
+
+class ForegroundConfig(Config):
+    """Shares of the views, 0 to 1, a mode each at most; whole stays what has no usable mask or finds no partner."""
+
+    black: Share = 0.0
+    """The foreground on black: the founding paper's."""
+    mean: Share = 0.0
+    """The foreground on the mean colour."""
+    swap: Share = 0.0
+    """The foreground on the background of another image of the batch, where that one's foreground is filled in."""
+    swap_same_class: bool = False
+    """Take that background from an image of the same class; if the batch has none, the view stays whole."""
+    keep: Share = 0.0
+    """Cutout that keeps the foreground: its hole of `cutout_size` erases at most `keep_erased` of it."""
+    keep_erased: Share = 0.25
+    """Most of the foreground, 0 to 1, that `keep` erases; where no place for the hole allows it, there is none."""
+    mix: Share = 0.0
+    """CutMix with another image of the batch; labels count as much as foreground is visible, or area without masks."""
+    shuffled_mask: Share = 0.0
+    """Control for `black`: cut out with the mask of another image of the batch."""
+    box_mask: Share = 0.0
+    """Control for `black`: cut out with the bounding box of the mask."""
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> Self:
+        if (total := sum(self.shares.values())) > 1 + 1e-9:
+            shares = ", ".join(f"{mode} {share:g}" for mode, share in self.shares.items())
+            raise ValueError(f"the shares of the modes must not exceed 1 together, but {shares} are {total:g}")
+        return self
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The modes in use and their shares of the views."""
+        return {mode: share for mode in MODES if (share := getattr(self, mode))}
+
+
+class Views(NamedTuple):
+    """V views of a batch in which modes have been applied."""
+
+    words: Tensor  # (V, H, W) int32, see `pixels`
+    labels: Tensor  # (V,) int64, or with `mix` (V, classes) float32: each row's sum is 1
+    is_plain: Tensor  # (V,) bool: no mode was applied
+
+
+def apply_modes(
+    originals: Tensor,
+    moved: Tensor,
+    labels: Tensor,
+    usable: Tensor,
+    mean: Tensor,
+    config: ForegroundConfig,
+    cutout_size: int,
+    classes: int,
+    generator: torch.Generator,
+) -> Views:
+    """Views of B images: each mode applied to its share of them.
+
+    `originals` (B, H, W) int32 words; `moved` (V, H, W), where V is a multiple of B, the same as they were moved about:
+    what moved in is background. `labels` (B,) int64, `usable` (B,) bool, `mean` the word of the mean colour. `swap`
+    takes the other image's background as it was, `mix` and `shuffled_mask` the other view as it was moved. Nothing
+    waits for a GPU, and the work does not depend on what is drawn.
     """
-    return images * (masks | ~usable[:, None, None])[..., None]
+    count, images = len(moved), len(originals)
+    repeats, device = count // images, moved.device
+    has_mask, targets = usable.repeat(repeats), labels.repeat(repeats)
+    words, is_plain = moved, torch.ones_like(has_mask)
+    if not config.shares:
+        return Views(words, targets, is_plain)
+    masks = masks_of(moved)
+    if config.mix:
+        targets = (targets[:, None] == torch.arange(classes, device=device)).float()
+    is_other = ~torch.eye(images, dtype=torch.bool, device=device)
+    same_repeat = torch.arange(count, device=device) // images * images  # the first view of each view's repeat
+
+    def draw_other(allowed: Tensor) -> tuple[Tensor, Tensor]:
+        """For each view one of the images that are `allowed` (B or 1, B) and not its own, and whether there is one."""
+        lots = torch.rand(count, images, device=device, generator=generator)
+        best, other = (lots * (allowed & is_other).repeat(repeats, 1)).max(dim=1)
+        return other, best > 0
+
+    drawn = torch.rand(count, device=device, generator=generator)
+    for mode, share in config.shares.items():
+        chosen = (drawn >= 0) & (drawn < share)
+        drawn = drawn - share
+        if mode != "mix":
+            chosen &= has_mask
+        match mode:
+            case "black":
+                words = words * _shown(masks, chosen)
+            case "box_mask":
+                words = words * _shown(boxes(masks), chosen)
+            case "shuffled_mask":
+                other, found = draw_other(usable)
+                chosen &= found
+                words = words * _shown(masks[same_repeat + other], chosen)
+            case "mean":
+                words = torch.where(_shown(masks, chosen), words, mean)
+            case "keep":
+                holes = sparing_holes(masks, cutout_size, config.keep_erased, generator)
+                words = torch.where(holes & chosen[:, None, None], mean, words)
+            case "swap":
+                other, found = draw_other(usable & (labels[:, None] == labels) if config.swap_same_class else usable)
+                chosen &= found
+                words = torch.where(_shown(masks, chosen), words, backgrounds(originals).index_select(0, other))
+            case "mix":
+                other, found = draw_other(torch.ones_like(usable))
+                chosen &= found
+                other = same_repeat + other
+                rectangles = mixing_rectangles(masks, generator) & chosen[:, None, None]
+                words = torch.where(rectangles, moved[other], words)
+                weights = visible_share(masks, masks[other], rectangles, has_mask & has_mask[other])[:, None]
+                targets = targets * (1 - weights) + targets[other] * weights
+            case _:
+                raise AssertionError(mode)
+        is_plain &= ~chosen
+    return Views(words, targets, is_plain)
 
 
-def unpack_masks(packed: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """Masks (B, H, W) bool from the store's bits, (B, ceil(H * W / 8)) uint8 in the order of `np.packbits`."""
-    shifts = torch.arange(7, -1, -1, device=packed.device, dtype=torch.uint8)
-    bits = (packed[:, :, None] >> shifts) & 1
-    height, width = image_size
-    return bits.flatten(1)[:, : height * width].reshape(-1, height, width).bool()
+def boxes(masks: Tensor) -> Tensor:
+    """The bounding box of each mask, (B, H, W) bool like `masks`; that of an empty mask is empty."""
+
+    def between(occupied: Tensor) -> Tensor:  # (B, length): from the first to the last
+        counted = occupied.cumsum(dim=1)
+        return (counted > 0) & (counted - occupied.long() < counted[:, -1:])
+
+    return between(masks.any(dim=2))[:, :, None] & between(masks.any(dim=1))[:, None, :]
+
+
+def _shown(masks: Tensor, chosen: Tensor) -> Tensor:
+    return masks | ~chosen[:, None, None]

@@ -34,15 +34,20 @@ def flip_shift(images: Tensor, flip: bool, shift: int, generator: torch.Generato
 
 
 def rotate(images: Tensor, degrees: float, generator: torch.Generator) -> Tensor:
-    """Each image turned about its centre by an angle uniform in [-degrees, degrees], bilinear; corners become 0.
+    """Each image turned about its centre by an angle uniform in [-degrees, degrees], bilinear; what moves in is 0.
 
-    `images` is (B, C, H, W) floating point; after normalisation 0 is the mean colour. The generator lives on the
-    device of `images`.
+    `images` is (B, C, H, W) float32. The generator lives on the device of `images`.
     """
     batch, _, height, width = images.shape
-    angle = (torch.rand(batch, device=images.device, generator=generator) * 2 - 1) * math.radians(degrees)
-    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-    # Grid coordinates run over [-1, 1] on both sides: the ratios keep an oblong image from being sheared.
-    theta = torch.stack([cos, -sin * height / width, zero, sin * width / height, cos, zero], dim=1).view(batch, 2, 3)
-    grid = F.affine_grid(theta.to(images.dtype), list(images.shape), align_corners=False)
+    device = images.device
+    angle = (torch.rand(batch, device=device, generator=generator) * 2 - 1) * math.radians(degrees)
+    # Complex numbers turn by multiplication, and lie in memory as grid_sample wants them; affine_grid would multiply a
+    # matrix for every pixel and take longer than the sampling.
+    down = torch.arange(height, device=device)[:, None] - (height - 1) / 2
+    right = torch.arange(width, device=device) - (width - 1) / 2
+    from_centre = torch.complex(*torch.broadcast_tensors(right, down))  # pixels
+    turned = torch.polar(torch.ones_like(angle), angle)[:, None, None] * from_centre
+    # To grid_sample a picture reaches from -1 to 1 on both sides.
+    to_grid = torch.tensor([2 / width, 2 / height], device=device).repeat(width)
+    grid = (torch.view_as_real(turned).flatten(2) * to_grid).unflatten(2, (width, 2))
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

@@ -71,7 +71,8 @@ class Checkpoints:
         path = self._path(books.version)
         try:
             tensors = {"parameters": state.parameters, "statistics": state.statistics}
-            save_file({**tensors, **{f"optimizer.{name}": v for name, v in state.optimizer.items()}}, aside / _STATE)
+            optimizer = {f"optimizer.{name}": vector for name, vector in state.optimizer.items()}
+            save_tensors({**tensors, **optimizer}, aside / _STATE)
             digest = _sha256(aside / _STATE)
             books_json = books.model_dump(mode="json")
             content = {"books": books_json, "state_sha256": digest, "sha256": _seal(books_json, digest)}
@@ -83,9 +84,9 @@ class Checkpoints:
                 shutil.rmtree(replaced, ignore_errors=True)
                 path.rename(replaced)
             aside.rename(path)
-        except (OSError, SafetensorError) as error:
+        except OSError:
             shutil.rmtree(aside, ignore_errors=True)
-            raise error if isinstance(error, OSError) else OSError(str(error)) from None
+            raise
         _sync(self.folder)
         shutil.rmtree(replaced, ignore_errors=True)
         for old in self._paths()[: -self._keep]:
@@ -145,6 +146,14 @@ def load(path: Path) -> Checkpoint:
         raise PsysError(f"checkpoint {path} is damaged: {' '.join(str(error).split())[:200]}") from None
     optimizer = {name.removeprefix("optimizer."): vector for name, vector in tensors.items()}
     return Checkpoint(path, manifest.books, StoreState(manifest.books.version, parameters, statistics, optimizer))
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file. Raises OSError."""
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        raise OSError(f"cannot write {path}: {error}") from None
 
 
 def joined(parts: list[StoreState]) -> StoreState:

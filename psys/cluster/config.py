@@ -8,7 +8,7 @@ from pydantic import Field
 from psys.augment.batch import AugmentConfig
 from psys.cluster.lane import Layout
 from psys.compute.device import Precision
-from psys.config import Config
+from psys.config import NAME, Config
 from psys.ps.codec import Wire
 from psys.ps.partition import partition
 from psys.ps.policy import Mode, rounds_ahead
@@ -19,7 +19,7 @@ from psys.ps.store import OptimizerConfig
 class RunConfig(Config):
     """Train an image classifier with many workers around a parameter server."""
 
-    name: str | None = Field(None, pattern=r"^[\w.-]+$")
+    name: str | None = Field(None, pattern=NAME)
     """directory of the run below `runs`; by default the time and the mode"""
     runs: Path = Path("runs")
     """where run directories are made"""
@@ -27,6 +27,8 @@ class RunConfig(Config):
     """what to prepare the store from if it is not there: sample, cifar10, or the path of a data set"""
     store: Path = Field(default_factory=lambda settings: Path("stores") / Path(settings.get("source") or "sample").name)
     """the prepared store to train on; by default the one of `source` below stores/"""
+    image_size: int | None = Field(None, ge=8, le=1024)
+    """side of the images trained on, in pixels; by default the store's, and only an encoded one has any other"""
     model: str = "resnet8"
     """resnet<6n+2>: resnet8, resnet20, resnet44 ..."""
     mode: Mode = "async"

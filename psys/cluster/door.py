@@ -25,7 +25,7 @@ from psys.errors import PsysError
 GATHERING_SECONDS = 120.0
 """For all servers to come; who comes before them is kept waiting."""
 
-_LINE_BYTES = 1 << 20
+_LINE_BYTES, _KNOCK_BYTES = 1 << 20, 1 << 12
 _HANDSHAKE_SECONDS = 10.0  # for a visitor to say who it is
 _RETRY_SECONDS, _ATTEMPT_SECONDS = 0.25, 2.0
 _BEATS_PER_TIMEOUT = 5
@@ -132,11 +132,10 @@ class _Visit(socketserver.StreamRequestHandler):
     def handle(self) -> None:
         host = self.door.host
         self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.connection.settimeout(_HANDSHAKE_SECONDS)
         challenge = secrets.token_hex(16)
         try:
             self._say({"psys": challenge})
-            knock = validate(Knock, self._hear(), where="the knock")
+            knock = validate(Knock, self._hear_first(), where="the knock")
             if not hmac.compare_digest(knock.proof.encode(), _proof(self.door.token, challenge).encode()):
                 raise PsysError("the token is not this run's (PSYS_TOKEN or --token-file)")
             admission = host.admit(knock)
@@ -171,7 +170,7 @@ class _Visit(socketserver.StreamRequestHandler):
     def _follow(self, name: str, number: int, line: dict[str, Any]) -> bool:
         """Do what an admitted one says; whether that was good-bye."""
         match line:
-            case {"ready": str(address)}:
+            case {"ready": str(address)} if name.startswith("server"):
                 self.door.host.ready(number, address)
             case {"fault": dict(fault)}:
                 self.door.host.injected(name, fault)
@@ -187,6 +186,17 @@ class _Visit(socketserver.StreamRequestHandler):
 
     def _hear(self) -> dict[str, Any]:
         return _parsed(self.rfile.readline(_LINE_BYTES))
+
+    def _hear_first(self) -> dict[str, Any]:
+        """The first line, for which there is so much time however slowly it comes."""
+        deadline, line = time.monotonic() + _HANDSHAKE_SECONDS, b""
+        while not line.endswith(b"\n") and len(line) < _KNOCK_BYTES:
+            self.connection.settimeout(max(0.001, deadline - time.monotonic()))
+            piece = self.rfile.read1(_KNOCK_BYTES)
+            if not piece:
+                break
+            line += piece
+        return _parsed(line)
 
 
 class Lifeline:

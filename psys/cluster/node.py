@@ -1,26 +1,25 @@
 """The processes of a local run, as the supervisor starts them: server 0, other servers, workers."""
 
-import argparse
-import ctypes
+import contextlib
 import json
 import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from ipaddress import ip_address
-from pathlib import Path
 
 import torch
 from rich.console import Console
 
 from psys.cluster import torch_rpc
 from psys.cluster.checkpoint import Books, part_of
+from psys.cluster.children import is_orphan, terminate_as_orphan
 from psys.cluster.config import RunConfig
 from psys.cluster.door import GATHERING_SECONDS, Door, knock
 from psys.cluster.progress import ProgressView, Status
 from psys.cluster.reception import Reception
-from psys.cluster.records import Stamped
+from psys.cluster.records import Stamped, lost
 from psys.cluster.rundir import RunDirectory, save_snapshot
 from psys.cluster.server import Server
 from psys.cluster.shard import Shard
@@ -43,7 +42,6 @@ from psys.ps.store import ParameterStore
 STOP, STOP_WHEN_ALONE = signal.SIGTERM, signal.SIGUSR1
 STOPPED_EARLY, LOST, USER_ERROR = 3, 4, 2
 _TICK_SECONDS = 0.5
-_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 def serve(
@@ -72,7 +70,12 @@ def serve(
         assert {part.version for part in stamped.slices} == {stamped.version}
         vectors = [part.parameters for part in stamped.slices]
         parameters = torch.cat(vectors) if len(vectors) > 1 else vectors[0]
-        save_snapshot(parameters, stamped.slices[0].statistics, run.snapshot_path(stamped.version))
+        try:
+            save_snapshot(parameters, stamped.slices[0].statistics, run.snapshot_path(stamped.version))
+        except OSError as error:  # the run goes on: the next one may succeed
+            print(f"psys: cannot write a snapshot: {error}", file=sys.stderr, flush=True)
+            events.write("snapshot_failed", version=stamped.version, reason=str(error))
+            return
         events.write("snapshot", version=stamped.version, epochs=stamped.epochs, seconds=stamped.train_seconds)
 
     door: Door | None = None
@@ -84,6 +87,8 @@ def serve(
         try:
             ledger.restore(books.ledger)
             if checkpoint:
+                if (found := len(checkpoint.state.parameters)) != (wanted := shard.layout.slices[-1].stop):
+                    raise ValueError(f"it has {found} parameters, the model {wanted}")
                 shard.restore(part_of(checkpoint.state, shard.layout.slices[0], 0))
         except ValueError as error:
             raise PsysError(f"checkpoint {books.version} does not fit the run in {run.path}: {error}") from None
@@ -123,9 +128,12 @@ def serve(
         door = Door(listener, token, server)
         own = torch_rpc.serve(0, address, reception.others(), server)
         torch_rpc.offer(shard)
-        for other, part in zip(others, shard.layout.slices[1:], strict=True):
-            if checkpoint:
-                other.restore(part_of(checkpoint.state, part, other.number))
+        if checkpoint:
+            try:
+                for other, part in zip(others, shard.layout.slices[1:], strict=True):
+                    other.restore(part_of(checkpoint.state, part, other.number))
+            except RuntimeError as error:
+                raise lost(error) from None
         del checkpoint
         reception.ready(0, own)
         with ProgressView(Console(stderr=True)) as view:
@@ -172,72 +180,43 @@ def _shard(number: int, config: RunConfig, store: PreparedStore) -> Shard:
     return Shard(number, parameters, layout, config.wire, config.topk_share)
 
 
-def _serve_as_child(arguments: argparse.Namespace) -> None:
+def serve_as_child(run: RunDirectory, listener: socket.socket, workers: int, threads: int, token: str) -> None:
+    """Be server 0 of a supervisor's run; what the exit code says stands above."""
     asked: list[int] = []
     for number in (STOP, STOP_WHEN_ALONE):
         signal.signal(number, lambda number, frame: asked.append(number))
 
     def stopped(status: Status) -> bool:
         # Without its supervisor nobody would end this process: it saves and goes.
-        orphaned = os.getppid() != arguments.supervisor
-        return orphaned or STOP in asked or (STOP_WHEN_ALONE in asked and status.workers == 0)
+        return is_orphan() or STOP in asked or (STOP_WHEN_ALONE in asked and status.workers == 0)
 
-    listener = socket.socket(fileno=arguments.fd)
-    proof = serve(RunDirectory(arguments.run), listener, arguments.workers, stopped, _token())
-    sys.exit(STOPPED_EARLY if proof.unfinished else 0)
-
-
-def _serve_shard_as_child(arguments: argparse.Namespace) -> None:
-    def orphaned() -> bool:
-        return bool(os.getppid() != arguments.supervisor)
-
-    serve_shard(arguments.number, arguments.host, arguments.port, _token(), stopped=orphaned)
+    torch.set_num_threads(threads)
+    with _exit_codes():
+        proof = serve(run, listener, workers, stopped, token)
+        sys.exit(STOPPED_EARLY if proof.unfinished else 0)
 
 
-def _work_as_child(arguments: argparse.Namespace) -> None:
+def serve_shard_as_child(number: int, host: str, port: int, threads: int, token: str) -> None:
+    """Be another server of a supervisor's run."""
+    torch.set_num_threads(threads)
+    with _exit_codes():
+        serve_shard(number, host, port, token, stopped=is_orphan)
+
+
+def work_as_child(place: int, host: str, port: int, threads: int, token: str) -> None:
+    """Be the worker in that place of a supervisor's run."""
+    os.environ["LOCAL_RANK"] = str(place)
     leave_at_sigterm()
-    _terminate_with_parent()
-    work(arguments.host, arguments.port, arguments.threads, _token())
+    terminate_as_orphan()
+    with _exit_codes():
+        work(host, port, threads, token)
 
 
-def _terminate_with_parent() -> None:
-    """Have the kernel send SIGTERM when the supervisor dies: nobody else would end a worker that looks for servers."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _token() -> str:
-    return os.environ.get("PSYS_TOKEN", "")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="psys.cluster.node", description=__doc__)
-    roles = parser.add_subparsers(required=True)
-    server = roles.add_parser("serve")
-    server.add_argument("run", type=Path)
-    server.add_argument("--fd", type=int, required=True)
-    server.add_argument("--workers", type=int, required=True)
-    server.add_argument("--supervisor", type=int, required=True, help="process id of the parent")
-    server.set_defaults(function=_serve_as_child)
-    shard = roles.add_parser("shard")
-    shard.add_argument("number", type=int)
-    shard.add_argument("host")
-    shard.add_argument("port", type=int)
-    shard.add_argument("--supervisor", type=int, required=True, help="process id of the parent")
-    shard.set_defaults(function=_serve_shard_as_child)
-    worker = roles.add_parser("work")
-    worker.add_argument("host")
-    worker.add_argument("port", type=int)
-    worker.add_argument("--threads", type=int, required=True)
-    worker.set_defaults(function=_work_as_child)
-    arguments = parser.parse_args()
+@contextlib.contextmanager
+def _exit_codes() -> Iterator[None]:
     with exit_with_message():
         try:
-            arguments.function(arguments)
+            yield
         except LostServerError as error:
             print(f"psys: {error}", file=sys.stderr)
             sys.exit(LOST)
-
-
-if __name__ == "__main__":
-    main()

@@ -17,10 +17,10 @@ from typing import Any
 import psutil
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from psys.cluster.checkpoint import Checkpoints
+from psys.cluster.checkpoint import Checkpoints, save_tensors
 from psys.cluster.config import RunConfig
 from psys.cluster.faults import read_plan
 from psys.compute.flat import FlatModel
@@ -98,7 +98,7 @@ class RunDirectory:
 
 
 def save_snapshot(parameters: Tensor, statistics: Tensor, path: Path) -> None:
-    """Write a version's flat vectors (see FlatModel), whole or not at all."""
+    """Write a version's flat vectors (see FlatModel), whole or not at all. Raises OSError."""
     _save({"parameters": parameters, "statistics": statistics}, path)
 
 
@@ -121,8 +121,12 @@ def save_module(module: nn.Module, path: Path) -> None:
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
     aside = path.with_suffix(".tmp")
-    save_file(tensors, aside)
-    aside.replace(path)
+    try:
+        save_tensors(tensors, aside)
+        aside.replace(path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def environment() -> dict[str, Any]:

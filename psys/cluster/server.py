@@ -219,6 +219,7 @@ class Server:
         parts = waited(slices)
         assert {part.version for part in parts} == {books.version}
         try:
+            self._events.sync()  # a run that goes on from here can prove all before
             self._checkpoints.save(books, joined(parts))
         except OSError as error:  # the run goes on: the next may succeed, and the one before is still there
             print(f"psys: cannot write a checkpoint: {error}", file=sys.stderr, flush=True)

@@ -4,22 +4,31 @@ import contextlib
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
-from psys.cluster.node import LOST, STOP, STOP_WHEN_ALONE, STOPPED_EARLY, USER_ERROR
+from psys.cluster.children import dismiss_children, start_child
+from psys.cluster.node import (
+    LOST,
+    STOP,
+    STOP_WHEN_ALONE,
+    STOPPED_EARLY,
+    USER_ERROR,
+    serve_as_child,
+    serve_shard_as_child,
+    work_as_child,
+)
 from psys.cluster.rundir import RunDirectory
 from psys.errors import PsysError
 
 _POLL_SECONDS = 0.2
 _SETTLE_SECONDS = 10.0  # for workers to go, once the server has
 _SETTLED_SECONDS = 10.0  # who lived as long did not fail in starting
-_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 8.0
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 4.0
 # Deaths in a row, none of which lived for _SETTLED_SECONDS: by itself, and by a signal, which is somebody else's doing.
 _OWN_DEATHS, _KILLS = 3, 100
 
@@ -49,12 +58,12 @@ class _Patience:
 class _Worker:
     """One place for a worker, and the process that fills it now."""
 
-    def __init__(self, number: int, command: Sequence[object], environment: dict[str, str], log: Path) -> None:
+    def __init__(self, number: int, log: Path, start: Callable[[], ForkServerProcess]) -> None:
         self.number, self.log = number, log
-        self._command, self._environment = command, {**environment, "LOCAL_RANK": str(number)}
+        self._start = start
         self._patience = _Patience()
         self._due: float | None = None
-        self.process = self._start()
+        self.process = start()
 
     def look_after(self) -> bool:
         """Start it again when that is due; whether there is hope for this place."""
@@ -64,7 +73,7 @@ class _Worker:
                 self._patience.started()
                 self.process = self._start()
             return True
-        code = self.process.poll()
+        code = self.process.exitcode
         if not code:  # it works, or the run is over
             return True
         pause = self._patience.pause_after(code)
@@ -77,10 +86,6 @@ class _Worker:
         self._due = time.monotonic() + pause
         return True
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        with self.log.open("ab") as log:
-            return _start(self._command, self._environment, stdout=log, stderr=log)
-
 
 class Supervisor:
     """`servers` and `workers` that share this machine's cores. SIGINT and SIGTERM end the run gently."""
@@ -88,17 +93,12 @@ class Supervisor:
     def __init__(
         self, run: RunDirectory, listener: socket.socket, servers: int, workers: int, threads: int, token: str
     ) -> None:
-        self._run, self._listener, self._count = run, listener, servers
+        self._run, self._listener, self._count, self._awaited = run, listener, servers, workers
         host, port = listener.getsockname()[:2]
-        self._reachable, self._port = "localhost" if host in ("0.0.0.0", "::") else host, port
-        self._awaited = workers
-        self._environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PSYS_TOKEN": token}
+        self._way = ("localhost" if host in ("0.0.0.0", "::") else host, port, threads, token)
         self._patience = _Patience()
         self._start_servers()
-        work = ["work", self._reachable, port, "--threads", threads]
-        self._workers = [
-            _Worker(number, work, self._environment, run.logs / f"worker{number}.log") for number in range(workers)
-        ]
+        self._workers = [self._worker(number) for number in range(workers)]
 
     def wait(self) -> bool:
         """Until the run has ended. Returns whether every batch was applied (False: it was interrupted).
@@ -110,14 +110,13 @@ class Supervisor:
 
         def interrupt(number: int, frame: FrameType | None) -> None:
             interrupted.append(number)
-            self._servers[0].send_signal(STOP)
+            _signal(self._servers[0], STOP)
 
         before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
         code = None
         try:
             while code is None:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self._servers[0].wait(_POLL_SECONDS)
+                self._servers[0].join(_POLL_SECONDS)
                 self._look_after_workers()
                 code = self._look_after_servers(interrupted)
         finally:
@@ -134,27 +133,30 @@ class Supervisor:
         raise PsysError(f"a server {_ended(code)} and did not come back; {saved}, --resume {self._run.path} goes on")
 
     def _start_servers(self) -> None:
-        serve = ["serve", self._run.path, "--fd", self._listener.fileno(), "--workers", self._awaited]
-        supervisor = ["--supervisor", os.getpid()]
-        self._servers = [_start([*serve, *supervisor], self._environment, pass_fds=[self._listener.fileno()])]
-        for number in range(1, self._count):
-            shard = ["shard", number, self._reachable, self._port, *supervisor]
-            self._servers.append(_start(shard, self._environment))
+        _, _, threads, token = self._way
+        first = start_child("psys-server0", serve_as_child, self._run, self._listener, self._awaited, threads, token)
+        others = range(1, self._count)
+        self._servers = [first, *(start_child(f"psys-server{n}", serve_shard_as_child, n, *self._way) for n in others)]
         self._patience.started()
+
+    def _worker(self, number: int) -> _Worker:
+        log = self._run.logs / f"worker{number}.log"
+        name = f"psys-worker{number}"
+        return _Worker(number, log, lambda: start_child(name, work_as_child, number, *self._way, log=log))
 
     def _look_after_servers(self, interrupted: list[int]) -> int | None:
         """The exit code that ends the run, None while it goes on."""
-        codes = [server.poll() for server in self._servers]
+        codes = [server.exitcode for server in self._servers]
         if codes[0] in (0, STOPPED_EARLY):
             return codes[0]
-        # The others end in order when server 0 tells them so; who ended because one was lost is not the cause.
-        dead = sorted(((number, code) for number, code in enumerate(codes) if code), key=lambda d: d[1] == LOST)
-        if not dead:
+        # The others end in order when server 0 tells them so. Who was killed is the cause, who lost another is not.
+        cause = sorted((code == LOST, code > 0, number, code) for number, code in enumerate(codes) if code)
+        if not cause:
             return None
-        number, code = dead[0]
+        *_, number, code = cause[0]
         for server in self._servers:  # a part of the parameters is gone: all go back to one version
             server.kill()
-            server.wait()
+            server.join()
         pause = None if code == USER_ERROR or interrupted else self._patience.pause_after(code)
         if pause is None:
             return code
@@ -170,21 +172,20 @@ class Supervisor:
             return
         self._workers = [worker for worker in self._workers if worker.look_after()]
         if not self._workers:
-            self._servers[0].send_signal(STOP_WHEN_ALONE)  # others may have joined from elsewhere
+            _signal(self._servers[0], STOP_WHEN_ALONE)  # others may have joined from elsewhere
 
     def _end(self, in_order: bool) -> None:
         self._listener.close()
-        if self._servers[0].poll() is None:  # only if this process is failing itself
+        if self._servers[0].exitcode is None:  # only if this process is failing itself
             self._servers[0].kill()
         deadline = time.monotonic() + _SETTLE_SECONDS
         for process in (*(worker.process for worker in self._workers), *self._servers):
             if not in_order:
                 process.terminate()  # it may still be looking for the server that is gone
-            try:
-                process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            process.join(max(0.0, deadline - time.monotonic()))
+            process.kill()
+            process.join()
+        dismiss_children()
 
 
 def _ended(code: int) -> str:
@@ -197,7 +198,7 @@ def _say(text: str) -> None:
     print(f"psys: {text}", file=sys.stderr, flush=True)
 
 
-def _start(arguments: Sequence[object], environment: dict[str, str], **options: Any) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "psys.cluster.node", *map(str, arguments)]
-    # A session of its own keeps the terminal's Ctrl-C from a child that must be ended in order.
-    return subprocess.Popen(command, env=environment, start_new_session=True, **options)
+def _signal(process: ForkServerProcess, number: int) -> None:
+    if process.exitcode is None and process.pid is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, number)

@@ -9,8 +9,8 @@ that imports torch.distributed.rpc; tests/integration/test_torch_rpc.py holds th
 import contextlib
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
-from typing import cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
 
 import torch.distributed as dist
 from torch import Tensor
@@ -67,21 +67,29 @@ class RemoteShard:
         self._server = f"server{number}"
 
     def advance(self, step: Advance) -> "Future[None]":
-        return cast("Future[None]", rpc.rpc_async(self._server, _advance, args=(step,), timeout=_UNLIMITED))
+        return self._call(_advance, step)
 
     def snapshot(self) -> "Future[Snapshot]":
-        return cast("Future[Snapshot]", rpc.rpc_async(self._server, _snapshot, timeout=_UNLIMITED))
+        return self._call(_snapshot)
 
     def state(self) -> "Future[StoreState]":
-        return cast("Future[StoreState]", rpc.rpc_async(self._server, _state, timeout=_UNLIMITED))
+        return self._call(_state)
 
     def restore(self, state: StoreState) -> None:
-        rpc.rpc_sync(self._server, _restore, args=(state,), timeout=_UNLIMITED)
+        self._call(_restore, state).wait()
 
     def finish(self) -> None:
         """The run is over: the server may end."""
         with contextlib.suppress(RuntimeError):  # it may be gone before its answer is
             rpc.rpc_sync(self._server, _finish)
+
+    def _call(self, function: Callable[..., Any], *arguments: object) -> "Future[Any]":
+        try:
+            return cast("Future[Any]", rpc.rpc_async(self._server, function, args=arguments, timeout=_UNLIMITED))
+        except RuntimeError as error:  # a server known to be gone is no other news than one whose answer fails
+            failed: Future[Any] = Future()
+            failed.set_exception(error)
+            return failed
 
 
 class Client:

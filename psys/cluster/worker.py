@@ -29,13 +29,13 @@ class BatchGradient:
 
     def __init__(self, config: RunConfig, store: PreparedStore, model: FlatModel) -> None:
         device = model.parameters.device
-        self._batches = Batches(config, store, device)
-        self.samples = self._batches.samples
+        self.batches = Batches(config, store, device)
+        self.samples = self.batches.samples
         self._step = GradientStep(model, choose_precision(config.precision, device), config.label_smoothing)
 
     def __call__(self, batch: int) -> StepResult:
         """Leave the batch's gradient at the model's parameters in the model's gradient, and its statistics there."""
-        return self._step(*self._batches[batch])
+        return self._step(*self.batches[batch])
 
 
 class Leaving(BaseException):
@@ -53,7 +53,7 @@ def work(host: str, port: int, threads: int, token: str, store_path: Path | None
     session = Session(host, port, token)
     try:
         config, admission = session.config, session.admission
-        store = PreparedStore.open(store_path or config.store)
+        store = PreparedStore.open(store_path or config.store, config.image_size)
         if store.content_hash != admission.store_hash:
             raise PsysError(f"the store at {store.path} is not the server's: copy that one, or name it with --store")
         device = choose_device(int(os.environ.get("LOCAL_RANK", admission.number)))
@@ -91,6 +91,11 @@ class _Steps:
         self._session, self._laned, self._compute = session, laned, compute
         self._step = 0
 
+    def expect(self, lease: Lease | None) -> None:
+        """It comes after the one that is being computed."""
+        if lease is not None:
+            self._compute.batches.expect(lease.batch)
+
     def __call__(self, lease: Lease) -> Push:
         """Leave the gradient of the batch in the lease's slot."""
         result = self._compute(lease.batch)
@@ -118,19 +123,25 @@ def _run(session: Session, laned: LanedModel, compute: _Steps) -> None:
 
 def _run_ahead(session: Session, laned: LanedModel, compute: _Steps) -> None:
     """One batch is computed while the gradient of the one before is pushed and the next lease is fetched."""
+
+    def fetch(push: Push | None, held: Lease) -> Lease | None:
+        following = session.push_pull(push, (held,)).lease
+        compute.expect(following)
+        return following
+
     with ThreadPoolExecutor(1, "courier") as courier:
         lease = session.push_pull(None).lease
         while lease is not None:
             laned.receive()
-            coming = courier.submit(session.push_pull, None, (lease,))
+            coming = courier.submit(fetch, None, lease)
             while True:
                 push = compute(lease)
-                following = coming.result().lease
+                following = coming.result()
                 # What has come stands in the lane until the next request: it must be taken out before that.
                 if following is None:
                     break
                 laned.receive()
-                coming = courier.submit(session.push_pull, push, (following,))
+                coming = courier.submit(fetch, push, following)
                 lease = following
             # Nothing to have ahead: the run ends, or the last batches are with others and may come back.
             lease = session.push_pull(push).lease

@@ -5,9 +5,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import nn
 
 from psys.augment.batch import normalise
+from psys.data.encoded import Decoded
 
 
 class Evaluation(NamedTuple):
@@ -21,21 +23,25 @@ class Evaluation(NamedTuple):
 @torch.inference_mode()
 def evaluate(
     module: nn.Module,
-    images: np.ndarray,
-    labels: np.ndarray,
+    images: NDArray[np.uint8] | Decoded,
+    labels: NDArray[np.int64],
+    rows: NDArray[np.int64],
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
     device: torch.device,
-    batch_size: int = 500,
+    most_pixels: int = 2**19,
 ) -> Evaluation:
-    """Evaluate in float32 with running statistics. images: (N, H, W, 3) uint8; labels: (N,) int64; N >= 1."""
+    """Evaluate in float32 with running statistics on the images at `rows` (R,), R >= 1, `most_pixels` at a time.
+
+    images: (N, H, W, 3) uint8; labels: (N,) int64.
+    """
     module.eval()
     loss = correct = 0.0
-    for start in range(0, len(labels), batch_size):
-        # Copied, for torch takes no view of a read-only memory map.
-        batch = torch.from_numpy(np.array(images[start : start + batch_size])).to(device)
-        targets = torch.from_numpy(np.array(labels[start : start + batch_size])).to(device)
+    batch_size = max(1, most_pixels // (images.shape[1] * images.shape[2]))
+    for start in range(0, len(rows), batch_size):
+        some = rows[start : start + batch_size]
+        batch, targets = (torch.from_numpy(column[some]).to(device) for column in (images, labels))
         logits = module(normalise(batch, mean, std))
         loss += F.cross_entropy(logits, targets, reduction="sum").item()
         correct += (logits.argmax(1) == targets).sum().item()
-    return Evaluation(loss / len(labels), correct / len(labels), len(labels))
+    return Evaluation(loss / len(rows), correct / len(rows), len(rows))

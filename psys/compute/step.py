@@ -14,7 +14,7 @@ class StepResult(NamedTuple):
     """What a gradient step saw, over the views of its batch."""
 
     loss: float  # mean cross-entropy, without label smoothing: it compares with that of validation
-    correct: int
+    correct: int  # views whose likeliest class is theirs, or has most of a mixed label
     views: int
     gradient_norm: float  # Euclidean; not finite if an element is not
 
@@ -30,7 +30,9 @@ class GradientStep:
         self._replays: dict[torch.Size, Replay] = {}
 
     def __call__(self, views: Tensor, labels: Tensor) -> StepResult:
-        """views: (V, 3, H, W) float32, normalised; labels: (V,) int64. The loss is the mean over views.
+        """views: (V, 3, H, W) float32, normalised; labels: (V,) int64, or probabilities (V, classes) float32.
+
+        The loss is the mean over views.
 
         Hoffer et al., CVPR 2020.
         """
@@ -58,5 +60,6 @@ class GradientStep:
         # Accumulating into zeros, as backward() would, reads and writes the whole gradient once more.
         torch._foreach_copy_(self._model.slopes, torch.autograd.grad(loss, self._model.leaves))
         logits = logits.detach()
+        classes = labels if labels.dim() == 1 else labels.argmax(1)
         norm = torch.linalg.vector_norm(self._model.gradient)
-        return torch.stack([F.cross_entropy(logits, labels), (logits.argmax(1) == labels).sum().float(), norm])
+        return torch.stack([F.cross_entropy(logits, labels), (logits.argmax(1) == classes).sum().float(), norm])

@@ -2,18 +2,19 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+import mmap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from pydantic import Field
 
-from psys.config import Config, validate
+from psys.config import NAME, Config, validate
 from psys.data.folders import new_folder
+from psys.data.reference import References
 from psys.errors import PsysError
 from psys.files import read_bounded
 
@@ -25,21 +26,24 @@ IMAGE_PIXELS = 2**20  # of an image in memory: 50 of them travel to an actor at 
 
 @dataclass(frozen=True)
 class DatasetSplit:
-    """Images and their labels: pixels in memory (or memory-mapped), or the files that hold them."""
+    """Images and their labels: pixels in memory (or memory-mapped), or where each encoded image is to be read."""
 
-    images: NDArray[np.uint8] | tuple[Path, ...]  # (N, H, W, 3) RGB, or N paths
+    images: NDArray[np.uint8] | References  # (N, H, W, 3) RGB, or N of `read_encoded`
     labels: NDArray[np.int64]  # (N,) indices of the dataset's classes
 
     def fingerprint(self, root: Path) -> str:
         """Hash that changes with the content: of the pixels, or of each file's name under `root`, size and time."""
         if isinstance(self.images, np.ndarray):
             return content_hash(self.images, self.labels)
-        return _hash_of_all(
-            f"{path.relative_to(root)}\0{path.stat().st_size}\0{path.stat().st_mtime_ns}\0{label}".encode(
-                errors="surrogateescape"  # a file's name need not be UTF-8
-            )
-            for path, label in zip(self.images, self.labels, strict=True)
-        )
+        hashed = hashlib.sha256()
+        for mark, label in zip(self.images.marks(root), self.labels, strict=True):
+            hashed.update(f"{mark}\0{label}\n".encode(errors="surrogateescape"))  # a file's name need not be UTF-8
+        return hashed.hexdigest()
+
+    def take(self, rows: NDArray[np.int64]) -> "DatasetSplit":
+        """The samples at `rows`, in that order."""
+        images = self.images[rows] if isinstance(self.images, np.ndarray) else self.images.take(rows)
+        return DatasetSplit(images, self.labels[rows])
 
 
 @dataclass(frozen=True)
@@ -61,18 +65,28 @@ class Dataset:
 class _About(Config):
     """What dataset.json says."""
 
-    name: Annotated[str, Field(pattern=r"^[\w-][\w.-]*$")]  # a folder is called by it
+    name: Annotated[str, Field(pattern=NAME)]
     origin: str
     classes: Annotated[tuple[str, ...], Field(min_length=1, max_length=256)]  # a label is hashed as a byte
 
 
 def content_hash(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> str:
     """SHA-256 over the sorted SHA-256 of each label byte + image bytes: the same set in any order has the same hash."""
-    return _hash_of_all(bytes([label]) + image.tobytes() for image, label in zip(images, labels, strict=True))
+    digests = []
+    for image, label in zip(images, labels, strict=True):
+        digests.append(hashlib.sha256(bytes([label]) + image.tobytes()).digest())
+        if len(digests) % 4096 == 0:
+            forget(images)
+    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
 
 
-def _hash_of_all(items: Iterable[bytes]) -> str:
-    return hashlib.sha256(b"".join(sorted(hashlib.sha256(item).digest() for item in items))).hexdigest()
+def forget(array: NDArray[Any]) -> None:
+    """Give back the memory that a memory-mapped array took as it was read; when it is read again, it comes back."""
+    base: object = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, mmap.mmap):
+        base.madvise(mmap.MADV_DONTNEED)
 
 
 def write_dataset(dataset: Dataset, folder: Path) -> None:

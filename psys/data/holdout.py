@@ -13,10 +13,8 @@ def holdout(labels: NDArray[np.int64], share: float, seed: int) -> tuple[NDArray
     Raises PsysError when nothing would be left to train on.
     """
     generator = np.random.default_rng(seed)
-    held = [
-        generator.permutation(members)[: round(share * len(members))]
-        for members in (np.flatnonzero(labels == label) for label in np.unique(labels))
-    ]
+    by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(np.unique(labels, return_counts=True)[1])[:-1])
+    held = [generator.permutation(members)[: round(share * len(members))] for members in by_class]
     validation = np.sort(np.concatenate(held))
     training = np.setdiff1d(np.arange(len(labels)), validation)
     if not len(training):

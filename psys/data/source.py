@@ -1,14 +1,18 @@
 """What `--source` may name: the sample, the fetched CIFAR-10, or a path recognised by what it holds."""
 
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from psys.data.cifar import holds_cifar, read_cifar
 from psys.data.dataset import FILE, Dataset, DatasetSplit, read_dataset
 from psys.data.holdout import holdout
+from psys.data.packed import Packed, by_split, classified, find_packed
+from psys.data.reference import Files
 from psys.data.sample import read_sample
+from psys.data.tars import holds_samples, read_tars
 from psys.errors import PsysError
 
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -18,8 +22,9 @@ def open_source(source: str, datasets: Path, test_share: float, seed: int) -> Da
     """The dataset that `source` names.
 
     "sample"; "cifar10" as fetched into `datasets`; or the path of a fetched dataset, of CIFAR-10 as published (archive
-    or folder, python or binary), of a folder of class folders, or of train/ and test/ (or val/) with class folders.
-    Without a test folder `test_share` of each class is held out, chosen by `seed`.
+    or folder, python or binary), of a folder of class folders, of train/ and test/ (or val/) with class folders, or of
+    Parquet files (Hugging Face) or tars (WebDataset): one, or a folder of them whose names tell their splits.
+    Without a labelled test (or validation) set `test_share` of each class is held out, chosen by `seed`.
     Raises PsysError naming the file or folder and what was expected of it.
     """
     if source == "sample":
@@ -32,61 +37,108 @@ def open_source(source: str, datasets: Path, test_share: float, seed: int) -> Da
         raise PsysError(f"source {source}: there is no {path} ({hint})")
     if (path / FILE).is_file():
         return read_dataset(path)
+    if files := find_packed(path, ".parquet"):
+        # Imported here: pyarrow is an extra.
+        from psys.data.parquet import read_parquet
+
+        return _read_packed(path, files, read_parquet, "Parquet", test_share, seed)
+    if path.is_file() and holds_samples(path):
+        return _read_packed(path, [path], read_tars, "WebDataset", test_share, seed)
     if holds_cifar(path):
         return read_cifar(path)
     if path.is_file():
-        raise PsysError(f"source {path} is neither a CIFAR-10 archive (.tar.gz) nor a folder")
+        raise PsysError(f"source {path} is neither a CIFAR-10 archive (.tar.gz) nor a Parquet file, tar or folder")
+    if files := find_packed(path, ".tar"):
+        return _read_packed(path, files, read_tars, "WebDataset", test_share, seed)
+    if files := [*find_packed(path, ".tar.gz"), *find_packed(path, ".tgz")]:
+        raise PsysError(f"{files[0]} is compressed: actors read a member at its place, so gunzip the tars first")
     return _read_folder(path, test_share, seed)
+
+
+def _read_packed(
+    path: Path, files: list[Path], read: Callable[[list[Path]], Packed], form: str, test_share: float, seed: int
+) -> Dataset:
+    splits = by_split(files, path)
+    if "train" not in splits:
+        raise PsysError(f"{path} has files for {' and '.join(splits)}, but none for train")
+    classes, found = classified({split: read(of_split) for split, of_split in splits.items()}, path)
+    train, test = found["train"], found.get("test") or found.get("validation")
+    name = path.resolve().name.removesuffix(path.suffix) if path.is_file() else path.resolve().name
+    root = path if path.is_dir() else path.parent
+    return _complete(name, f"{form} {name}", root, classes, train, test, test_share, seed)
 
 
 def _read_folder(path: Path, test_share: float, seed: int) -> Dataset:
     train = path / "train" if (path / "train").is_dir() else path
     test = next((path / name for name in ("test", "val") if train != path and (path / name).is_dir()), None)
     classes, training = _class_folders(train)
-    if test is None:
-        training, testing = _hold_out(training, classes, test_share, seed, train)
-    else:
+    testing = None
+    if test is not None:
         test_classes, testing = _class_folders(test)
         if classes != test_classes:
             odd = ", ".join(sorted(set(classes) ^ set(test_classes)))
             raise PsysError(f"{train} and {test} must have the same class folders; only one of them has: {odd}")
     name = path.resolve().name
-    return Dataset(name, f"folder {name}", path, classes, training, testing)
+    return _complete(name, f"folder {name}", path, classes, training, testing, test_share, seed)
+
+
+def _complete(
+    name: str,
+    origin: str,
+    root: Path,
+    classes: tuple[str, ...],
+    train: DatasetSplit,
+    test: DatasetSplit | None,
+    test_share: float,
+    seed: int,
+) -> Dataset:
+    """The dataset, with a test set held out from training if there is none. Every split has every class."""
+    if len(classes) < 2:
+        raise PsysError(f"{root} has images of {len(classes)} class, expected at least two")
+    if test is None:
+        train, test = _hold_out(train, classes, test_share, seed, root)
+    for split, labels in (("train", train.labels), ("test", test.labels)):
+        if missing := np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0).tolist():
+            raise PsysError(f"{root}: class '{classes[missing[0]]}' has no image for {split}")
+    return Dataset(name, origin, root, classes, train, test)
 
 
 def _class_folders(path: Path) -> tuple[tuple[str, ...], DatasetSplit]:
     folders = sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
     if len(folders) < 2:
         raise PsysError(f"{path} has {len(folders)} class folders, expected at least two: {path}/<class>/<image>")
-    images: list[Path] = []
-    labels: list[int] = []
-    for label, folder in enumerate(folders):
-        files = [file for file in sorted(folder.rglob("*")) if _is_image(file, folder)]
-        if not files:
+    names: list[str] = []
+    counts: list[int] = []
+    for folder in folders:
+        found = sorted(_images(folder, path))
+        if not found:
             raise PsysError(f"class folder {folder} has no image ({' '.join(EXTENSIONS)})")
-        images += files
-        labels += [label] * len(files)
-    return tuple(folder.name for folder in folders), DatasetSplit(tuple(images), np.array(labels, np.int64))
+        names += found
+        counts.append(len(found))
+    labels = np.repeat(np.arange(len(folders)), counts)
+    return tuple(folder.name for folder in folders), DatasetSplit(Files(path, names), labels)
 
 
-def _is_image(file: Path, folder: Path) -> bool:
-    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-    return file.suffix.lower() in EXTENSIONS and not hidden and file.is_file()
+def _images(folder: Path, root: Path) -> Iterator[str]:
+    """Names under `root` of the image files in a folder and below it."""
+    for below, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        prefix = os.path.relpath(below, root)
+        for name in files:
+            known = name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+            if known and os.path.isfile(os.path.join(below, name)):
+                yield os.path.join(prefix, name)
 
 
 def _hold_out(
     everything: DatasetSplit, classes: tuple[str, ...], share: float, seed: int, path: Path
 ) -> tuple[DatasetSplit, DatasetSplit]:
     train, test = holdout(everything.labels, share, seed)
-    for label, name in enumerate(classes):
-        held, total = ((rows == label).sum() for rows in (everything.labels[test], everything.labels))
-        if held in (0, total):
+    totals, held = (np.bincount(rows, minlength=len(classes)) for rows in (everything.labels, everything.labels[test]))
+    for name, total, of_it in zip(classes, totals, held, strict=True):
+        if of_it in (0, total):
             raise PsysError(
-                f"class folder {path / name} has {total} images: too few to hold out {share:.0%} of them as test; "
-                "add images, change --test-share, or give a test folder"
+                f"{path}: class '{name}' has {total} images: too few to hold out {share:.0%} of them as test; "
+                "add images, change --test-share, or give a test set"
             )
-    return _subset(everything, train), _subset(everything, test)
-
-
-def _subset(split: DatasetSplit, rows: NDArray[np.int64]) -> DatasetSplit:
-    return DatasetSplit(tuple(split.images[row] for row in rows), split.labels[rows])
+    return everything.take(train), everything.take(test)

@@ -2,7 +2,8 @@
 
 from itertools import pairwise
 
-_LINE = 16  # elements of a cache line
+LINE = 16
+"""Elements of a cache line."""
 
 
 def partition(numel: int, shards: int) -> tuple[slice, ...]:
@@ -11,8 +12,8 @@ def partition(numel: int, shards: int) -> tuple[slice, ...]:
     A vectorised optimizer rounds what is left over of a line otherwise than a whole one: with cuts in between, the
     parameters do not depend on the number of servers. Raises ValueError when there are fewer lines than shards.
     """
-    lines = -(-numel // _LINE)
+    lines = -(-numel // LINE)
     if not 1 <= shards <= lines:
-        raise ValueError(f"cannot cut {numel} parameters into {shards} shards of at least {_LINE}")
-    bounds = [min(numel, shard * lines // shards * _LINE) for shard in range(shards + 1)]
+        raise ValueError(f"cannot cut {numel} parameters into {shards} shards of at least {LINE}")
+    bounds = [min(numel, shard * lines // shards * LINE) for shard in range(shards + 1)]
     return tuple(slice(start, stop) for start, stop in pairwise(bounds))

@@ -1,6 +1,7 @@
 """One server's slice of the flat parameters with the optimizer on it: gradients in, immutable snapshots out."""
 
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Literal, NamedTuple, Self
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.optim.rmsprop import rmsprop
 
 from psys.config import Config
+from psys.ps.partition import LINE
 
 
 class OptimizerConfig(Config):
@@ -130,9 +132,11 @@ class ParameterStore:
         self.statistics = statistics.detach().clone()
         self._optimizer = optimizer
         self._state = optimizer.state(len(parameters))
-        decayed = decayed if optimizer.weight_decay else 0
-        parts = [(slice(0, decayed), optimizer.weight_decay), (slice(decayed, len(parameters)), 0.0)]
-        self._parts = [(part, decay) for part, decay in parts if part.stop > part.start]
+        # The line in which decay ends is rounded by itself: those after it are whole then, wherever the slice begins.
+        line_end = min(-(-decayed // LINE) * LINE, len(parameters))
+        parts = pairwise((0, decayed, line_end, len(parameters)))
+        decays = (optimizer.weight_decay, 0.0, 0.0)
+        self._parts = [(slice(*part), decay) for part, decay in zip(parts, decays, strict=True) if part[0] < part[1]]
         self._snapshot: Snapshot | None = None
 
     def apply(self, contributions: Iterable[Contribution], learning_rate: float, statistics_share: float) -> None:

@@ -1,29 +1,41 @@
 """`psys prepare`: a source of images -> a prepared store, segmented by Ray actors."""
 
+import hashlib
+import itertools
+import json
+import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from glob import escape
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from psys.config import Config
 from psys.data.dataset import Dataset
 from psys.data.folders import new_folder
 from psys.data.source import open_source
-from psys.data.store import MANIFEST, PreparedStore, StoreWriter
+from psys.data.store import MANIFEST, PreparedStore
+from psys.data.writer import StoreWriter
 from psys.errors import PsysError
-from psys.segment.actors import prepare_shards, ray_session
+from psys.segment.actors import Pool, ray_session
+from psys.segment.boxes import read_boxes
 from psys.segment.gallery import draw_gallery
-from psys.segment.quality import GateConfig
-from psys.segment.shard import Prepared, Shard
+from psys.segment.grabcut import SegmentConfig
+from psys.segment.partial import PartialStore
+from psys.segment.plan import Piece, Plan
+from psys.segment.quality import QUALITY, GateConfig, is_usable
+from psys.segment.report import progress, say
+from psys.segment.shard import Prepared, Recipe, Shard
 
-SHARD_IMAGES = 50
-SECONDS_BETWEEN_LINES = 5.0
+SKIPPED_SHOWN, SKIPPED_IN_MANIFEST = 20, 100
+QUARANTINE = "quarantine.jsonl"
+DENSE_BYTES = 8 * 2**30
 ALGORITHM = "grabcut-1"  # raised when the same image would get another mask
 
 
@@ -31,7 +43,7 @@ class PrepareConfig(Config):
     """Prepare a source for training: decode, resize, cut out the foreground, and write the store."""
 
     source: Annotated[str, Field(min_length=1)] = "sample"
-    """sample, cifar10 (after `psys data fetch cifar10`), a CIFAR-10 archive or folder, or a folder of class folders."""
+    """sample, cifar10 (once fetched), a CIFAR-10 archive or folder, or a folder: class folders, Parquet files, tars."""
     stores: Path = Path("stores")
     """Folder of the prepared stores."""
     name: str | None = None
@@ -40,10 +52,18 @@ class PrepareConfig(Config):
     """Folder of the fetched datasets."""
     image_size: Annotated[int, Field(ge=8, le=1024)] = 32
     """Height and width of the stored images in pixels."""
+    layout: Literal["auto", "dense", "encoded"] = "auto"
+    """dense: pixels; encoded: JPEGs, decoded by the workers; auto: dense as long as that takes 8 GiB at most."""
+    stored_side: Annotated[int, Field(ge=8, le=4096)] | None = None
+    """Short side of images in an encoded store in pixels, larger ones are reduced to it (default: image_size)."""
     test_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of each class held out as test, where a folder has no test/ or val/."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the held-out choice."""
+    segment: SegmentConfig = SegmentConfig()
+    """How the foreground is found."""
+    boxes: Path | None = None
+    """Known boxes: CSV or JSON Lines with file (under the source's root), left, top, right, bottom in stored pixels."""
     gate: GateConfig = GateConfig()
     """Which masks count as degenerate."""
     actors: Annotated[int, Field(ge=1)] | None = None
@@ -53,7 +73,7 @@ class PrepareConfig(Config):
     on_error: Literal["skip", "fail"] = "skip"
     """An unreadable image is named, skipped and counted, or ends the preparation."""
     gallery: bool = False
-    """Draw gallery.png, a contact sheet of images and masks, in the store."""
+    """Make gallery.html and gallery.png in the store: images, masks and foregrounds, the worst first."""
     force: bool = False
     """Prepare even if the store exists, and replace it."""
 
@@ -66,19 +86,28 @@ def prepare(config: PrepareConfig) -> Path:
     console = Console()
     dataset = open_source(config.source, config.datasets, config.test_share, config.seed)
     path = config.stores / (config.name or dataset.name)
-    made_of = _made_of(dataset, config)
+    recipe = _recipe(dataset, config)
+    made_of = _made_of(dataset, config, recipe)
     if path.exists() and not config.force:
         _check_same(path, made_of)
-        _say(console, f"{path} is prepared already")
+        say(console, f"{path} is prepared already")
     else:
-        _build(dataset, config, path, made_of, console)
+        _build(dataset, config, recipe, path, made_of, console)
     if config.gallery:
         picture = draw_gallery(PreparedStore.open(path), config.seed)
-        _say(console, f"gallery: {picture}")
+        say(console, f"gallery: {picture}")
     return path
 
 
-def _made_of(dataset: Dataset, config: PrepareConfig) -> dict[str, Any]:
+def _recipe(dataset: Dataset, config: PrepareConfig) -> Recipe:
+    images = sum(len(split.labels) for split in dataset.splits.values())
+    small = images * config.image_size**2 * (3 + 1 / 8) <= DENSE_BYTES
+    layout = ("dense" if small else "encoded") if config.layout == "auto" else config.layout
+    stored_side = (layout == "encoded" and config.stored_side) or config.image_size
+    return Recipe(stored_side, layout, config.segment)
+
+
+def _made_of(dataset: Dataset, config: PrepareConfig, recipe: Recipe) -> dict[str, Any]:
     """All that decides the content of a store."""
     return {
         "source": {
@@ -89,6 +118,10 @@ def _made_of(dataset: Dataset, config: PrepareConfig) -> dict[str, Any]:
         "settings": {
             "algorithm": ALGORITHM,
             "image_size": config.image_size,
+            "layout": recipe.layout,
+            "stored_side": recipe.size if recipe.layout == "encoded" else None,
+            "segment": config.segment.model_dump(),
+            "boxes": hashlib.sha256(config.boxes.read_bytes()).hexdigest() if config.boxes else None,
             "gate": config.gate.model_dump(),
             "on_error": config.on_error,
         },
@@ -107,50 +140,121 @@ def _check_same(path: Path, made_of: dict[str, Any]) -> None:
             )
 
 
-def _build(dataset: Dataset, config: PrepareConfig, path: Path, made_of: dict[str, Any], console: Console) -> None:
+def _build(
+    dataset: Dataset, config: PrepareConfig, recipe: Recipe, path: Path, made_of: dict[str, Any], console: Console
+) -> None:
     if path.exists() and not (path / MANIFEST).is_file():
         raise PsysError(f"{path} exists and is not a prepared store: choose another --name")
     start = time.monotonic()
-    total = sum(len(split.labels) for split in dataset.splits.values())
-    _say(console, f"preparing {total} images of {config.source}: GrabCut by Ray actors ...")
-    shards = list(_shards(dataset))
-    with new_folder(path) as folder, ray_session(config.actors, config.ray_address) as actors:
-        parts = prepare_shards(shards, min(actors, len(shards)), config.image_size, config.gate)
-        writer = StoreWriter(folder, tuple(dataset.splits), (config.image_size, config.image_size))
-        reports = {split: _Report(len(dataset.classes)) for split in dataset.splits}
-        for part in _progress(parts, total, console):
-            for file, reason in part.unreadable:
-                if config.on_error == "fail":
-                    raise PsysError(f"cannot read image {file}: {reason} (--on-error skip leaves such images out)")
-                _say(console, f"skipped {file}: {reason}")
-            writer.append(part.split, part.images, part.labels, part.masks, part.shares, part.usable)
-            reports[part.split].add(part)
-        for split, report in reports.items():
-            for label, count in enumerate(report.per_class):
-                if count == 0:
-                    raise PsysError(f"class '{dataset.classes[label]}' has no readable image left for {split}")
-        writer.close(
-            dataset.classes,
-            {split: report.summary() for split, report in reports.items()},
-            **made_of,
-            quality="foreground share of the mask, 0..1",
-            libraries={name: version(name) for name in ("numpy", "opencv-python-headless", "ray")},
+    boxes = read_boxes(config.boxes) if config.boxes else {}
+    plan = Plan(dataset, boxes, recipe, f"{ALGORITHM}, OpenCV {version('opencv-python-headless')}")
+    if config.boxes:
+        say(console, f"{plan.boxed} of {plan.images} images have a box")
+    say(console, f"preparing {plan.images} images of {config.source}: GrabCut by Ray actors ...")
+    with PartialStore.opened(path.parent / f".{path.name}.shards") as partial:
+        _prepare_missing(plan, partial, config, console)
+        with new_folder(path) as folder:
+            reports = _assemble(plan, partial, config, folder, made_of)
+        partial.remove()
+        for state in ("partial", "old"):  # of runs that were killed
+            for left in path.parent.glob(f".{escape(path.name)}.????????.{state}"):
+                shutil.rmtree(left, ignore_errors=True)
+    for split, report in reports.items():
+        say(
+            console,
+            f"{split}: {report.count} images, {len(report.skipped)} skipped, "
+            f"{report.degenerate_share:.1%} degenerate masks (not used as foreground)",
         )
-    _print_summary(path, reports, time.monotonic() - start, console)
+    say(console, f"{path} written in {time.monotonic() - start:.0f} s")
+
+
+def _prepare_missing(plan: Plan, partial: PartialStore, config: PrepareConfig, console: Console) -> None:
+    """Every shard of the plan into the partial store, unless it is there already."""
+    shards, images = [0, 0], [0, 0]  # reused, done
+    shown = 0
+
+    def settle(piece: Piece, prepared: Prepared, reused: bool) -> None:
+        nonlocal shown
+        shards[not reused] += 1
+        images[not reused] += piece.rows
+        counter.count(piece.rows, reused)
+        for failure in prepared.failures:
+            line = f"{plan.name(piece, failure.row)}: {failure.reason}"
+            if config.on_error == "fail":
+                raise PsysError(f"cannot prepare image {line} (--on-error skip leaves such images out)")
+            shown += 1
+            if shown <= SKIPPED_SHOWN:
+                say(console, f"skipped {line}")
+
+    def missing() -> Iterator[tuple[Piece, Shard]]:
+        for piece in plan:
+            prepared = partial.load(piece.key, plan.recipe, piece.rows)
+            if prepared is not None and all(failure.lasting for failure in prepared.failures):
+                settle(piece, prepared, reused=True)
+            else:
+                yield piece, plan.shard(piece)
+
+    with progress(plan.images, console) as counter:
+        waiting = missing()
+        if first := next(waiting, None):
+            with ray_session(config.actors, config.ray_address) as actors:
+                pool = Pool(min(actors, len(plan)), plan.recipe)
+                for piece, prepared in pool.prepare(itertools.chain([first], waiting)):
+                    partial.save(piece.key, prepared)
+                    settle(piece, prepared, reused=False)
+            if pool.deaths:
+                say(console, f"{pool.deaths} times an actor died and its shard was prepared by another")
+    say(
+        console,
+        f"{shards[1]} shards ({images[1]} images) done, {shards[0]} shards ({images[0]} images) were done before",
+    )
+
+
+def _assemble(
+    plan: Plan, partial: PartialStore, config: PrepareConfig, folder: Path, made_of: dict[str, Any]
+) -> dict[str, "_Report"]:
+    """Write the store from the shards, in the order of the data set."""
+    dataset = plan.dataset
+    square = (config.image_size, config.image_size)
+    writer = StoreWriter(folder, tuple(dataset.splits), square, QUALITY, plan.recipe.layout)
+    reports = {split: _Report(len(dataset.classes)) for split in dataset.splits}
+    for piece in plan:
+        prepared = partial.load(piece.key, plan.recipe, piece.rows)
+        if prepared is None:
+            raise PsysError(f"a shard in {partial.folder} was damaged after it was written: run the command again")
+        labels = dataset.splits[piece.split].labels[piece.first + prepared.rows]
+        usable = is_usable(prepared.quality, config.gate)
+        writer.append(piece.split, prepared.images, labels, prepared.masks, prepared.quality, usable)
+        skipped = [{"file": plan.name(piece, failure.row), "reason": failure.reason} for failure in prepared.failures]
+        reports[piece.split].add(labels, usable, skipped)
+    for split, report in reports.items():
+        for label, count in enumerate(report.per_class):
+            if count == 0:
+                raise PsysError(f"class '{dataset.classes[label]}' has no readable image left for {split}")
+    lines = [json.dumps({"split": split, **entry}) for split, report in reports.items() for entry in report.skipped]
+    if lines:
+        (folder / QUARANTINE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    writer.close(
+        dataset.classes,
+        {split: report.summary() for split, report in reports.items()},
+        **made_of,
+        libraries={name: version(name) for name in ("numpy", "opencv-python-headless", "ray")},
+    )
+    return reports
 
 
 class _Report:
-    """Counts of one split while it is prepared."""
+    """Counts of one split while it is written."""
 
     def __init__(self, classes: int) -> None:
         self.per_class = np.zeros(classes, np.int64)
         self.usable = 0
         self.skipped: list[dict[str, str]] = []
 
-    def add(self, part: Prepared) -> None:
-        self.per_class += np.bincount(part.labels, minlength=len(self.per_class))
-        self.usable += int(part.usable.sum())
-        self.skipped += [{"file": file, "reason": reason} for file, reason in part.unreadable]
+    def add(self, labels: NDArray[np.int64], usable: NDArray[np.bool_], skipped: list[dict[str, str]]) -> None:
+        self.per_class += np.bincount(labels, minlength=len(self.per_class))
+        self.usable += int(usable.sum())
+        self.skipped += skipped
 
     @property
     def count(self) -> int:
@@ -164,55 +268,6 @@ class _Report:
         return {
             "per_class": self.per_class.tolist(),
             "degenerate_share": self.degenerate_share,
-            "skipped": self.skipped,
+            "skipped_count": len(self.skipped),
+            "skipped": self.skipped[:SKIPPED_IN_MANIFEST],  # all of them are in quarantine.jsonl
         }
-
-
-def _shards(dataset: Dataset) -> Iterator[Shard]:
-    for name, split in dataset.splits.items():
-        for first in range(0, len(split.labels), SHARD_IMAGES):
-            rows = slice(first, first + SHARD_IMAGES)
-            yield Shard(name, split.images[rows], split.labels[rows])
-
-
-def _progress(parts: Iterable[Prepared], total: int, console: Console) -> Iterator[Prepared]:
-    if console.is_terminal:
-        rate = TextColumn("{task.fields[rate]:.0f} images/s")
-        with Progress(
-            TextColumn("segmenting"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn(), console=console
-        ) as bar:
-            task = bar.add_task("", total=total, rate=0.0)
-            for part, done, rate_now in _measured(parts):
-                bar.update(task, completed=done, rate=rate_now)
-                yield part
-        return
-    told = time.monotonic()
-    for part, done, rate_now in _measured(parts):
-        if time.monotonic() - told > SECONDS_BETWEEN_LINES:
-            told = time.monotonic()
-            left = (total - done) / rate_now
-            _say(console, f"{done}/{total} images, {rate_now:.0f} images/s, {left:.0f} s left")
-        yield part
-
-
-def _measured(parts: Iterable[Prepared]) -> Iterator[tuple[Prepared, int, float]]:
-    done, start = 0, time.monotonic()
-    for part in parts:
-        done += len(part.labels) + len(part.unreadable)
-        yield part, done, done / (time.monotonic() - start)
-
-
-def _print_summary(path: Path, reports: dict[str, _Report], seconds: float, console: Console) -> None:
-    for split, report in reports.items():
-        _say(
-            console,
-            f"{split}: {report.count} images, {len(report.skipped)} skipped, "
-            f"{report.degenerate_share:.1%} degenerate masks (not used as foreground)",
-        )
-    _say(console, f"{path} written in {seconds:.0f} s")
-
-
-def _say(console: Console, line: str) -> None:
-    # The name of a file need not be UTF-8.
-    printable = line.encode(errors="backslashreplace").decode()
-    console.print(printable, highlight=False, soft_wrap=True, markup=False)

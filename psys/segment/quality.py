@@ -26,6 +26,9 @@ class Quality(NamedTuple):
     """Squared Hellinger distance of the colour histograms of both sides: 0 where they are alike, 1 where disjoint."""
 
 
+QUALITY = Quality._fields  # the columns of a store's quality
+
+
 class GateConfig(Config):
     """Bounds of the figures; a mask outside any of them is degenerate and never used as a foreground image."""
 

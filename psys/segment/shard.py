@@ -1,104 +1,156 @@
-"""What one actor does with one shard: decode, bring to the store's size, segment, gate."""
+"""What one actor does with one shard: decode, bring to the store's size, segment, measure."""
 
-from dataclasses import dataclass
-from pathlib import Path
+import itertools
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Self
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from psys.data.image import JPEG, decode_image
-from psys.files import read_bounded
-from psys.segment.grabcut import segment
-from psys.segment.quality import GateConfig, is_usable, measure
-
-FILE_BYTES = 256 * 2**20  # 2**26 pixels, the most that are decoded, take 192 MiB without any compression
+from psys.data.encoded import encode_image, encode_mask
+from psys.data.reference import Reference, read_encoded
+from psys.data.store import Layout
+from psys.segment.boxes import seen_in
+from psys.segment.decode import decode_upright
+from psys.segment.grabcut import Box, SegmentConfig, segment
+from psys.segment.quality import QUALITY, measure
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A slice of a split, small enough to travel: pixels, or paths that the actor can read."""
+    """Consecutive images of a split, few enough to travel: pixels, or references that the actor can read."""
 
-    split: str
-    images: NDArray[np.uint8] | tuple[Path, ...]  # (B, H, W, 3) RGB, or B paths
-    labels: NDArray[np.int64]  # (B,)
+    images: NDArray[np.uint8] | tuple[Reference, ...]  # (B, H, W, 3) RGB, or B references
+    boxes: tuple[Box | None, ...] = ()  # B, in pixels of the images as they are stored; none at all if none is known
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def row(self, index: int) -> "Shard":
+        """The shard of this image alone."""
+        rows = slice(index, index + 1)
+        return Shard(self.images[rows], self.boxes[rows])
+
+
+class Failure(NamedTuple):
+    """An image that could not be prepared."""
+
+    row: int  # of the shard
+    reason: str
+    lasting: bool = True  # False: another attempt may succeed
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What every image goes through on its way into a store.
+
+    dense: its middle square, `size` pixels wide; encoded: the whole of it, its short side `size` pixels at most.
+    """
+
+    size: int
+    layout: Layout = "dense"
+    segment: SegmentConfig = field(default_factory=SegmentConfig)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Rows for the store, K <= B in the shard's order, and the images that could not be read: (file, reason)."""
+    """Rows for the store, K <= B in the shard's order, and what failed of the others."""
 
-    split: str
-    images: NDArray[np.uint8]  # (K, size, size, 3)
-    labels: NDArray[np.int64]  # (K,)
-    masks: NDArray[np.bool_]  # (K, size, size)
-    shares: NDArray[np.float32]  # (K,)
-    usable: NDArray[np.bool_]  # (K,)
-    unreadable: tuple[tuple[str, str], ...]
+    rows: NDArray[np.int64]  # (K,), of the shard
+    images: NDArray[np.uint8] | tuple[bytes, ...]  # (K, size, size, 3), or K encoded ones
+    masks: NDArray[np.bool_] | tuple[bytes, ...]  # (K, size, size), or K encoded ones
+    quality: NDArray[np.float32]  # (K, Q), named by QUALITY
+    failures: tuple[Failure, ...] = ()
+
+    @classmethod
+    def failed(cls, recipe: Recipe, failures: tuple[Failure, ...]) -> Self:
+        """Nothing but failures."""
+        rows, quality = np.zeros(0, np.int64), np.zeros((0, len(QUALITY)), np.float32)
+        if recipe.layout == "encoded":
+            return cls(rows, (), (), quality, failures)
+        square = (recipe.size, recipe.size)
+        return cls(rows, np.zeros((0, *square, 3), np.uint8), np.zeros((0, *square), np.bool_), quality, failures)
+
+    @classmethod
+    def joined(cls, parts: dict[int, Self]) -> Self:
+        """One of parts, each with the row of the shard where it begins."""
+        if len(parts) == 1:
+            return next(iter(parts.values()))
+        ordered = sorted(parts.items())
+        return cls(
+            np.concatenate([first + part.rows for first, part in ordered]),
+            _together([part.images for _, part in ordered]),
+            _together([part.masks for _, part in ordered]),
+            _together([part.quality for _, part in ordered]),
+            tuple(failure._replace(row=first + failure.row) for first, part in ordered for failure in part.failures),
+        )
 
 
-def prepare_shard(shard: Shard, size: int, gate: GateConfig) -> Prepared:
-    """Decode, crop, segment and resize every image of a shard; an unreadable file is reported, never raised."""
-    kept, images, masks, unreadable = [], [], [], []
-    for index, item in enumerate(shard.images):
+def _together(columns: list[Any]) -> Any:
+    return tuple(itertools.chain(*columns)) if isinstance(columns[0], tuple) else np.concatenate(columns)
+
+
+def prepare_shard(shard: Shard, recipe: Recipe) -> Prepared:
+    """Decode, segment and resize every image of a shard; what is wrong with an image is reported, never raised."""
+    images: list[Any] = []
+    masks: list[Any] = []
+    rows, quality, failures = [], [], []
+    for row, item in enumerate(shard.images):
+        box = shard.boxes[row] if shard.boxes else None
         try:
-            image = read_image(item) if isinstance(item, Path) else item
-        except ValueError as error:
-            unreadable.append((str(item), str(error)))
+            image, mask = _prepare(item, box, recipe)
+        except (ValueError, cv2.error, MemoryError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            failures.append(Failure(row, reason, lasting=not isinstance(error.__cause__, OSError)))
             continue
-        square = center_square(image)
-        kept.append(index)
-        images.append(_resize(square, size))
-        masks.append(_resize(segment(square).astype(np.uint8) * 255, size) > 127)
-    pixels = np.array(images, np.uint8).reshape(-1, size, size, 3)
-    foreground = np.array(masks, np.bool_).reshape(-1, size, size)
-    quality = np.array([measure(*pair) for pair in zip(pixels, foreground, strict=True)], np.float32).reshape(-1, 4)
-    return Prepared(
-        shard.split, pixels, shard.labels[kept], foreground, quality[:, 0], is_usable(quality, gate), tuple(unreadable)
-    )
+        rows.append(row)
+        quality.append(measure(image, mask))
+        images.append(encode_image(image) if recipe.layout == "encoded" else image)
+        masks.append(encode_mask(mask) if recipe.layout == "encoded" else mask)
+    if not rows:
+        return Prepared.failed(recipe, tuple(failures))
+    figures = np.array(quality, np.float32)
+    if recipe.layout == "encoded":
+        return Prepared(np.array(rows), tuple(images), tuple(masks), figures, tuple(failures))
+    return Prepared(np.array(rows), np.array(images), np.array(masks), figures, tuple(failures))
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
-    """RGB pixels (H, W, 3) of an image file: upright by its EXIF, grey repeated, transparency laid on white.
-
-    Raises ValueError saying why the file cannot be read.
-    """
-    try:
-        data = read_bounded(path, FILE_BYTES)
-    except OSError as error:
-        raise ValueError(error.strerror) from None
-    _check_complete(data)
-    image = decode_image(data, cv2.IMREAD_COLOR)
-    layers = image if data.startswith(JPEG) else decode_image(data, cv2.IMREAD_UNCHANGED)
-    if layers.ndim == 3 and layers.shape[2] == 4:
-        top = 255.0 if layers.dtype == np.uint8 else 65535.0
-        for row, opaque in zip(image, layers[:, :, 3:], strict=True):  # floats of a whole large image would fill memory
-            row[:] = np.rint(row * (opaque / top) + 255 * (1 - opaque / top))
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
-
-
-_PNG = b"\x89PNG"
-
-
-def _check_complete(data: bytes) -> None:
-    # OpenCV fills the missing part of a cut file with grey and says nothing.
-    if not data:
-        raise ValueError("the file is empty")
-    end = b"\xff\xd9" if data.startswith(JPEG) else b"IEND" if data.startswith(_PNG) else b""
-    if end not in data[len(data) // 2 :]:
-        raise ValueError("the file ends too early")
-
-
-def center_square(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The largest centred square of (H, W, 3): with the resize after it, the usual crop of the scaled short side."""
+def _prepare(
+    item: NDArray[np.uint8] | Reference, box: Box | None, recipe: Recipe
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    image, box = (item, box) if isinstance(item, np.ndarray) else decode_upright(read_encoded(item), box)
     height, width = image.shape[:2]
+    whole = Box(0, 0, width, height)
+    if box is not None and seen_in(box, whole) is None:
+        raise ValueError(f"its box {tuple(box)} lies outside of its {width} x {height} pixels")
+    window = center_square(width, height) if recipe.layout == "dense" else whole
+    image = image[window.top : window.bottom, window.left : window.right]
+    pixels = _resize(image, recipe)
+    if box is not None and (box := seen_in(box, window)) is None:
+        return pixels, np.zeros(pixels.shape[:2], np.bool_)  # the object was cropped away
+    return pixels, _resize(segment(image, recipe.segment, box).astype(np.uint8) * 255, recipe) > 127
+
+
+def read_image(reference: Reference) -> NDArray[np.uint8]:
+    """RGB pixels (H, W, 3) of an encoded image, as `decode_upright` gives them.
+
+    Raises ValueError saying why it cannot be read.
+    """
+    return decode_upright(read_encoded(reference))[0]
+
+
+def center_square(width: int, height: int) -> Box:
+    """The largest centred square of an image: with the resize after it, the usual crop of the scaled short side."""
     side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    return image[top : top + side, left : left + side]
+    left, top = (width - side) // 2, (height - side) // 2
+    return Box(left, top, left + side, top + side)
 
 
-def _resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    if image.shape[0] == size:
+def _resize(image: NDArray[np.uint8], recipe: Recipe) -> NDArray[np.uint8]:
+    now = min(image.shape[:2])
+    if now == recipe.size or (now < recipe.size and recipe.layout == "encoded"):
         return image
-    how = cv2.INTER_AREA if image.shape[0] > size else cv2.INTER_LINEAR
-    return cv2.resize(image, (size, size), interpolation=how).astype(np.uint8, copy=False)
+    height, width = (round(side * recipe.size / now) for side in image.shape[:2])
+    how = cv2.INTER_AREA if now > recipe.size else cv2.INTER_LINEAR
+    return cv2.resize(image, (width, height), interpolation=how).astype(np.uint8, copy=False)

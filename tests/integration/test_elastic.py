@@ -7,10 +7,11 @@ import subprocess
 from collections import Counter
 from pathlib import Path
 
-import psutil
 import pytest
 from safetensors.torch import load_file
 
+from psys.errors import PsysError
+from psys.train import LaunchConfig, launch, read_settings
 from tests.support.processes import (
     PS,
     Done,
@@ -57,6 +58,10 @@ def stopped_after_snapshot(process: "subprocess.Popen[str]", path: Path) -> Done
     assert done.code == 130, done.err
     audited(path)
     return done
+
+
+def resumed(path: Path, *more: str) -> LaunchConfig:
+    return read_settings(["--resume", str(path), *more], PS, default_file=path)
 
 
 @pytest.fixture(scope="module")
@@ -120,23 +125,22 @@ def test_a_run_that_was_killed_altogether_is_resumed_with_other_workers(small_st
     durable = ("--epochs", "8", "--checkpoint-every", "5")
     with started(PS, *small_run(small_store_path, "r", *durable), cwd=tmp_path) as process:
         wait_until(lambda: bool(events(path, "checkpoint")), "a checkpoint")
-        refused = run(PS, "--resume", str(path), cwd=tmp_path)
-        assert (refused.code, "the run is still going on" in refused.err) == (2, True), refused.err
         for member in family(process):
             member.kill()
     (torn,) = events(path, "checkpoint")[-1:]
     state = path / "checkpoints" / f"{torn['version']:08d}" / "state.safetensors"
     whole = state.read_bytes()
     state.write_bytes(whole[:-1])
-    refused = run(PS, "--resume", str(path), cwd=tmp_path)
-    assert (refused.code, "is damaged" in refused.err) == (2, True), refused.err
+    with pytest.raises(PsysError, match="is damaged"):
+        launch(resumed(path))
     state.write_bytes(whole)
-    other = run(PS, "--resume", str(path), "--optimizer.momentum", "0.5", cwd=tmp_path)
-    assert (other.code, "another optimizer" in other.err) == (2, True), other.err
+    with pytest.raises(PsysError, match="another optimizer"):
+        launch(resumed(path, "--optimizer.momentum", "0.5"))
     done = run(PS, "--resume", str(path), "--workers", "3", cwd=tmp_path)
     assert done.code == 0, done.err
     audited(path)
-    assert "nothing to resume" in run(PS, "--resume", str(path), cwd=tmp_path).err
+    with pytest.raises(PsysError, match="nothing to resume"):
+        launch(resumed(path))
 
 
 def test_faults_happen_where_the_plan_says_and_cost_nothing_but_time(small_store_path: Path, tmp_path: Path) -> None:
@@ -163,7 +167,7 @@ faults:
         ("worker1", 5, "hang"),
     ]
     receipts = Counter(event["receipt"] for event in events(path, "refused"))
-    assert (receipts["damaged"], receipts["duplicate"]) == (1, 1)
+    assert (receipts["damaged"], receipts["duplicate"] >= 1) == (1, True)
     reasons = Counter(event["reason"] for event in events(path, "leave"))
     assert reasons["broken"] == 1
     assert reasons["silent"] >= 1
@@ -180,6 +184,8 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_the_run_goes_on(
         shutil.rmtree(path / "checkpoints", ignore_errors=True)
         (path / "checkpoints").write_text("in the way")
         wait_until(lambda: len(events(path, "checkpoint")) > 1, "two attempts")
+        with pytest.raises(PsysError, match="the run is still going on"):
+            launch(resumed(path))
         process.send_signal(signal.SIGINT)
         done = finished(process)
     assert done.code == 130, done.err
@@ -198,7 +204,7 @@ def test_a_storm(small_store_path: Path, tmp_path: Path, full: bool) -> None:
         for kill in range(kills):
             done = len(updates(path)) + chance.randrange(40)
             wait_until(lambda done=done: len(updates(path)) > done, "updates between two kills")
-            chance.choice([w for w in workers_of(process) if w.status() != psutil.STATUS_ZOMBIE]).kill()
+            chance.choice(workers_of(process)).kill()
             wait_until(lambda kill=kill: len(events(path, "join")) > 3 + kill, "its replacement")
         process.send_signal(signal.SIGINT)
         ended = finished(process)

@@ -1,20 +1,32 @@
 """`psys prepare` as a user runs it, through a real local Ray."""
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 import cv2
 import numpy as np
+import psutil
 import pytest
 
 from psys.data.sample import read_sample
+from psys.data.source import open_source
 from psys.data.store import PreparedStore
 from psys.errors import PsysError
+from psys.segment.grabcut import Box, SegmentConfig
+from psys.segment.plan import Plan
 from psys.segment.prepare import PrepareConfig, prepare
+from psys.segment.shard import Recipe
+from tests.support.processes import wait_until
+
+SHARDS = 9  # of 8 of the photographs, the last of each split of fewer
 
 
 @pytest.fixture(scope="module")
@@ -32,20 +44,22 @@ def photos(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def undisturbed(photos, tmp_path_factory) -> PreparedStore:
+    """The photographs, prepared by one actor in one go."""
+    return PreparedStore.open(
+        prepare(PrepareConfig(source=str(photos), stores=tmp_path_factory.mktemp("one"), actors=1))
+    )
+
+
 def ray_processes() -> set[int]:
-    """Process ids of Ray's daemons on this machine."""
+    """Process ids of Ray's daemons that this process started, or that nobody's child is any more."""
+    mine = _descendants(os.getpid())
     return {
-        int(entry.name)
-        for entry in Path("/proc").iterdir()
-        if entry.name.isdigit() and _name(entry) in ("raylet", "gcs_server")
+        process.pid
+        for process in psutil.process_iter(["name", "ppid"])
+        if process.info["name"] in ("raylet", "gcs_server") and (process.pid in mine or process.info["ppid"] == 1)
     }
-
-
-def _name(entry: Path) -> str:
-    try:
-        return (entry / "comm").read_text().strip()
-    except OSError:
-        return ""
 
 
 def _descendants(pid: int) -> set[int]:
@@ -82,13 +96,13 @@ def _listening_addresses(pids: set[int]) -> list[IPv4Address | IPv6Address]:
     return found
 
 
-def test_one_and_two_actors_make_the_same_store_and_leave_no_ray_behind(photos, tmp_path, capfd):
-    before = ray_processes()
-    config = PrepareConfig(source=str(photos), stores=tmp_path, actors=1, name="one", gallery=True)
+def test_one_and_two_actors_make_the_same_store_and_leave_no_ray_behind(photos, undisturbed, tmp_path, capfd):
+    before, one = ray_processes(), undisturbed
+    config = PrepareConfig(source=str(photos), stores=tmp_path, actors=2, gallery=True)
 
-    one = PreparedStore.open(prepare(config))
+    capfd.readouterr()
+    two = PreparedStore.open(prepare(config))
     said = capfd.readouterr()
-    two = PreparedStore.open(prepare(config.model_copy(update={"actors": 2, "name": "two", "gallery": False})))
 
     one.verify()
     assert one.content_hash == two.content_hash
@@ -99,6 +113,8 @@ def test_one_and_two_actors_make_the_same_store_and_leave_no_ray_behind(photos, 
     assert [(Path(entry["file"]).name, entry["reason"]) for entry in skipped] == [
         ("broken.png", "the file ends too early")
     ]
+    (line,) = (one.path / "quarantine.jsonl").read_text().splitlines()
+    assert json.loads(line) == {"split": "train", **skipped[0]}
     assert "broken.png: the file ends too early" in said.out
     assert "1 skipped" in said.out
     assert said.err == ""
@@ -107,7 +123,7 @@ def test_one_and_two_actors_make_the_same_store_and_leave_no_ray_behind(photos, 
     assert one.manifest["splits"]["test"]["per_class"] == [4, 4, 4]
     assert sum(one.manifest["splits"][split]["count"] for split in ("train", "test")) == 60
     assert one.manifest["splits"]["train"]["degenerate_share"] <= 0.05
-    assert cv2.imread(str(one.path / "gallery.png")).shape[1] > 1000
+    assert cv2.imread(str(two.path / "gallery.png")).shape[1] > 1000
 
     capfd.readouterr()
     prepare(config.model_copy(update={"gallery": False}))
@@ -116,13 +132,13 @@ def test_one_and_two_actors_make_the_same_store_and_leave_no_ray_behind(photos, 
         prepare(config.model_copy(update={"image_size": 24}))
 
 
-def test_an_unreadable_image_is_fatal_by_setting_and_leaves_nothing(photos, tmp_path):
+def test_an_unreadable_image_is_fatal_by_setting_and_leaves_no_store(photos, tmp_path):
     before = ray_processes()
 
-    with pytest.raises(PsysError, match=r"cannot read image .*broken\.png: the file ends too early"):
+    with pytest.raises(PsysError, match=r"cannot prepare image ship/broken\.png: the file ends too early"):
         prepare(PrepareConfig(source=str(photos), stores=tmp_path / "stores", actors=1, on_error="fail"))
 
-    assert list((tmp_path / "stores").iterdir()) == []
+    assert [entry.name for entry in (tmp_path / "stores").iterdir()] == [".photos.shards"]
     assert ray_processes() <= before
 
 
@@ -143,26 +159,91 @@ def test_an_address_without_a_cluster_is_named(tmp_path):
         prepare(PrepareConfig(stores=tmp_path, ray_address="127.0.0.1:9"))
 
 
-def test_ray_listens_on_loopback_only_and_ctrl_c_ends_it_without_a_half_store(tmp_path):
-    before = ray_processes()
-    command = "from psys.segment.prepare import *; from pathlib import Path; import sys; "
-    command += "prepare(PrepareConfig(stores=Path(sys.argv[1]), actors=1))"
+@contextmanager
+def preparing(stores: Path, *flags: object) -> Iterator["subprocess.Popen[str]"]:
+    """`psys prepare` in a process of its own, which does not outlive the block."""
     process = subprocess.Popen(
-        [sys.executable, "-u", "-c", command, str(tmp_path)],
+        [sys.executable, "-u", "-m", "psys.cli", "prepare", "--stores", str(stores), *map(str, flags)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
-    assert process.stdout is not None
-    next(line for line in process.stdout if "images/s" in line)
-    listening = _listening_addresses(_descendants(process.pid))
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def shards_done(stores: Path, name: str) -> int:
+    return len([*stores.glob(f".{name}.shards/*.safetensors")])
+
+
+def test_a_killed_preparation_leaves_no_process_and_the_next_does_only_what_is_missing(
+    photos, undisturbed, tmp_path, capfd
+):
+    stores = tmp_path / "killed"
+    flags = ["--source", photos, "--actors", 2]
+    with preparing(stores, *flags) as process:
+        wait_until(lambda: shards_done(stores, "photos") >= 2 or process.poll() is not None, "finished shards")
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        process.wait()
+        left = psutil.wait_procs(family, timeout=20)[1]
+        kept = shards_done(stores, "photos")
+
+    assert left == []
+    assert 2 <= kept < SHARDS
+    (stores / ".photos.12345678.partial").mkdir()  # as of a kill while the store was written
+
+    config = PrepareConfig(source=str(photos), stores=stores, actors=3)
+    resumed = PreparedStore.open(prepare(config))
+    said = capfd.readouterr().out
+
+    done, reused = re.findall(r"(\d+) shards \(\d+ images\)", said)
+    assert (int(done), int(reused)) == (SHARDS - kept, kept)
+    resumed.verify()
+    assert resumed.manifest == undisturbed.manifest
+    assert resumed.content_hash == undisturbed.content_hash
+    assert [entry.name for entry in stores.iterdir()] == ["photos"]
+
+
+def test_shards_of_other_settings_or_of_a_changed_file_are_not_taken_over(photos, tmp_path):
+    """Keys tell them apart: no Ray is needed to see it."""
+    dataset = open_source(str(photos), tmp_path, 0.2, 0)
+    recipe = Recipe(32)
+
+    def keys(recipe: Recipe = recipe, boxes: dict[str, Box] | None = None) -> list[str]:
+        return [piece.key for piece in Plan(dataset, boxes or {}, recipe, "algorithm")]
+
+    before = keys()
+    assert len(set(before)) == len(before) == SHARDS
+    assert keys() == before
+    for other in (Recipe(24), Recipe(32, "encoded"), Recipe(32, segment=SegmentConfig(iterations=2))):
+        assert not set(keys(other)) & set(before)
+    assert not {piece.key for piece in Plan(dataset, {}, recipe, "another")} & set(before)
+    boxed = Plan(dataset, {"cat/01.png": Box(1, 1, 9, 9), "cat/other.png": Box(1, 1, 9, 9)}, recipe, "algorithm")
+    (piece,) = (piece for piece in boxed if piece.key not in before)
+    assert boxed.boxed == 1
+    assert [box for box in boxed.shard(piece).boxes if box] == [Box(1, 1, 9, 9)]
+    os.utime(photos / "cat" / "01.png", ns=(1, 1))
+    assert len(set(keys()) - set(before)) == 1
+    with pytest.raises(PsysError, match=r"none of the files with boxes \('cat/nowhere.png', ...\) is an image under"):
+        keys(boxes={"cat/nowhere.png": Box(1, 1, 9, 9)})
+
+
+def test_ray_listens_on_loopback_only_and_ctrl_c_ends_it_without_a_half_store(tmp_path):
+    before = ray_processes()
+    with preparing(tmp_path, "--actors", 1) as process:
+        wait_until(lambda: shards_done(tmp_path, "sample") > 0, "a finished shard")
+        listening = _listening_addresses(_descendants(process.pid))
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
 
     assert listening, "Ray's own daemons listen for each other"
     assert all(address.is_loopback for address in listening)
 
-    assert process.returncode != 0
-    assert list(tmp_path.iterdir()) == []
+    assert process.returncode == 130
+    assert [entry.name for entry in tmp_path.iterdir()] == [".sample.shards"]
     assert ray_processes() <= before

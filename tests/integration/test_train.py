@@ -14,6 +14,7 @@ from psys.data.store import PreparedStore
 from psys.events import read_events
 from tests.support.processes import (
     PS,
+    ROOT,
     family,
     finished,
     free_port,
@@ -24,6 +25,7 @@ from tests.support.processes import (
     wait_until,
     workers_of,
 )
+from tests.support.stores import write_small_store
 
 BATCHES_PER_EPOCH = 9  # 160 images less the tenth held out, in sixteens
 
@@ -95,15 +97,25 @@ def test_24_workers_on_one_host(small_store_path: Path, tmp_path: Path) -> None:
     assert [event["reason"] for event in events if event["event"] == "leave"] == ["left"] * 24
 
 
-def test_two_sync_runs_with_the_same_seed_are_bit_identical(small_store_path: Path, tmp_path: Path) -> None:
-    for name, seed in (("a", "3"), ("b", "3"), ("c", "4")):
-        done = run(
-            PS, *small_run(small_store_path, name, "--mode", "sync", "--epochs", "2", "--seed", seed), cwd=tmp_path
-        )
-        assert done.code == 0, done.err
-    a, b, c = ((tmp_path / "runs" / name / "last.safetensors").read_bytes() for name in "abc")
-    assert a == b
-    assert a != c
+def test_an_encoded_store_trains_and_resumes_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    """At a size of its own, and with the readers of sources out of reach."""
+    store = write_small_store(tmp_path / "encoded", 8, 2, layout="encoded").path
+    for name in ("ray", "cv2", "pyarrow"):
+        (tmp_path / f"{name}.py").write_text(f"raise SystemExit('{name} was imported')\n")
+    env = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    settings = ("--mode", "sync", "--epochs", "20", "--image-size", "24")
+    done = run(PS, *small_run(store, "unbroken", *settings), cwd=tmp_path, env=env)
+    assert done.code == 0, done.err
+    path = tmp_path / "runs" / "broken"
+    with started(PS, *small_run(store, "broken", *settings), cwd=tmp_path, env=env) as process:
+        wait_until(lambda: len(updates(path)) > 3, "some updates")
+        process.send_signal(signal.SIGTERM)
+        assert finished(process).code == 130
+    done = run(PS, "--resume", str(path), cwd=tmp_path, env=env)
+    assert done.code == 0, done.err
+    last, other = (tmp_path / "runs" / name / "last.safetensors" for name in ("unbroken", "broken"))
+    assert last.read_bytes() == other.read_bytes()
+    assert json.loads((path / "result.json").read_text())["batches"]["lost"] == 0
 
 
 def test_training_imports_neither_ray_nor_cv2(small_store_path: Path, tmp_path: Path) -> None:

@@ -1,12 +1,17 @@
 """What a user gets wrong: one clear line, exit code 2, nothing made. (What prepare refuses: test_prepare.py.)"""
 
+import runpy
 import socket
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.support.processes import PS, Done, events, free_port, run, small_run, started, updates, wait_until
 from tests.support.stores import write_small_store
+
+Refused = Callable[..., Done]
 
 
 def check(done: Done, *words: str) -> None:
@@ -16,6 +21,23 @@ def check(done: Done, *words: str) -> None:
     assert "Traceback" not in done.err
     for word in words:
         assert word in complaints[0]
+
+
+@pytest.fixture
+def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> "Refused":
+    """Of a command that ends before it trains, run within this process: another would import torch again."""
+
+    def refused(command: str, *arguments: str) -> Done:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [command, *arguments])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(command, run_name="__main__") if command == PS else runpy.run_module(
+                command, run_name="__main__"
+            )
+        assert isinstance(ended.value.code, int)
+        return Done(ended.value.code, *capfd.readouterr())
+
+    return refused
 
 
 @pytest.mark.parametrize(
@@ -37,27 +59,27 @@ def check(done: Done, *words: str) -> None:
     ],
     ids=lambda value: "-".join(value),
 )
-def test_a_wrong_argument(tmp_path: Path, arguments: list[str], words: list[str]) -> None:
-    check(run(PS, *arguments, cwd=tmp_path), *words)
+def test_a_wrong_argument(refused: Refused, tmp_path: Path, arguments: list[str], words: list[str]) -> None:
+    check(refused(PS, *arguments), *words)
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_misspelt_setting(tmp_path: Path) -> None:
+def test_a_misspelt_setting(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("mode: sync\noptimizer: {momentun: 0.5}\n")
-    check(run(PS, "--config", "c.yaml", cwd=tmp_path), "optimizer.momentun", "did you mean 'momentum'", "c.yaml")
+    check(refused(PS, "--config", "c.yaml"), "optimizer.momentun", "did you mean 'momentum'", "c.yaml")
 
 
-def test_an_occupied_port(small_store_path: Path, tmp_path: Path) -> None:
+def test_an_occupied_port(refused: Refused, small_store_path: Path, tmp_path: Path) -> None:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
         port = str(holder.getsockname()[1])
-        check(run(PS, "--store", str(small_store_path), "--port", port, cwd=tmp_path), port, "in use", "--port")
+        check(refused(PS, "--store", str(small_store_path), "--port", port), port, "in use", "--port")
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_holdout_of_everything(small_store_path: Path, tmp_path: Path) -> None:
-    done = run(PS, "--store", str(small_store_path), "--validation-share", "0.99", cwd=tmp_path)
+def test_a_holdout_of_everything(refused: Refused, small_store_path: Path, tmp_path: Path) -> None:
+    done = refused(PS, "--store", str(small_store_path), "--validation-share", "0.99")
     check(done, "leaves none to train on")
     assert not (tmp_path / "runs").exists()
 
@@ -81,17 +103,17 @@ def test_a_worker_whose_store_is_another(small_store_path: Path, tmp_path: Path)
         check(run(PS, *joining, cwd=tmp_path), "is not the server's")
 
 
-def test_a_name_that_is_taken(small_store_path: Path, tmp_path: Path) -> None:
+def test_a_name_that_is_taken(refused: Refused, small_store_path: Path, tmp_path: Path) -> None:
     (tmp_path / "runs" / "r").mkdir(parents=True)
-    check(run(PS, "--store", str(small_store_path), "--name", "r", cwd=tmp_path), "runs/r", "--name")
+    check(refused(PS, "--store", str(small_store_path), "--name", "r"), "runs/r", "--name")
 
 
-def test_a_store_that_was_damaged(small_store_path: Path, tmp_path: Path) -> None:
+def test_a_store_that_was_damaged(refused: Refused, small_store_path: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     store.mkdir()
     for file in small_store_path.iterdir():
         (store / file.name).write_bytes(file.read_bytes()[:-1] if "images" in file.name else file.read_bytes())
-    check(run(PS, "--store", "store", cwd=tmp_path), "images.npy", "prepare the store again")
+    check(refused(PS, "--store", "store"), "images.npy", "prepare the store again")
 
 
 @pytest.mark.parametrize(
@@ -104,5 +126,5 @@ def test_a_store_that_was_damaged(small_store_path: Path, tmp_path: Path) -> Non
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],
 )
-def test_a_wrong_command(tmp_path: Path, arguments: list[str], word: str) -> None:
-    check(run("-m", "psys.cli", *arguments, cwd=tmp_path), word)
+def test_a_wrong_command(refused: Refused, tmp_path: Path, arguments: list[str], word: str) -> None:
+    check(refused("psys.cli", *arguments), word)

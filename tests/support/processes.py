@@ -92,19 +92,19 @@ def updates(run_path: Path) -> list[dict]:
 
 def workers_of(process: "subprocess.Popen[str]") -> list[psutil.Process]:
     """The living worker processes of a local run, in the order they were started."""
-    return _nodes_of(process, "work")
+    return _nodes_of(process, "psys-worker")
 
 
 def servers_of(process: "subprocess.Popen[str]") -> list[psutil.Process]:
     """The living server processes of a local run, by number."""
-    return [*_nodes_of(process, "serve"), *_nodes_of(process, "shard")]
+    return sorted(_nodes_of(process, "psys-server"), key=lambda each: each.name())
 
 
-def _nodes_of(process: "subprocess.Popen[str]", role: str) -> list[psutil.Process]:
+def _nodes_of(process: "subprocess.Popen[str]", name: str) -> list[psutil.Process]:
     found = []
     for each in family(process):
         with contextlib.suppress(psutil.NoSuchProcess):
-            if each.cmdline()[1:4] == ["-m", "psys.cluster.node", role]:
+            if each.name().startswith(name) and each.status() != psutil.STATUS_ZOMBIE:
                 found.append(each)
     return sorted(found, key=lambda each: each.create_time())
 

@@ -6,19 +6,23 @@ import numpy as np
 
 from psys.data.dataset import DatasetSplit
 from psys.data.sample import read_sample
-from psys.data.store import PreparedStore, StoreWriter
-from psys.segment.quality import GateConfig
-from psys.segment.shard import Shard, prepare_shard
+from psys.data.store import Layout, PreparedStore
+from psys.data.writer import StoreWriter
+from psys.segment.quality import QUALITY, GateConfig, is_usable
+from psys.segment.shard import Recipe, Shard, prepare_shard
 
 
-def write_small_store(folder: Path, train_per_class: int = 16, test_per_class: int = 4) -> PreparedStore:
+def write_small_store(
+    folder: Path, train_per_class: int = 16, test_per_class: int = 4, layout: Layout = "dense"
+) -> PreparedStore:
     """Write some of every class of the embedded sample, with masks, to `folder`."""
     sample = read_sample()
     folder.mkdir(parents=True)
-    writer = StoreWriter(folder, ["train", "test"], (32, 32))
+    writer = StoreWriter(folder, ["train", "test"], (32, 32), QUALITY, layout)
     for name, split, count in (("train", sample.train, train_per_class), ("test", sample.test, test_per_class)):
-        done = prepare_shard(Shard(name, *_some_of_each_class(split, count)), 32, GateConfig())
-        writer.append(name, done.images, done.labels, done.masks, done.shares, done.usable)
+        images, labels = _some_of_each_class(split, count)
+        done = prepare_shard(Shard(images), Recipe(32, layout))
+        writer.append(name, done.images, labels, done.masks, done.quality, is_usable(done.quality, GateConfig()))
     writer.close(sample.classes, {"train": {}, "test": {}}, source="a part of the sample")
     return PreparedStore.open(folder)
 

@@ -48,6 +48,7 @@ def test_every_config_in_the_repository_is_valid(file: Path) -> None:
         (["--augment.veiws", "2"], "--augment.veiws"),
         (["--optimizer.momentum", "0"], "'optimizer'.*'nesterov' needs 'momentum'"),
         (["--name", "../elsewhere"], "'name'"),
+        (["--name", ".."], "'name'"),
         (["--workers"], "--workers"),
         (["stray"], "stray"),
     ],

@@ -23,7 +23,12 @@ def test_a_line_cut_short_by_a_crash_is_left_out_but_a_broken_one_is_named(tmp_p
     path = tmp_path / "events.jsonl"
     path.write_text('{"event": "join"}\n{"event": "upd')
     assert list(read_events(path)) == [{"event": "join"}]
+    path.write_bytes(b'{"event": "join"}\n{"event": "d\xc3')
+    assert list(read_events(path)) == [{"event": "join"}]
     path.write_text('{"event": "join"\n{"event": "update"}\n')
+    with pytest.raises(PsysError, match=r"events.jsonl line 1 is no event"):
+        list(read_events(path))
+    path.write_text('{"event": ' + "[" * 100_000 + "\n")
     with pytest.raises(PsysError, match=r"events.jsonl line 1 is no event"):
         list(read_events(path))
 

@@ -3,6 +3,7 @@
 Whatever else is raised, and any hang (pytest's timeout), fails. Seeds are fixed, so a case that fails can be repeated.
 """
 
+import contextlib
 import copy
 import gzip
 import io
@@ -28,15 +29,16 @@ from psys.data.archive import UNPACKED_BYTES
 from psys.data.cifar import read_cifar
 from psys.data.dataset import Dataset, DatasetSplit, read_dataset, write_dataset
 from psys.data.fetch import FetchConfig, fetch
+from psys.data.reference import FILE_BYTES
 from psys.data.sample import read_sample
 from psys.data.source import open_source
 from psys.data.store import MANIFEST, PreparedStore
 from psys.errors import PsysError
-from psys.segment import shard
-from psys.segment.quality import GateConfig
-from psys.segment.shard import Shard, prepare_shard, read_image
+from psys.segment.shard import Failure, Recipe, Shard, prepare_shard, read_image
 from psys.train import LaunchConfig
 from tests.support.cifar import BATCHES, binary_batch, python_batch
+from tests.support.packed import encoded as packed_image
+from tests.support.packed import samples, some, write_parquet, write_tar
 from tests.support.processes import ROOT
 from tests.support.stores import write_small_store
 
@@ -232,9 +234,9 @@ def test_an_image_that_claims_too_many_pixels_is_skipped_by_name_and_not_decoded
     bomb.write_bytes(huge(suffix))
     before = most_memory_bytes()
 
-    done = prepare_shard(Shard("train", (bomb,), np.array([0])), 32, GateConfig())
+    done = prepare_shard(Shard((bomb,)), Recipe(32))
 
-    assert done.unreadable == ((str(bomb), "more pixels than OPENCV_IO_MAX_IMAGE_PIXELS=67108864 allows"),)
+    assert done.failures == (Failure(0, "more pixels than OPENCV_IO_MAX_IMAGE_PIXELS=67108864 allows"),)
     assert most_memory_bytes() - before < 100e6
 
 
@@ -253,7 +255,7 @@ def test_a_jpeg_of_endless_scans_is_refused(tmp_path: Path, pictures: list[bytes
 
 def test_an_image_file_of_too_many_bytes_is_refused(tmp_path: Path) -> None:
     with (tmp_path / "large.bmp").open("wb") as file:
-        file.truncate(shard.FILE_BYTES + 1)
+        file.truncate(FILE_BYTES + 1)
 
     with pytest.raises(ValueError, match="more than 268,435,456 bytes"):
         read_image(tmp_path / "large.bmp")
@@ -391,9 +393,10 @@ def header(size: bytes, kind: bytes = b"0") -> bytes:
         (header(b"77777777777", b"x"), "claims 8589934591 bytes"),
         (header(b"77777777777", b"L"), "claims 8589934591 bytes"),
         (header(b"77777777777", b"S"), "claims 8589934591 bytes"),
-        (header(b"2000000", b"x") + b"1" * 2**19 + header(b"0"), "not a whole CIFAR-10 batch"),
-        (header(b"0", b"x") * 3000, "has no data_batch_1"),
-        (header(b"0") * 3_000, "not a whole CIFAR-10 batch"),
+        (header(b"2000000", b"x") + b"1" * 2**19 + header(b"0") + bytes(1024), "not a whole CIFAR-10 batch"),
+        (header(b"0", b"x") * 3000 + bytes(1024), "has no data_batch_1"),
+        (header(b"0") * 3_000 + bytes(1024), "not a whole CIFAR-10 batch"),
+        (header(b"0") * 3_000, "it ends too early"),
         (header(b"zzz"), "not a whole tar archive"),
         (header(b"100000"), "claims 32768 bytes, expected .* all there"),
         (b"\x1f\x8b", "not a whole tar archive"),
@@ -409,6 +412,57 @@ def test_a_hostile_archive_is_one_clear_error(tmp_path: Path, content: bytes, me
         with pytest.raises(PsysError, match=rf"x\.tar\.gz.*{message}"):
             read()
     assert most_memory_bytes() - before < 1.5 * UNPACKED_BYTES + 50e6
+
+
+# Parquet files and WebDataset tars
+
+
+def read_all(path: Path) -> None:
+    """Every image of a source is read or refused by itself."""
+    dataset = open_source(str(path), path, 0.2, 0)
+    for split in dataset.splits.values():
+        assert 0 <= split.labels.min() <= split.labels.max() < len(dataset.classes)
+        for reference in split.images:
+            with contextlib.suppress(ValueError):
+                assert read_image(reference).shape[2] == 3  # type: ignore[arg-type]
+
+
+def test_damaged_parquet_files(tmp_path: Path) -> None:
+    images, labels = some(5)
+    file = tmp_path / "a.parquet"
+    for rows in (7, 100):
+        whole = write_parquet(file, [packed_image(image, ".jpg") for image in images], labels, rows=rows).read_bytes()
+        footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+
+        def anywhere_changed(random: Random, whole: bytes = whole) -> None:
+            file.write_bytes(damaged(whole, random))
+            read_all(file)
+
+        def footer_changed(random: Random, whole: bytes = whole, footer: int = footer) -> None:
+            changed = damaged(whole[footer:-8], random)
+            file.write_bytes(whole[:footer] + changed + len(changed).to_bytes(4, "little") + b"PAR1")
+            read_all(file)
+
+        read_all(file)
+        assert refusals(50, 11, anywhere_changed, tmp_path) > 10
+        assert refusals(100, 12, footer_changed, tmp_path) > 60
+
+
+def test_damaged_tars_of_samples(tmp_path: Path) -> None:
+    images, labels = some(5)
+    file = tmp_path / "train.tar"
+    whole = write_tar(file, samples(images, labels, ".jpg"), mtime=0.5).read_bytes()
+
+    def attempt(random: Random) -> None:
+        at = 512 * random.randrange(len(whole) // 512 - 20)
+        block = damaged(whole[at : at + 512], random)[:512].ljust(512, b"\0")
+        if random.random() < 0.8:  # a header whose sum is right is believed
+            block = block[:148] + b"%06o\0 " % sum(block[:148] + b" " * 8 + block[156:]) + block[156:]
+        file.write_bytes(damaged(whole, random) if random.random() < 0.3 else whole[:at] + block + whole[at + 512 :])
+        read_all(tmp_path)
+
+    read_all(tmp_path)
+    assert refusals(150, 13, attempt, tmp_path) > 30  # the others hit an image, or nothing that counts
 
 
 class Malicious:
@@ -516,12 +570,43 @@ def test_damaged_stores(store: Path) -> None:
     assert refusals(200, 10, manifest_changed, store) > 160
 
 
+def test_damaged_encoded_stores(tmp_path: Path) -> None:
+    store = write_small_store(tmp_path / "store", train_per_class=2, test_per_class=1, layout="encoded").path
+    manifest = json.loads((store / MANIFEST).read_text())
+
+    def columns_changed(random: Random) -> None:
+        path = random.choice([*store.glob("*.npy"), *sorted(store.glob("*.bin")) * 5])
+        data = path.read_bytes()
+        path.write_bytes(damaged(data, random)[: len(data)].ljust(len(data), b"x"))
+        try:
+            opened = PreparedStore.open(store)
+            for name in ("train", "test"):
+                split = opened.split(name)
+                for row in range(len(split.labels)):
+                    with contextlib.suppress(PsysError):
+                        assert split.images[row].shape == (32, 32, 3)
+                        assert split.masks[row].shape == (128,)
+            opened.verify()
+            assert path.read_bytes() == data
+        finally:
+            path.write_bytes(data)
+
+    def manifest_changed(random: Random) -> None:
+        (store / MANIFEST).write_text(json.dumps(retyped(manifest, random)))
+        opened = PreparedStore.open(store)
+        assert opened.split("train").images[:].shape == (20, *opened.image_size, 3)
+
+    PreparedStore.open(store).verify()
+    assert refusals(60, 14, columns_changed, store) > 55
+    assert refusals(60, 15, manifest_changed, store) > 35
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("[" * 200_000, "cannot read"),
         ('{"format": "psys-store", "version": 1' + "0" * 5000 + "}", "cannot read"),
-        ('{"format": "psys-store", "version": 1}', "'classes': Field required"),
+        ('{"format": "psys-store", "version": 2}', "'classes': Field required"),
         (" " * (2**24 + 1), "more than 16,777,216 bytes"),
         ("\udcff", "cannot read"),
     ],

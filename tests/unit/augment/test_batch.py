@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from psys.augment.batch import AugmentConfig, augment, normalise
+from psys.augment.foreground import MODES
 from psys.config import validate
 from psys.errors import PsysError
 
@@ -27,7 +28,9 @@ class Sample:
     def augment(self, seed: int = 1, **settings: Any) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(seed)
         config = AugmentConfig(**settings)
-        return augment(self.images, self.labels, self.packed, self.usable, config, MEAN, STD, generator)
+        return augment(
+            self.images, self.labels, self.packed, self.usable, config, len(self.labels), MEAN, STD, generator
+        )
 
 
 @pytest.fixture
@@ -56,7 +59,7 @@ EVERYTHING: dict[str, Any] = {
     "rotate_degrees": 10,
     "cutout_size": 16,
     "cutout_share": 0.5,
-    "foreground_share": 0.3,
+    "foreground": dict.fromkeys(MODES, 0.1),
 }
 
 
@@ -93,7 +96,8 @@ def kinds(sample: Sample, views: Tensor) -> tuple[Tensor, Tensor]:
     alone = torch.where(background, BLACK, whole)
     repeats = len(views) // len(whole)
     is_foreground = (views == alone.repeat(repeats, 1, 1, 1)).flatten(1).all(dim=1)
-    is_cut = ((views == 0) & (whole.repeat(repeats, 1, 1, 1) != 0)).flatten(1).any(dim=1)
+    changed = views != whole.repeat(repeats, 1, 1, 1)
+    is_cut = changed.flatten(1).any(dim=1) & (~changed | (views.abs() < 0.01)).flatten(1).all(dim=1)
     return is_foreground, is_cut
 
 
@@ -103,7 +107,7 @@ def kinds(sample: Sample, views: Tensor) -> tuple[Tensor, Tensor]:
         ({"cutout_size": 16}, 0.0, 1.0),
         ({"cutout_size": 16, "views": 4}, 0.0, 1.0),
         ({"cutout_size": 16, "views": 4, "cutout_share": 0.5}, 0.0, 0.5),
-        ({"cutout_size": 16, "views": 4, "foreground_share": 0.25}, 0.25, 0.75),
+        ({"cutout_size": 16, "views": 4, "foreground": {"black": 0.25}}, 0.25, 0.75),
     ],
     ids=["cutout", "cutout+ba", "half cut", "trio"],
 )
@@ -117,7 +121,7 @@ def test_the_papers_arms(sample: Sample, arm: dict[str, Any], foreground_share: 
 
 def test_degenerate_masks_never_make_a_foreground_image(sample: Sample) -> None:
     sample.usable = torch.arange(len(sample.images)) % 2 == 0
-    views, _ = sample.augment(**OFF, foreground_share=1.0)
+    views, _ = sample.augment(**OFF, foreground={"black": 1.0})
     whole = normalise(sample.images, MEAN, STD)
     is_foreground, _ = kinds(sample, views)
     assert bool(is_foreground[sample.usable].all())
@@ -125,7 +129,7 @@ def test_degenerate_masks_never_make_a_foreground_image(sample: Sample) -> None:
 
 
 def test_foregrounds_move_with_their_images(sample: Sample) -> None:
-    views, _ = sample.augment(foreground_share=1.0)
+    views, _ = sample.augment(foreground={"black": 1.0})
     pixels = (views * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)) * 255
     brightest = pixels.amax(dim=1).round()
     assert bool(((brightest == 0) | (brightest > 120)).all())  # bright, hence in the mask, or black
@@ -147,9 +151,53 @@ def test_images_of_any_shape(sample: Sample) -> None:
         ("rotate_degrees", 181),
         ("cutout_size", -1),
         ("cutout_share", 1.5),
-        ("foreground_share", -0.1),
     ],
 )
 def test_settings_out_of_bounds_are_named(name: str, value: float) -> None:
     with pytest.raises(PsysError, match=rf"setting '{name}'.*got {value}"):
         validate(AugmentConfig, {name: value}, where="flags")
+
+
+@pytest.mark.parametrize(
+    ("foreground", "complaint"),
+    [
+        ({"black": -0.1}, r"setting 'foreground.black'.*got -0.1"),
+        ({"black": 0.6, "box_mask": 0.5}, r"setting 'foreground'.*black 0.6, box_mask 0.5 are 1.1"),
+        ({"blakc": 0.5}, r"unknown setting 'foreground.blakc', did you mean 'black'"),
+        ({"keep": 0.5}, r"'foreground.keep' is a kind of cutout: 'cutout_size' must be above 0"),
+    ],
+)
+def test_wrong_shares_are_named(foreground: dict[str, float], complaint: str) -> None:
+    with pytest.raises(PsysError, match=complaint):
+        validate(AugmentConfig, {"foreground": foreground}, where="flags")
+
+
+def test_ten_tenths_are_a_whole() -> None:
+    shares = dict.fromkeys(MODES, 0.1) | {"black": 0.4}
+    assert validate(AugmentConfig, {"foreground": shares, "cutout_size": 8}, where="flags").foreground.black == 0.4
+
+
+def test_mixed_labels_are_probabilities(sample: Sample) -> None:
+    views, labels = sample.augment(views=2, foreground={"mix": 0.5})
+    assert labels.shape == (2 * len(sample.images), len(sample.images))
+    torch.testing.assert_close(labels.sum(dim=1), torch.ones(len(views)))
+    is_mixed = (labels > 0).sum(dim=1) == 2
+    assert is_mixed.float().mean().item() == pytest.approx(0.5, abs=0.1)
+    # Where nothing of the own foreground is left, the label is the other's altogether.
+    is_own = labels[~is_mixed].argmax(dim=1) == sample.labels.repeat(2)[~is_mixed]
+    assert is_own.float().mean() > 0.9
+
+
+def test_what_moves_in_is_black_or_the_mean_colour(sample: Sample) -> None:
+    sample.masks = torch.ones_like(sample.masks)
+    sample.packed = torch.full_like(sample.packed, 255)
+    movement: dict[str, Any] = {"shift": 12, "rotate_degrees": 45}
+    whole, _ = sample.augment(**movement)
+    alone, _ = sample.augment(**movement, foreground={"black": 1.0})
+    assert (alone != whole).any(dim=1).float().mean() < 0.1
+    on_mean, _ = sample.augment(**movement, foreground={"mean": 1.0})
+    moved_in = (whole == BLACK).all(dim=1, keepdim=True) & (on_mean != whole).any(dim=1, keepdim=True)
+    assert 0.1 < moved_in.float().mean() < 0.9
+    assert on_mean.masked_select(moved_in).abs().max() < 0.01
+    # Beside that they differ only at the rim, where an interpolated pixel is less than half of the image.
+    assert ((whole != on_mean).any(dim=1, keepdim=True) & ~moved_in).float().mean() < 0.1

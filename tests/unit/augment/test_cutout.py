@@ -1,36 +1,71 @@
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
-from psys.augment.cutout import cutout
+from psys.augment.cutout import holes, sparing_holes
+
+
+def boxes_about_every_pixel(size: int, height: int, width: int) -> set[bytes]:
+    boxes = set()
+    for row in range(height):
+        for column in range(width):
+            hole = torch.zeros(height, width, dtype=torch.bool)
+            top, left = row - size // 2, column - size // 2
+            hole[max(top, 0) : top + size, max(left, 0) : left + size] = True
+            boxes.add(hole.numpy().tobytes())
+    return boxes
+
+
+def distinct(masks: Tensor) -> set[bytes]:
+    return {mask.contiguous().numpy().tobytes() for mask in masks}
 
 
 @pytest.mark.parametrize("size", [1, 4, 5])
 def test_holes_are_the_clipped_boxes_about_every_pixel(size: int, generator: torch.Generator) -> None:
-    height, width = 6, 7
-    boxes = set()
-    for row in range(height):
-        for column in range(width):
-            image = torch.ones(height, width)
-            top, left = row - size // 2, column - size // 2
-            image[max(top, 0) : top + size, max(left, 0) : left + size] = 0
-            boxes.add(image.numpy().tobytes())
-    cut = cutout(torch.ones(3000, 3, height, width), size, generator)
-    assert torch.equal(cut, cut[:, :1].expand_as(cut))  # all channels alike
-    assert {image.contiguous().numpy().tobytes() for image in cut[:, 0]} == boxes
+    assert distinct(holes(3000, (6, 7), size, generator)) == boxes_about_every_pixel(size, 6, 7)
 
 
 def test_sixteen_pixels_hide_what_the_paper_hides(generator: torch.Generator) -> None:
     side = sum(min(centre + 8, 32) - max(centre - 8, 0) for centre in range(32)) / 32
-    hidden = (cutout(torch.ones(20_000, 1, 32, 32), 16, generator) == 0).float().sum(dim=(1, 2, 3))
+    hidden = holes(20_000, (32, 32), 16, generator).float().sum(dim=(1, 2))
     assert hidden.mean().item() == pytest.approx(side**2, rel=0.02)
     assert hidden.max() == 256
     assert hidden.min() == 64  # the corner: a quarter
 
 
-def test_what_is_not_hidden_stays(images: Tensor, generator: torch.Generator) -> None:
-    pixels = images.permute(0, 3, 1, 2).float() + 1
-    before = pixels.clone()
-    cut = cutout(pixels, 8, generator)
-    assert torch.equal(cut[cut != 0], pixels[cut != 0])
-    assert torch.equal(pixels, before)
+@settings(deadline=None)
+@given(
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.integers(1, 12),
+    st.floats(0, 1),
+    st.floats(0, 1),
+    st.integers(0, 2**32 - 1),
+)
+def test_a_sparing_hole_is_a_hole_and_spares(
+    height: int, width: int, size: int, most: float, density: float, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    masks = torch.rand(16, height, width, generator=generator) < density
+    found = sparing_holes(masks, size, most, generator)
+    erased, foreground = (each.sum(dim=(1, 2)) for each in (found & masks, masks))
+    assert bool((erased <= most * foreground + 1e-4).all())
+    assert distinct(found) <= boxes_about_every_pixel(size, height, width) | {bytes(height * width)}
+
+
+def test_a_sparing_hole_is_anywhere_that_is_allowed_and_only_missing_where_nothing_is(
+    generator: torch.Generator,
+) -> None:
+    mask = torch.zeros(6, 7, dtype=torch.bool)
+    mask[2:4, 3] = True
+    allowed = {hole for hole in boxes_about_every_pixel(3, 6, 7) if (bytes_and(hole, mask)).sum() <= 1}
+    assert distinct(sparing_holes(mask.expand(3000, -1, -1), 3, 0.5, generator)) == allowed
+    everything = torch.ones(50, 6, 7, dtype=torch.bool)
+    assert not sparing_holes(everything, 2, 0.01, generator).any()
+    assert sparing_holes(everything, 2, 1.0, generator).flatten(1).any(dim=1).all()
+
+
+def bytes_and(hole: bytes, mask: Tensor) -> Tensor:
+    return torch.frombuffer(bytearray(hole), dtype=torch.bool).view(mask.shape) & mask

@@ -197,6 +197,26 @@ def test_beats_are_echoed(rig: Rig) -> None:
     visitor.hang_up()
 
 
+def test_a_worker_cannot_pass_for_a_server(rig: Rig) -> None:
+    visitor = rig.admitted()
+    visitor.tell(ready="10.0.0.1:4000")
+    visitor.tell(beat=True)
+    assert rig.hall.next() == ("beat", "worker0")
+    visitor.hang_up()
+
+
+def test_who_knocks_ever_so_slowly_is_sent_away(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("psys.cluster.door._HANDSHAKE_SECONDS", 0.2)
+    told: list[tuple[Any, ...]] = []
+    with socket.create_connection(("127.0.0.1", rig.port)) as slow:
+        while not told:
+            with contextlib.suppress(OSError):
+                slow.sendall(b" ")
+            with contextlib.suppress(queue.Empty):
+                told.append(rig.hall.told.get(timeout=0.02))
+    assert told[0][0] == "refused"
+
+
 def test_a_good_bye_is_no_loss(rig: Rig) -> None:
     lifeline = rig.knock()
     lifeline.say(left=True)

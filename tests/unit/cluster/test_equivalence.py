@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from psys.augment.batch import AugmentConfig, augment
+from psys.augment.foreground import ForegroundConfig
 from psys.cluster.config import RunConfig
 from psys.cluster.worker import BatchGradient
 from psys.compute.flat import FlatModel
@@ -35,7 +36,7 @@ def settings(**changes: object) -> RunConfig:
         "batch_size": 8,
         "precision": "fp32",
         "validation_share": 0.0,
-        "augment": AugmentConfig(views=2, cutout_size=8, foreground_share=0.25),
+        "augment": AugmentConfig(views=2, cutout_size=8, foreground=ForegroundConfig(black=0.25)),
         "optimizer": OptimizerConfig(momentum=MOMENTUM, nesterov=True, weight_decay=DECAY),
         "schedule": ScheduleConfig(kind="constant", learning_rate=RATE),
     }
@@ -156,7 +157,7 @@ def views_of(config: RunConfig, data: PreparedStore, batch: int) -> tuple[Tensor
     rows = chosen[samples_of(batch, len(chosen), config.batch_size, config.seed).numpy()]
     columns = [torch.tensor(column[rows]) for column in split]
     generator = torch.Generator().manual_seed(batch_seed(config.seed, batch, stream=1))
-    return augment(*columns, config.augment, data.channel_mean, data.channel_std, generator)
+    return augment(*columns, config.augment, len(data.classes), data.channel_mean, data.channel_std, generator)
 
 
 def plain_torch(module: nn.Module, rate: float = RATE) -> torch.optim.SGD:

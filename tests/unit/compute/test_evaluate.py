@@ -11,8 +11,8 @@ from psys.models.resnet import resnet
 def test_evaluation_in_pieces_is_evaluation_of_the_whole(small_store: PreparedStore) -> None:
     test, module = small_store.split("test"), resnet(8)
     colours = (small_store.channel_mean, small_store.channel_std)
-    whole = evaluate(module, test.images, test.labels, *colours, torch.device("cpu"))
-    pieces = evaluate(module, test.images, test.labels, *colours, torch.device("cpu"), batch_size=7)
+    everything = (module, test.images, test.labels, np.arange(40), *colours, torch.device("cpu"))
+    whole, pieces = evaluate(*everything), evaluate(*everything, most_pixels=7 * 32 * 32)
     assert whole.images == pieces.images == 40
     assert whole.accuracy == pieces.accuracy
     assert whole.loss == pytest.approx(pieces.loss, rel=1e-5)

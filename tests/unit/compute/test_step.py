@@ -38,6 +38,23 @@ def test_a_smaller_last_batch(views: Batch) -> None:
     assert torch.equal(model.gradient, of_five)
 
 
+def test_labels_may_be_probabilities(views: Batch) -> None:
+    images, labels = views
+    certain = F.one_hot(labels, 10).float()
+    model = FlatModel(resnet(8))
+    step = GradientStep(model, torch.float32, label_smoothing=0.1)
+    expected, gradient = step(images, labels), model.gradient.clone()
+    found = step(images, certain)
+    assert (found.correct, found.views) == (expected.correct, 16)
+    assert found.loss == pytest.approx(expected.loss, abs=1e-6)
+    torch.testing.assert_close(model.gradient, gradient)
+    # A mixture is judged by its greater part, and its gradient lies between those of its parts.
+    assert step(images, 0.6 * certain + 0.4 * certain.roll(1, dims=0)).correct == expected.correct
+    mixed = model.gradient.clone()
+    step(images, labels.roll(1))
+    torch.testing.assert_close(mixed, 0.6 * gradient + 0.4 * model.gradient, atol=1e-6, rtol=1e-4)
+
+
 def test_bf16_is_close_to_fp32(views: Batch) -> None:
     model = FlatModel(resnet(8))
     GradientStep(model, torch.float32)(*views)

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from psys.data.folders import new_folder
 from psys.data.sample import read_sample
-from psys.data.store import MANIFEST, PreparedStore, StoreWriter
+from psys.data.store import MANIFEST, PreparedStore
+from psys.data.writer import StoreWriter
 from psys.errors import PsysError
 
 
@@ -15,13 +16,16 @@ def rows_of(split, rows):
     images = split.images[rows]
     masks = images[..., 1] > images.mean(axis=(1, 2, 3), keepdims=True)[..., 0]
     shares = masks.mean(axis=(1, 2)).astype(np.float32)
-    return images, split.labels[rows], masks, shares, shares < 0.5
+    return images, split.labels[rows], masks, np.stack([shares, 1 - shares], axis=1), shares < 0.5
+
+
+QUALITY = ("share", "rest")
 
 
 def write(folder, batch=7, train=30, test=10):
     sample = read_sample()
     with new_folder(folder) as partial:
-        writer = StoreWriter(partial, ("train", "test"), (32, 32))
+        writer = StoreWriter(partial, ("train", "test"), (32, 32), QUALITY)
         for split, count in (("train", train), ("test", test)):
             for first in range(0, count, batch):
                 writer.append(split, *rows_of(sample.splits[split], slice(first, min(first + batch, count))))
@@ -33,13 +37,14 @@ def test_what_is_written_is_read_back(tmp_path):
     store = PreparedStore.open(write(tmp_path / "store"))
     store.verify()
 
-    images, labels, masks, shares, usable = rows_of(read_sample().train, slice(0, 30))
+    images, labels, masks, quality, usable = rows_of(read_sample().train, slice(0, 30))
     split = store.split("train")
     np.testing.assert_array_equal(split.images, images)
     np.testing.assert_array_equal(split.labels, labels)
     np.testing.assert_array_equal(np.unpackbits(split.masks, axis=1).reshape(30, 32, 32), masks)
     np.testing.assert_array_equal(split.usable, usable)
-    np.testing.assert_array_equal(store.shares("train"), shares)
+    np.testing.assert_array_equal(store.quality("train"), quality)
+    assert store.quality_names == QUALITY
     assert store.classes == read_sample().classes
     assert store.image_size == (32, 32)
     assert isinstance(split.images, np.memmap)
@@ -62,9 +67,9 @@ def test_masks_of_any_size_are_packed_row_major(tmp_path_factory, height, width,
     masks = np.array(data.draw(st.lists(st.booleans(), min_size=2 * height * width, max_size=2 * height * width)))
     masks = masks.reshape(2, height, width)
     folder = tmp_path_factory.mktemp("store")
-    writer = StoreWriter(folder, ("train",), (height, width))
+    writer = StoreWriter(folder, ("train",), (height, width), ("share",))
     images = np.zeros((2, height, width, 3), np.uint8)
-    writer.append("train", images, np.arange(2), masks, np.zeros(2, np.float32), np.ones(2, np.bool_))
+    writer.append("train", images, np.arange(2), masks, np.zeros((2, 1), np.float32), np.ones(2, np.bool_))
     writer.close(("a", "b"), {"train": {}})
 
     packed = PreparedStore.open(folder).split("train").masks
@@ -73,11 +78,11 @@ def test_masks_of_any_size_are_packed_row_major(tmp_path_factory, height, width,
 
 
 def test_rows_of_another_shape_are_refused(tmp_path):
-    writer = StoreWriter(tmp_path, ("train",), (32, 32))
-    images, labels, masks, shares, usable = rows_of(read_sample().train, slice(0, 2))
+    writer = StoreWriter(tmp_path, ("train",), (32, 32), QUALITY)
+    images, labels, masks, quality, usable = rows_of(read_sample().train, slice(0, 2))
 
     with pytest.raises(ValueError, match="rows of uint8"):
-        writer.append("train", images[:, :16], labels, masks, shares, usable)
+        writer.append("train", images[:, :16], labels, masks, quality, usable)
 
 
 def test_an_interrupted_writer_leaves_nothing_and_spares_the_older_store(tmp_path):
@@ -85,7 +90,9 @@ def test_an_interrupted_writer_leaves_nothing_and_spares_the_older_store(tmp_pat
 
     def interrupted():
         with new_folder(tmp_path / "store") as partial:
-            StoreWriter(partial, ("train",), (32, 32)).append("train", *rows_of(read_sample().train, slice(0, 5)))
+            StoreWriter(partial, ("train",), (32, 32), QUALITY).append(
+                "train", *rows_of(read_sample().train, slice(0, 5))
+            )
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -145,7 +152,7 @@ def damage(folder, how):
         ("gone", r"train_images\.npy: expected \d+ bytes, found no file"),
         ("labels of another shape", r"train_labels\.npy: expected int64 \(30,\), found int64 \(30, 1\)"),
         ("cut manifest", r"manifest\.json"),
-        ("version", "store version 99, expected 1"),
+        ("version", "store version 99, expected 2: prepare it again"),
         ("no classes", r"'classes'.*tuple, got None .*manifest\.json: prepare the store again"),
         ("no size", r"'image_size\.1': Field required"),
         ("no header", r"cannot read .*train_images\.npy"),

@@ -114,7 +114,7 @@ def test_a_class_too_small_to_share_is_named(tmp_path):
     fill(tmp_path / "cat", 20)
     fill(tmp_path / "dog", 1)
 
-    with pytest.raises(PsysError, match="dog has 1 images: too few to hold out 20%"):
+    with pytest.raises(PsysError, match="class 'dog' has 1 images: too few to hold out 20%"):
         opened(tmp_path)
 
 

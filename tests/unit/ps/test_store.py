@@ -36,8 +36,9 @@ def test_partition_covers_the_vector_in_balanced_slices_of_whole_cache_lines(num
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 @pytest.mark.parametrize("shards", [2, 3])
-def test_slices_on_several_servers_equal_the_whole_on_one(kind: str, shards: int) -> None:
-    initial, statistics, decayed = draw(0, 1001), torch.zeros(0), 700
+@pytest.mark.parametrize("decayed", [0, 300, 700, 1001])
+def test_slices_on_several_servers_equal_the_whole_on_one(kind: str, shards: int, decayed: int) -> None:
+    initial, statistics = draw(0, 1001), torch.zeros(0)
     whole = ParameterStore(initial, decayed, statistics, OPTIMIZERS[kind])
     slices = partition(len(initial), shards)
     parts = [

@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 
 from psys.data.sample import read_sample
-from psys.segment.grabcut import segment
-from psys.segment.quality import GateConfig
-from psys.segment.shard import Shard, prepare_shard, read_image
+from psys.segment.grabcut import Box, segment
+from psys.segment.shard import Failure, Prepared, Recipe, Shard, prepare_shard, read_image
 
 
 @pytest.fixture(scope="module")
@@ -81,16 +80,15 @@ def test_other_unreadable_files_are_refused(tmp_path):
 
 
 def test_images_in_memory_are_kept_and_segmented():
-    split = read_sample().test
-    shard = Shard("test", split.images[:6], split.labels[:6])
+    images = read_sample().test.images[:6]
 
-    done = prepare_shard(shard, 32, GateConfig())
+    done = prepare_shard(Shard(images), Recipe(32))
 
-    np.testing.assert_array_equal(done.images, split.images[:6])
-    np.testing.assert_array_equal(done.labels, split.labels[:6])
-    np.testing.assert_array_equal(done.masks[2], segment(split.images[2]))
-    np.testing.assert_allclose(done.shares, done.masks.mean((1, 2)))
-    assert done.unreadable == ()
+    np.testing.assert_array_equal(done.images, images)
+    assert done.rows.tolist() == [0, 1, 2, 3, 4, 5]
+    np.testing.assert_array_equal(done.masks[2], segment(images[2]))
+    np.testing.assert_allclose(done.quality[:, 0], done.masks.mean((1, 2)))
+    assert done.failures == ()
 
 
 def test_files_are_cropped_resized_and_the_unreadable_ones_reported(tmp_path, image):
@@ -98,19 +96,61 @@ def test_files_are_cropped_resized_and_the_unreadable_ones_reported(tmp_path, im
     bad = tmp_path / "bad.png"
     bad.write_text("no image")
 
-    done = prepare_shard(Shard("train", (good, bad, good), np.array([4, 5, 6])), 16, GateConfig())
+    done = prepare_shard(Shard((good, bad, good, tmp_path / "gone.png")), Recipe(16))
 
     middle = cv2.resize(image[:, 16:48], (16, 16), interpolation=cv2.INTER_AREA)
     np.testing.assert_array_equal(done.images, [middle, middle])
-    assert done.labels.tolist() == [4, 6]
+    assert done.rows.tolist() == [0, 2]
     assert done.masks.shape == (2, 16, 16)
-    assert done.unreadable == ((str(bad), "not an image, or of a format that OpenCV cannot decode"),)
+    assert done.failures == (
+        Failure(1, "not an image, or of a format that OpenCV cannot decode"),
+        Failure(3, "No such file or directory", lasting=False),
+    )
 
 
-def test_a_shard_with_nothing_readable_is_empty(tmp_path):
-    done = prepare_shard(Shard("train", (tmp_path / "gone.png",), np.array([0])), 32, GateConfig())
+def test_an_encoded_store_gets_the_whole_image(tmp_path, image):
+    file = saved(tmp_path / "wide.png", bgr(image))
 
-    assert done.images.shape == (0, 32, 32, 3)
-    assert done.masks.shape == (0, 32, 32)
-    assert len(done.shares) == len(done.usable) == len(done.labels) == 0
-    assert len(done.unreadable) == 1
+    done = prepare_shard(Shard((file,)), Recipe(16, "encoded"))
+
+    assert cv2.imdecode(np.frombuffer(done.images[0], np.uint8), 1).shape == (16, 32, 3)
+    assert cv2.imdecode(np.frombuffer(done.masks[0], np.uint8), -1).shape == (16, 32)
+
+
+@pytest.mark.parametrize("layout", ["dense", "encoded"])
+def test_a_shard_with_nothing_readable_is_empty(tmp_path, layout):
+    done = prepare_shard(Shard((tmp_path / "gone.png",)), Recipe(32, layout))
+
+    assert len(done.images) == len(done.masks) == len(done.quality) == len(done.rows) == 0
+    assert len(done.failures) == 1
+
+
+@pytest.mark.parametrize("layout", ["dense", "encoded"])
+def test_parts_of_a_shard_join_to_the_whole(tmp_path, layout):
+    bad = tmp_path / "bad.png"
+    bad.write_text("no image")
+    good = [saved(tmp_path / f"{row}.png", bgr(read_sample().test.images[row])) for row in range(3)]
+    shard, recipe = Shard((good[0], bad, good[1], good[2])), Recipe(32, layout)
+
+    whole = prepare_shard(shard, recipe)
+    joined = Prepared.joined({row: prepare_shard(shard.row(row), recipe) for row in (3, 1, 0, 2)})
+
+    assert joined.failures == whole.failures
+    for name in ("rows", "images", "masks", "quality"):
+        np.testing.assert_array_equal(getattr(joined, name), getattr(whole, name))
+
+
+def test_a_box_follows_the_crop(tmp_path, image):
+    """The object is known to stand in the right half of the middle square; and once outside of it, and of the image."""
+    file = saved(tmp_path / "wide.png", bgr(image))
+
+    def mask(*sides: int) -> np.ndarray:
+        done = prepare_shard(Shard((file,), (Box(*sides),)), Recipe(32))
+        assert done.failures == ()
+        return done.masks[0]
+
+    np.testing.assert_array_equal(mask(32, 4, 46, 28), segment(image[:, 16:48], box=Box(16, 4, 30, 28)))
+    np.testing.assert_array_equal(mask(0, 0, 64, 32), segment(image[:, 16:48], box=Box(0, 0, 32, 32)))
+    assert not mask(2, 4, 14, 28).any()
+    outside = prepare_shard(Shard((file,), (Box(70, 4, 90, 20),)), Recipe(32))
+    assert outside.failures == (Failure(0, "its box (70, 4, 90, 20) lies outside of its 64 x 32 pixels"),)

@@ -1,0 +1,198 @@
+"""What Ray costs a preparation, and what memory it takes: `python -m benchmarks.segment_throughput speed|whole`.
+
+`speed`: the shards of the first images of CIFAR-10, prepared by a plain loop in one process and by actors that hand
+their results to a driver, which keeps them as a preparation does. Both in turns, each in a process of its own, timed
+from when all are ready to work. `whole`: `psys prepare` as a user runs it, of so many images, its memory (the sum of
+the proportional set sizes of the driver, the actors and Ray's own processes, which counts the object store once) read
+twice a second. It may be interrupted, and goes on when it is run again: the seconds of all runs are added up.
+Results go to benchmarks/segment_throughput/. The data set must have been fetched: `psys data fetch cifar10`.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import psutil
+
+from benchmarks.measure import ROOT, Running, median_spread, table, write
+from psys.data.dataset import Dataset, read_dataset, write_dataset
+from psys.errors import exit_with_message
+from psys.segment.actors import Pool, ray_session
+from psys.segment.partial import PartialStore
+from psys.segment.plan import Plan
+from psys.segment.shard import Recipe, Shard, prepare_shard
+
+OUT = ROOT / "benchmarks" / "segment_throughput"
+SIZE = 32
+LIMIT_SECONDS = 4 * 3600.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks.segment_throughput", description=__doc__)
+    parser.add_argument("part", choices=["speed", "whole"])
+    parser.add_argument("--images", type=int, default=5_000)
+    parser.add_argument("--actors", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dataset", type=Path, default=ROOT / "datasets" / "cifar10")
+    parser.add_argument("--stores", type=Path, default=ROOT / "stores", help="for whole")
+    parser.add_argument("--seconds", type=float, default=LIMIT_SECONDS, help="after which whole is interrupted")
+    parser.add_argument("--scale", type=float, help="of the segmentation, for whole (default: the project's)")
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--arm", help="for this program's own processes")
+    arguments = parser.parse_args()
+    if arguments.arm:
+        print(json.dumps(run_arm(arguments.arm, plan_of(arguments.dataset, arguments.images), arguments.actors)))
+    elif arguments.part == "speed":
+        speed(arguments)
+    else:
+        whole(arguments)
+
+
+def speed(arguments: argparse.Namespace) -> None:
+    """Rounds of both arms; prints the table and writes speed.json."""
+    rounds = []
+    for number in range(arguments.rounds):
+        rounds.append({arm: in_a_process(arm, arguments) for arm in ("plain", "actors")})
+        print(f"round {number + 1}: {rounds[-1]}", file=sys.stderr, flush=True)
+    ratios = [each["actors"]["images_per_second"] / each["plain"]["images_per_second"] for each in rounds]
+    settings = {"images": arguments.images, "actors": arguments.actors}
+    write(arguments.out / "speed.json", {**settings, "rounds": rounds, "ratios": ratios})
+    rows = [
+        (arm, *(median_spread([each[arm][what] for each in rounds]) for what in ("images_per_second", "cpu_ms")))
+        for arm in ("plain", "actors")
+    ]
+    print("\n".join(table(["arm", "images/s", "CPU ms an image"], rows)))
+    print(f"{arguments.actors} actors / plain loop: {median_spread(ratios, digits=3)}")
+
+
+def in_a_process(arm: str, arguments: argparse.Namespace) -> dict[str, float]:
+    """One arm, measured by a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.segment_throughput", "speed", "--arm", arm]
+    command += ["--images", str(arguments.images), "--actors", str(arguments.actors)]
+    command += ["--dataset", str(arguments.dataset.absolute())]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True)
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def run_arm(arm: str, plan: Plan, actors: int) -> dict[str, float]:
+    """Prepare every shard of a plan; images/s, and CPU ms an image of all that took part."""
+    if arm == "plain":
+        cv2.setNumThreads(1)
+        shards = [plan.shard(piece) for piece in plan]
+        prepare_shard(shards[0], plan.recipe)
+        begin, cpu = time.perf_counter(), cpu_seconds()
+        for shard in shards:
+            prepare_shard(shard, plan.recipe)
+        return figures(plan, time.perf_counter() - begin, cpu_seconds() - cpu)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        PartialStore.opened(Path(folder) / "shards") as partial,
+        ray_session(actors, None),
+    ):
+        pool = Pool(actors, plan.recipe)
+
+        def until_ready() -> Iterator[tuple[str, Shard]]:
+            while pool.ready < actors:
+                yield "", plan.shard(next(iter(plan))).row(0)
+
+        for _ in pool.prepare(until_ready()):
+            pass
+        begin, cpu, of_actors = time.perf_counter(), cpu_seconds(), cpu_seconds("ray::Segmenter")
+        for key, prepared in pool.prepare((piece.key, plan.shard(piece)) for piece in plan):
+            partial.save(key, prepared)
+        seconds = time.perf_counter() - begin
+        of_actors = cpu_seconds("ray::Segmenter") - of_actors
+        return {**figures(plan, seconds, cpu_seconds() - cpu), "actors_cpu_ms": 1000 * of_actors / plan.images}
+
+
+def figures(plan: Plan, seconds: float, cpu: float) -> dict[str, float]:
+    """What is reported of an arm."""
+    return {"images_per_second": plan.images / seconds, "cpu_ms": 1000 * cpu / plan.images, "seconds": seconds}
+
+
+def cpu_seconds(name: str = "") -> float:
+    """Of this process and its descendants, as far as they are called so."""
+    total = 0.0
+    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+        try:
+            total += sum(process.cpu_times()[:2]) if process.name().startswith(name) else 0.0
+        except psutil.NoSuchProcess:
+            continue
+    return total
+
+
+def whole(arguments: argparse.Namespace) -> None:
+    """`psys prepare` of the first images; adds what it took and its peak memory to whole-<images>.json."""
+    name = f"throughput-{arguments.images}" + (f"-scale{arguments.scale:g}" if arguments.scale else "")
+    source = arguments.stores / f"{name}-source"
+    if not source.exists():
+        write_dataset(first_of(read_dataset(arguments.dataset), arguments.images), source)
+    path = arguments.out / f"{name.replace('throughput', 'whole')}.json"
+    before = json.loads(path.read_text())["runs"] if path.exists() else []
+    command = ["-m", "psys.cli", "prepare", "--source", source, "--stores", arguments.stores, "--name", name]
+    command += ["--segment.scale", arguments.scale] if arguments.scale else []
+    log = arguments.stores / f"{name}.log"
+    taken: list[float] = []
+    begin = time.monotonic()
+
+    def over() -> bool:
+        taken.append(memory_mb(running))
+        return bool((arguments.stores / name).exists() or time.monotonic() - begin > arguments.seconds)
+
+    with Running([[*command, "--actors", arguments.actors]], log) as running:
+        running.wait(over, arguments.seconds + 60, poll_seconds=0.5)
+        seconds = time.monotonic() - begin
+    said = log.read_text().splitlines()
+    done = (arguments.stores / name).exists()
+    run = {"seconds": seconds, "peak_mb": max(taken), "median_mb": statistics.median(taken), "said": said[-6:]}
+    runs = [*before, run]
+    total = sum(each["seconds"] for each in runs)
+    write(path, {"images": arguments.images, "actors": arguments.actors, "done": done, "seconds": total, "runs": runs})
+    state = "done" if done else "not done"
+    peak = max(each["peak_mb"] for each in runs)
+    row = [arguments.images, state, len(runs), f"{total:.0f}", f"{peak:.0f}", f"{run['median_mb']:.0f}"]
+    print("\n".join(table(["images", "state", "runs", "seconds", "peak MB", "median MB of the last run"], [row])))
+
+
+def memory_mb(running: Running) -> float:
+    """Memory of a command and its descendants, shared pages counted once."""
+    total = 0.0
+    for process in running.processes():
+        try:
+            total += process.memory_full_info().pss / 1e6
+        except psutil.Error:
+            continue
+    return total
+
+
+def plan_of(dataset: Path, images: int) -> Plan:
+    """The shards of the first images of a data set."""
+    return Plan(first_of(read_dataset(dataset), images), {}, Recipe(SIZE), "benchmark")
+
+
+def first_of(dataset: Dataset, images: int) -> Dataset:
+    """A data set of so many images: as many of the training images, the rest from the test images."""
+    train, test = dataset.train, dataset.test
+    in_test = images * len(test.labels) // (len(train.labels) + len(test.labels))
+    return Dataset(
+        dataset.name,
+        dataset.origin,
+        dataset.root,
+        dataset.classes,
+        train.take(np.arange(images - in_test)),
+        test.take(np.arange(in_test)),
+    )
+
+
+if __name__ == "__main__":
+    with exit_with_message():
+        main()

@@ -1,0 +1,155 @@
+"""Workers killed with -9 at random, one after the other: `python -m benchmarks.storm [--kills 100] [--mode async]`.
+
+One run on the sample, whose supervisor brings back what dies. When all places are at work again the next victim is
+killed, within two seconds. Seconds are the run's own, from its events: what a replacement takes from the death to its
+first update, and the longest that any worker waited between two updates of its own meanwhile; what they wait before
+the first death is there to compare. Then the run is stopped and audited, and what it left behind is counted. Results
+go to benchmarks/storm/MODE.json.
+"""
+
+import argparse
+import json
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.console import Console
+
+from benchmarks.measure import ROOT, Running, median_spread, prepared_sample, table, write
+from psys.audit import audit
+from psys.errors import PsysError, exit_with_message
+from psys.events import read_events
+
+LIMIT_SECONDS = 60.0
+POLL_SECONDS = 0.2
+LONGEST_PAUSE_SECONDS = 2.0
+SHARED_MEMORY = Path("/dev/shm")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks.storm", description=__doc__)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--mode", choices=["async", "ssp", "sync"], default="async")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--store", type=Path, default=ROOT / "stores" / "sample", help="prepared from the sample")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "storm")
+    arguments = parser.parse_args()
+    prepared_sample(arguments.store)
+    results = storm(arguments)
+    write(arguments.out / f"{arguments.mode}.json", results)
+    print("\n".join(table(["what", f"{arguments.kills} kills, {arguments.mode}"], summary(results))))
+
+
+def storm(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run it; seconds of its events, its books once they are audited, what was left behind."""
+    chance = random.Random(arguments.seed)
+    segments = set(SHARED_MEMORY.iterdir())
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        path = folder / "run" / "events.jsonl"
+        command = ["launch/ps.py", "--mode", arguments.mode, "--workers", arguments.workers, "--epochs", 100_000]
+        settings = ["--store", arguments.store.absolute(), "--runs", folder, "--name", "run", "--snapshot-epochs", 1000]
+        with Running([[*command, *settings]], folder / "log") as running:
+            diary = Diary(path)
+            for kill in range(arguments.kills + 1):
+                diary.expected = arguments.workers + kill
+                running.wait(diary.all_at_work, LIMIT_SECONDS, POLL_SECONDS)
+                if kill == arguments.kills:
+                    break
+                time.sleep(chance.uniform(0, LONGEST_PAUSE_SECONDS))
+                chance.choice(list(running.named("psys-worker"))).kill()
+                if kill % 10 == 9:
+                    print(f"{kill + 1} killed", file=sys.stderr, flush=True)
+            family = list(running.processes())
+            ports = set().union(*(listening(process) for process in family))
+            family[0].send_signal(signal.SIGINT)
+            psutil.wait_procs(family[:1], LIMIT_SECONDS)
+            left = {
+                "processes": sum(process.is_running() for process in family),
+                "ports": len(ports & listening(psutil)),
+                "shared memory": len(set(SHARED_MEMORY.iterdir()) - segments),
+                "temporary files": sum(1 for _ in (folder / "run").rglob("*.tmp")),
+            }
+        audit(path, Console(quiet=True))
+        events = list(read_events(path))
+        return {
+            **waits(events, arguments.kills),
+            "books": {name: count for name, count in events[-1].items() if isinstance(count, int)},
+            "left": left,
+        }
+
+
+class Diary:
+    """Who has worked so far: the events of a run that goes on, each read once."""
+
+    def __init__(self, path: Path) -> None:
+        self.expected = 0
+        self._path, self._read, self._workers = path, 0, set[str]()
+
+    def all_at_work(self) -> bool:
+        """Whether as many workers as `expected` have made an update."""
+        if self._path.exists():
+            with self._path.open("rb") as file:
+                file.seek(self._read)
+                news = file.read()
+            whole = news[: news.rfind(b"\n") + 1]
+            self._read += len(whole)
+            for event in map(json.loads, whole.splitlines()):
+                self._workers.update(event["workers"] if event["event"] == "update" else ())
+        return len(self._workers) >= self.expected
+
+
+def listening(where: Any) -> set[int]:
+    """TCP ports that a process, or (of psutil itself) anybody, listens at."""
+    return {c.laddr.port for c in where.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+
+
+def waits(events: Sequence[dict[str, Any]], kills: int) -> dict[str, list[float]]:
+    """Seconds of each replacement, and of the longest wait of a worker while another was replaced."""
+    worked = defaultdict(list)
+    for event in events:
+        for worker in event["workers"] if event["event"] == "update" else ():
+            worked[worker].append(event["seconds"])
+    killed = [event["seconds"] for event in events if event["event"] == "leave" and event["reason"] == "broken"]
+    if len(killed) != kills:
+        raise PsysError(f"{kills} workers were killed, the run noticed {len(killed)}")
+    began = sorted(times[0] for times in worked.values())
+    newcomers = began[len(began) - kills :]
+    gaps = [pair for times in worked.values() for pair in pairwise(times)]
+    ends = [*killed[1:], float("inf")]
+    return {
+        "replacement_seconds": [round(came - went, 3) for went, came in zip(killed, newcomers, strict=True)],
+        "longest_wait_seconds": [
+            round(max(b - a for a, b in gaps if b >= went and a < end), 3)
+            for went, end in zip(killed, ends, strict=True)
+        ],
+        "undisturbed_wait_seconds": [round(b - a, 3) for a, b in gaps if b < killed[0]],
+    }
+
+
+def summary(results: dict[str, Any]) -> list[tuple[str, object]]:
+    """Rows of the table."""
+    rows: list[tuple[str, object]] = []
+    for key, what in (
+        ("replacement_seconds", "from a death to its replacement's first update, s"),
+        ("longest_wait_seconds", "longest wait of a survivor, s, each death"),
+        ("undisturbed_wait_seconds", "wait between two updates before all deaths, s"),
+    ):
+        rows.append((what, f"{median_spread(results[key], 2)}, at most {max(results[key]):.2f}"))
+    books, left = results["books"], results["left"]
+    rows += [(f"batches {name}", books[name]) for name in ("applied", "reissued", "lost")]
+    return rows + [(f"{what} left behind", count) for what, count in left.items()]
+
+
+if __name__ == "__main__":
+    with exit_with_message():
+        main()

@@ -1,0 +1,50 @@
+"""An image and its mask as one tensor: a pixel is a 32-bit word of red, green, blue and the mask, and moves as one."""
+
+import sys
+
+import torch
+from torch import Tensor
+
+_SHIFTS = (0, 8, 16, 24) if sys.byteorder == "little" else (24, 16, 8, 0)
+
+
+def pack(images: Tensor, masks: Tensor) -> Tensor:
+    """Words (B, H, W) int32 of `images` (B, H, W, 3) uint8 and `masks` (B, H, W) bool; 0 is black background."""
+    return torch.cat([images, masks[..., None].to(torch.uint8) * 255], dim=3).view(torch.int32).squeeze(3)
+
+
+def colours_of(words: Tensor) -> Tensor:
+    """The images (B, H, W, 3) uint8 in words."""
+    return _bytes_of(words)[..., :3].contiguous()
+
+
+def masks_of(words: Tensor) -> Tensor:
+    """The masks (B, H, W) bool in words; one that was interpolated holds where it is at least half."""
+    return _bytes_of(words)[..., 3] > 127
+
+
+def to_planes(words: Tensor) -> Tensor:
+    """Red, green, blue and mask apart, to compute with: (B, 4, H, W) float32, 0 to 255."""
+    shifts = torch.tensor(_SHIFTS, dtype=torch.int32, device=words.device).view(4, 1, 1)
+    return ((words[:, None] >> shifts) & 255).float()
+
+
+def from_planes(planes: Tensor) -> Tensor:
+    """Words (B, H, W) int32 of planes (B, 4 or 3, H, W) float32, 0 to 255, rounded; three are without mask."""
+    first, *others = planes.round().int().unbind(1)
+    words = first << _SHIFTS[0]
+    for values, shift in zip(others, _SHIFTS[1:], strict=False):
+        words |= values << shift
+    return words
+
+
+def unpack_masks(packed: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """Masks (B, H, W) bool from the store's bits, (B, ceil(H * W / 8)) uint8 in the order of `np.packbits`."""
+    shifts = torch.arange(7, -1, -1, device=packed.device, dtype=torch.uint8)
+    bits = (packed[:, :, None] >> shifts) & 1
+    height, width = image_size
+    return bits.flatten(1)[:, : height * width].reshape(-1, height, width).bool()
+
+
+def _bytes_of(words: Tensor) -> Tensor:
+    return words.view(torch.uint8).view(*words.shape, 4)  # (B, H, W, 4), no copy

@@ -1,0 +1,101 @@
+"""WebDataset tars: a sample is neighbouring members of one name, `KEY.jpg` its image and `KEY.cls` its label."""
+
+import json
+from array import array
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from psys.data.archive import NOT_WHOLE, is_archive, tar_members
+from psys.data.packed import Packed
+from psys.data.reference import FILE_BYTES, Members, Span
+from psys.errors import PsysError
+
+IMAGES = ("bmp", "jpeg", "jpg", "pgm", "png", "ppm", "tif", "tiff", "webp")
+FIRST_MEMBERS = 100  # there may be a few files about the set before the samples
+LABEL_BYTES = 2**20  # of a .json; a .cls has some bytes
+JSON_LABELS = ("label", "cls")  # the first of them that a .json has is the label
+_Sample = dict[str, Span]  # members of a sample by extension
+
+
+def holds_samples(path: Path) -> bool:
+    """True for an uncompressed tar with part of a WebDataset sample among its first members."""
+    try:
+        with path.open("rb") as file:
+            names = [name for name, _, _ in islice(tar_members(file, FILE_BYTES), FIRST_MEMBERS)]
+    except NOT_WHOLE:
+        return False
+    return any(_key(name)[1] in (*IMAGES, "cls", "json") for name in names)
+
+
+def read_tars(files: Sequence[Path]) -> Packed:
+    """Every image with a label in the tars, without reading the images; a label is the text of a .cls or in a .json.
+
+    Raises PsysError naming the tar, and the sample, that is not whole.
+    """
+    places, codes, texts = array("q"), array("q"), dict[str, int]()
+    for number, path in enumerate(files):
+        if not is_archive(path):
+            raise PsysError(f"{path} is not a tar")
+        before = len(codes)
+        try:
+            with path.open("rb") as file:
+                for key, sample in _samples(file):
+                    images = [sample[extension] for extension in IMAGES if extension in sample]
+                    if not images:
+                        continue
+                    if len(images) > 1:
+                        raise ValueError(f"sample {key} has {len(images)} images, expected one")
+                    places.extend((number, *images[0]))
+                    codes.append(texts.setdefault(_label(file, key, sample), len(texts)))
+        except NOT_WHOLE as error:
+            raise PsysError(f"{path} is not a whole WebDataset tar: {error}") from None
+        if len(codes) == before:
+            raise PsysError(f"{path} has no sample with an image ({' '.join(IMAGES)})")
+    table = np.frombuffer(places, np.int64).reshape(-1, 3)
+    return Packed(Members(files, Span, table), np.frombuffer(codes, np.int64), list(texts))
+
+
+def _samples(file: BinaryIO) -> Iterator[tuple[str, _Sample]]:
+    key, sample = "", _Sample()
+    for name, offset, size in tar_members(file, FILE_BYTES):
+        its_key, extension = _key(name)
+        if its_key != key:
+            if sample:
+                yield key, sample
+            key, sample = its_key, {}
+        if extension in sample:
+            raise ValueError(f"sample {key} has two members {extension}")
+        sample[extension] = Span(offset, size)
+    if sample:
+        yield key, sample
+
+
+def _key(name: str) -> tuple[str, str]:
+    """The key and the extension of a member: all after the first dot of its file's name."""
+    folder, slash, file = name.rpartition("/")
+    stem, _, extension = file.partition(".")
+    return f"{folder}{slash}{stem}", extension.lower()
+
+
+def _label(file: BinaryIO, key: str, sample: _Sample) -> str:
+    extension = next((extension for extension in ("cls", "json") if extension in sample), None)
+    if extension is None:
+        raise ValueError(f"sample {key} has no label: expected {key}.cls or {key}.json")
+    offset, size = sample[extension]
+    if size > LABEL_BYTES:
+        raise ValueError(f"sample {key} has a label of {size:,} bytes")
+    file.seek(offset)
+    data = file.read(size)
+    try:
+        label = json.loads(data) if extension == "json" else data.decode("utf-8").strip()
+    except (ValueError, RecursionError):
+        raise ValueError(f"sample {key} has a .{extension} that cannot be read") from None
+    if extension == "json":
+        label = next((label[name] for name in JSON_LABELS if name in label), None) if isinstance(label, dict) else None
+    if not isinstance(label, int | str) or isinstance(label, bool) or label == "":
+        raise ValueError(f"sample {key} has a .{extension} without a label")
+    return str(label)

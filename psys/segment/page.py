@@ -1,0 +1,127 @@
+"""The gallery as one HTML file: pictures inside, a few lines of script, nothing loaded from anywhere."""
+
+import base64
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from psys.segment.gallery import Cell
+
+_PAGE = Template("""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>Masks of $store</title>
+<meta name="viewport" content="width=device-width">
+<style>
+  body { font: 14px system-ui, sans-serif; margin: 1.5rem; background: #fafafa; color: #222 }
+  h1 { font-size: 1.4rem; margin: 0 } p { max-width: 60rem; line-height: 1.4 }
+  nav { position: sticky; top: 0; padding: .6rem 0; background: #fafafa; display: flex; gap: 1.2rem; flex-wrap: wrap }
+  main { display: grid; grid-template-columns: repeat(auto-fill, minmax(312px, 1fr)); gap: .8rem }
+  figure { margin: 0; padding: 6px; background: #fff; border: 1px solid #ddd; border-radius: 6px; width: max-content }
+  figure.unusable { border-color: #d33; background: #fff2f2 }
+  img { width: 96px; height: 96px; image-rendering: $rendering; vertical-align: top }
+  img + img { margin-left: 4px }
+  img:last-of-type { background: repeating-conic-gradient(#ccc 0 25%, #fff 0 50%) 0 0 / 12px 12px }
+  figcaption { margin-top: 4px } small { color: #666; display: block } [hidden] { display: none }
+</style></head><body>
+<h1>Masks of $store</h1>
+<p>$summary Each shows the image, its mask and its foreground; a red frame: the mask is not used. <b>Doubt</b> is the
+mean rank over the figures, from 0, the best of all training images in each of them, to 1, the worst.</p>
+<nav>
+  <label>Class <select id="class"><option value="">all</option>$options</select></label>
+  <label>Order <select id="order"><option value="doubt">worst first</option>$figures</select></label>
+  <label>Show <select id="which"><option value="">all</option><option value="worst">the worst</option>
+    <option value="random">the random ones</option><option value="unusable">not used</option></select></label>
+  <output id="count"></output>
+</nav>
+<main>
+$cells
+</main>
+<script>
+  const get = id => document.getElementById(id), main = document.querySelector("main");
+  const cells = [...main.children];
+  function show() {
+    const label = get("class").value, which = get("which").value, [key, way] = get("order").value.split("/");
+    let shown = 0;
+    for (const cell of cells) {
+      cell.hidden = label && cell.dataset.label !== label || which && !cell.classList.contains(which);
+      shown += !cell.hidden;
+    }
+    const bad = cell => key === "doubt" && cell.classList.contains("unusable") ? 2 : +cell.dataset[key];
+    main.append(...[...cells].sort((a, b) => way === "up" ? bad(a) - bad(b) : bad(b) - bad(a)));
+    get("count").value = shown + " shown";
+  }
+  for (const id of ["class", "order", "which"]) get(id).onchange = show;
+  show();
+</script>
+</body></html>
+""")
+
+
+def write_page(
+    cells: Sequence["Cell"], classes: Sequence[str], folder: Path, total: int, unusable: int, picture: int
+) -> None:
+    """Write gallery.html into `folder`, which holds `total` training images, `unusable` of them with a useless mask.
+
+    Pictures are at most `picture` pixels wide or high.
+    """
+    worst = sum(not cell.is_random for cell in cells)
+    summary = f"{total:,} training images, {unusable:,} with a mask that is not used. Shown are the {worst:,} worst" + (
+        f" and {len(cells) - worst:,} drawn at random from the others." if worst < len(cells) else "."
+    )
+    labels = sorted({cell.label for cell in cells}, key=lambda label: classes[label])
+    names = list(cells[0].figures) if cells else []
+    page = _PAGE.substitute(
+        store=escape(folder.name),
+        summary=summary,
+        rendering="pixelated" if cells and max(cells[0].mask.shape) < picture else "auto",
+        options="".join(f'<option value="{label}">{escape(classes[label])}</option>' for label in labels),
+        figures="".join(
+            f'<option value="{_key(name)}/{way}">{_words(name)}, {text}</option>'
+            for name in names
+            for way, text in (("up", "smallest first"), ("down", "largest first"))
+        ),
+        cells="\n".join(_figure(cell, classes[cell.label], picture) for cell in cells),
+    )
+    # A name need not be UTF-8.
+    (folder / "gallery.html").write_text(page, encoding="utf-8", errors="backslashreplace")
+
+
+def _figure(cell: "Cell", name: str, picture: int) -> str:
+    kinds = ["random" if cell.is_random else "worst", *([] if cell.usable else ["unusable"])]
+    numbers = {"doubt": cell.doubt, **cell.figures}
+    data = " ".join(f'data-{key.replace("_", "-")}="{value:.4f}"' for key, value in numbers.items())
+    shown = ", ".join(f"{_words(key)} {value:.2f}" for key, value in numbers.items())
+    opaque = cell.mask.astype(np.uint8) * 255
+    images = (cell.image, opaque, np.dstack([cell.image, opaque]))
+    return (
+        f'<figure class="{" ".join(kinds)}" data-label="{cell.label}" {data}>'
+        + "".join(f'<img alt="" src="{_embedded(image, picture)}">' for image in images)
+        + f"<figcaption><b>{escape(name)}</b> #{cell.row}<small>{shown}</small></figcaption></figure>"
+    )
+
+
+def _embedded(image: NDArray[np.uint8], picture: int) -> str:
+    """A data: URI of grey, RGB or RGBA pixels, made smaller if they are more than `picture` a side."""
+    scale = picture / max(image.shape[:2])
+    if scale < 1:
+        image = np.asarray(cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)
+    if image.ndim == 3:
+        image = np.concatenate([image[..., 2::-1], image[..., 3:]], axis=2)  # OpenCV has blue first
+    _, data = cv2.imencode(".webp", image, [cv2.IMWRITE_WEBP_QUALITY, 90])
+    return "data:image/webp;base64," + base64.b64encode(data.tobytes()).decode()
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _key(name: str) -> str:
+    """The name of data-some-figure in a script."""
+    first, *others = name.split("_")
+    return first + "".join(part.title() for part in others)

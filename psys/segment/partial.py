@@ -1,0 +1,114 @@
+"""Shards that are done, kept on disk until the store is whole: what an interrupted preparation need not do again."""
+
+import contextlib
+import fcntl
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+
+from psys.errors import PsysError
+from psys.files import read_bounded
+from psys.segment.shard import Failure, Prepared, Recipe
+
+SHARD_BYTES = 2**30
+SUFFIX = ".safetensors"
+
+
+class PartialStore:
+    """A folder of finished shards, each a file named by the key of what it was made of and the hash of its content."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._names = dict(self._found())
+
+    @classmethod
+    @contextmanager
+    def opened(cls, folder: Path) -> Iterator[Self]:
+        """The shards in `folder`, made if need be, for this process alone. Raises PsysError if another has it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "lock").open("wb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with this process, however it ends
+            except OSError:
+                raise PsysError(f"another process is preparing into {folder}: wait for it, or end it") from None
+            yield cls(folder)
+
+    def save(self, key: str, prepared: Prepared) -> None:
+        """Write a shard; a file is there whole or not at all."""
+        data = safetensors.numpy.save(_columns(prepared))
+        name = f"{key}.{_digest(data)}{SUFFIX}"
+        unfinished = self.folder / f"{uuid.uuid4().hex}.unfinished"
+        unfinished.write_bytes(data)
+        os.replace(unfinished, self.folder / name)
+        self._names[key] = name
+
+    def load(self, key: str, recipe: Recipe, count: int) -> Prepared | None:
+        """The shard of `count` images under a key; None if it is not there or not as it was written."""
+        if (name := self._names.get(key)) is None:
+            return None
+        try:
+            data = read_bounded(self.folder / name, SHARD_BYTES)
+            if _digest(data) != name.removeprefix(f"{key}.").removesuffix(SUFFIX):
+                return None
+            return _checked(safetensors.numpy.load(data), recipe, count)
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError, RecursionError):
+            return None
+
+    def remove(self) -> None:
+        """Delete all that was kept, that of other settings too."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _found(self) -> Iterator[tuple[str, str]]:
+        for entry in os.scandir(self.folder):
+            if entry.name.endswith(".unfinished"):
+                with contextlib.suppress(OSError):
+                    os.unlink(entry.path)
+            elif entry.name.endswith(SUFFIX):
+                yield entry.name.partition(".")[0], entry.name
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
+def _columns(prepared: Prepared) -> dict[str, NDArray[Any]]:
+    columns = {}
+    for name in ("rows", "images", "masks", "quality"):
+        column = getattr(prepared, name)
+        if isinstance(column, tuple):
+            columns[f"{name}_ends"] = np.cumsum([len(item) for item in column], dtype=np.int64)
+            column = np.frombuffer(b"".join(column), np.uint8)
+        columns[name] = np.ascontiguousarray(column)
+    failures = json.dumps([list(failure) for failure in prepared.failures]).encode()
+    return {**columns, "failures": np.frombuffer(failures, np.uint8)}
+
+
+def _checked(columns: dict[str, Any], recipe: Recipe, count: int) -> Prepared:
+    """Raises ValueError for columns that are no shard of `count` images."""
+    for name in ("images", "masks"):
+        if (ends := columns.pop(f"{name}_ends", None)) is not None:
+            data = columns[name].tobytes()
+            columns[name] = tuple(data[a:b] for a, b in itertools.pairwise([0, *ends.tolist()]))
+    failures = tuple(Failure(*entry) for entry in json.loads(columns.pop("failures").tobytes()))
+    prepared, empty = Prepared(**columns, failures=failures), Prepared.failed(recipe, ())
+    for name in ("rows", "images", "masks", "quality"):
+        column, expected = getattr(prepared, name), getattr(empty, name)
+        if len(column) != len(prepared.rows) or type(column) is not type(expected):
+            raise ValueError(f"{name}: {len(column)} rows")
+        if isinstance(column, np.ndarray) and (column.dtype, column.shape[1:]) != (expected.dtype, expected.shape[1:]):
+            raise ValueError(f"{name}: {column.dtype} {column.shape}")
+    if sorted([*prepared.rows.tolist(), *(failure.row for failure in failures)]) != list(range(count)):
+        raise ValueError("rows are missing")
+    return prepared

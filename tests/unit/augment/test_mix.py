@@ -1,0 +1,37 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from psys.augment.mix import mixing_rectangles, visible_share
+
+
+def test_rectangles_cover_what_cutmix_covers(generator: torch.Generator) -> None:
+    rectangles = mixing_rectangles(torch.zeros(20_000, 32, 32, dtype=torch.bool), generator)
+    area = rectangles.float().mean(dim=(1, 2))
+    # A rectangle of side s * 32 about a uniform centre keeps s - s^2 / 4 of a side, and s^2 is uniform.
+    s = torch.rand(200_000, generator=generator).sqrt()
+    assert area.mean().item() == pytest.approx(((s - s**2 / 4) ** 2).mean().item(), abs=0.01)
+    assert area.max() > 0.95
+    assert area.min() == 0
+
+
+def test_labels_count_what_is_visible_of_each() -> None:
+    own, other, hole = (torch.zeros(4, 10, 10, dtype=torch.bool) for _ in range(3))
+    own[:, :5] = True
+    other[:, :, :4] = True
+    hole[:3, 3:8] = True
+    own[2], other[2] = False, False
+    by_mask = torch.tensor([True, False, True, True])
+    # 30 pixels of the first stay, 20 of the other come; half of the area; nothing visible: area; no rectangle.
+    assert visible_share(own, other, hole, by_mask).tolist() == pytest.approx([0.4, 0.5, 0.5, 0.0])
+
+
+@settings(deadline=None)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**32 - 1))
+def test_a_share_is_a_share(height: int, width: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    masks, others = (torch.rand(32, height, width, generator=generator) < 0.3 for _ in range(2))
+    by_mask = torch.rand(32, generator=generator) < 0.5
+    share = visible_share(masks, others, mixing_rectangles(masks, generator), by_mask)
+    assert bool(((share >= 0) & (share <= 1)).all())

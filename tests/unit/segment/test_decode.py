@@ -1,0 +1,128 @@
+"""Photographs as people have them, from files to pixels the right side up."""
+
+import io
+import resource
+import struct
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from psys.data.sample import read_sample
+from psys.segment.boxes import turned
+from psys.segment.decode import decode_upright
+from psys.segment.grabcut import Box
+from psys.segment.huge import decode_huge_png
+from tests.support.photographs import BROKEN, HUGE, KINDS, UNLIKE, expected, huge_original, make, original, way_up
+
+COUNT = 4 + 8 * len(KINDS)  # each kind in each orientation
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photographs")
+    make(folder, COUNT, huge_side=9_000)
+    return folder
+
+
+def test_every_format_is_the_right_side_up_whichever_way_the_camera_was_held(folder):
+    for row in range(COUNT - 4):
+        pixels, kind, orientation, label = original(row)
+        file = folder / f"class{label}" / f"{row:05d}-{kind}-{orientation}{KINDS[kind]}"
+
+        image, _ = decode_upright(file.read_bytes())
+
+        assert image.shape == pixels.shape, file.name
+        up, unlike = way_up(expected(image, 64), expected(pixels, 64))
+        assert (up, unlike < UNLIKE) == (1, True), f"{file.name}: orientation {up}, {unlike:.1f} levels away"
+        if "jpeg" not in kind and kind not in ("webp", "png-palette"):
+            np.testing.assert_array_equal(image, pixels, err_msg=file.name)
+
+
+def test_a_box_turns_with_its_photograph(folder):
+    """The box of a stored image, and of the same image reduced because it is huge, is that of what is seen in it."""
+    box = Box(10, 5, 40, 30)
+    for row in range(0, COUNT - 4, 5):
+        pixels, kind, orientation, label = original(row)
+        height, width = pixels.shape[:2] if orientation < 5 else pixels.shape[1::-1]
+        data = (folder / f"class{label}" / f"{row:05d}-{kind}-{orientation}{KINDS[kind]}").read_bytes()
+
+        assert decode_upright(data, box)[1] == turned(box, orientation, width, height)
+
+
+def test_a_huge_jpeg_is_reduced_while_it_is_decoded(folder):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    image, box = decode_upright((folder / "class0" / HUGE).read_bytes(), Box(0, 900, 9000, 1801))
+
+    assert image.shape == (4500, 4500, 3)
+    assert box == Box(0, 450, 4500, 901)
+    assert way_up(expected(image, 32), np.dstack([huge_original()] * 3))[0] == 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300e3  # KB; the whole of it has 243 MB twice
+
+
+@pytest.mark.parametrize(("name", "reason"), BROKEN.items())
+def test_a_broken_photograph_says_why(folder, name, reason):
+    with pytest.raises(ValueError, match=reason):
+        decode_upright((folder / "class0" / name).read_bytes())
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"",
+        b"MM",
+        b"II*\0\xff\xff\xff\xff",
+        b"MM\0*\0\0\0\x08\xff\xff",
+        b"MM\0*" + struct.pack(">IHHHIHH", 8, 1, 274, 3, 1, 9, 0),
+    ],
+)
+def test_a_damaged_exif_block_leaves_the_image_as_it_is_stored(exif):
+    stored = read_sample().test.images[3]
+    kinds, blocks = [cv2.IMAGE_METADATA_EXIF], [np.frombuffer(exif, np.uint8)]
+    data = cv2.imencodeWithMetadata(".png", stored[..., ::-1], kinds, blocks)[1].tobytes()
+
+    np.testing.assert_array_equal(decode_upright(data)[0], stored)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGB", "RGBA", "I;16"])
+def test_a_png_in_bands_is_the_same_png_reduced(mode):
+    pixels, *_ = original(6)
+    height, width = (side - side % 4 for side in pixels.shape[:2])
+    if mode == "I;16":
+        data = cv2.imencode(".png", pixels[..., 0].astype(np.uint16) * 201)[1].tobytes()
+    else:
+        picture = Image.fromarray(pixels)
+        picture = picture.quantize(100) if mode == "P" else picture.convert(mode)
+        if mode == "RGBA":
+            picture.putalpha(Image.fromarray(pixels[..., 1]))
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
+        data = buffer.getvalue()
+    whole = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)[:height, :width]
+
+    reduced = decode_huge_png(data, 4, band_pixels=40 * width)
+
+    wanted = cv2.resize(whole, (width // 4, height // 4), interpolation=cv2.INTER_AREA)
+    np.testing.assert_array_equal(reduced, wanted)
+
+
+def test_a_huge_png_is_bounded_too():
+    """80 million pixels, of which a corner is bright and turned by EXIF; and one that ends too early."""
+    pixels = np.zeros((8_000, 10_000), np.uint8)
+    pixels[:4_000, :5_000] = 200
+    tiff = b"MM\0*" + struct.pack(">IHHHIHHI", 8, 1, 274, 3, 1, 6, 0, 0)
+    kinds, blocks = [cv2.IMAGE_METADATA_EXIF], [np.frombuffer(tiff, np.uint8)]
+    quick = [cv2.IMWRITE_PNG_COMPRESSION, 1]
+    data = cv2.imencodeWithMetadata(".png", pixels, kinds, blocks, quick)[1].tobytes()
+
+    image, box = decode_upright(data, Box(0, 0, 5_000, 4_000))
+
+    assert image.shape == (5_000, 4_000, 3)
+    assert box == Box(2_000, 0, 4_000, 2_500)
+    assert (image[:2_500, 2_000:] == 200).all()
+    assert not image[2_500:].any()
+    cut = data[: len(data) // 2] + data[-12:]
+    with pytest.raises(ValueError, match=r"ends too early|damaged"):
+        decode_upright(cut)
