@@ -1,10 +1,4 @@
-"""One image -> its foreground, by GrabCut (Rother, Kolmogorov, Blake 2004) seeded in the middle instead of by a box.
-
-GrabCut knows colours, not places: where an object resembles its surroundings it shrinks to whatever was declared sure
-foreground, and a box around a small image mostly leaves nothing at all. So the start is a wide sure core, from which
-the colour model learns most of the object, and only then a narrow one, which lets go of background seen within the
-wide core. Where that second cut loses most of the first, colour does not tell the two apart and the first one stands.
-"""
+"""One image -> its foreground, by GrabCut with a declared strategy, or within a known box."""
 
 from typing import Annotated, Literal, NamedTuple
 
@@ -14,20 +8,19 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from psys.config import Config
+from psys.segment import auto, seeded
+from psys.segment.cut import FULL_SIZE, contrast_for, cut, cut_plainly, rectangle, trimap_of
 
-# Radii in units of the image's sides, the border's thickness in units of the shorter one.
-PROBABLE_RADIUS = 0.42
-WIDE_CORE, NARROW_CORE = 0.22, 0.10
-BORDER = 0.03
-SHRUNK = 0.4  # the narrow cut must keep this share of the wide one
-
-# The smoothness weight of OpenCV's GrabCut is fixed, so the working size decides the scale of what it finds.
-ENLARGEMENT = 2.0
-WORKING_SHORT_SIDE, WORKING_LONG_SIDE, WORKING_LEAST_SIDE = 128, 512, 16
+LONGEST, LEAST = 512, 16  # bounds of the working size, in pixels of a side
+SEEDED_ENLARGEMENT, SEEDED_SHORT_SIDE = 2.0, 128
+FIND_SHORT_SIDE, FINE_SHORT_SIDE = 128, 224  # where `auto` looks for the object, and where it draws its outline
+SHRUNK = 0.4  # the outline must keep this share of what was found
+RECT_MARGIN = 0.05
+ITERATIONS = {"auto": 1, "seeded": 1, "rect": 5, "box": 3}
 
 
 class Box(NamedTuple):
-    """Where an object is known to be, in pixels of its image; right and bottom are the first pixels outside."""
+    """Where an object is: pixels of its image, right and bottom exclusive."""
 
     left: int
     top: int
@@ -36,83 +29,81 @@ class Box(NamedTuple):
 
 
 class SegmentConfig(Config):
-    """How the foreground is found."""
+    """How an image's foreground is found."""
 
-    strategy: Literal["auto", "seeded", "rect"] = "seeded"
-    """How GrabCut is started."""
-    scale: Annotated[float, Field(gt=0, le=8)] = ENLARGEMENT
-    """By how much a small image is enlarged."""
-    iterations: Annotated[int, Field(ge=1, le=20)] = 1
-    """Iterations of each cut."""
+    strategy: Literal["auto", "seeded", "rect"] = "auto"
+    """auto: several starts, the best cut; seeded: a sure core in the middle; rect: plain GrabCut, margin 5 %."""
+    scale: Annotated[float, Field(ge=0.25, le=4)] = 1.0
+    """The size to work at, in units of the strategy's own; time grows with its square."""
+    iterations: Annotated[int, Field(ge=1, le=20)] | None = None
+    """Iterations of each cut; none: the strategy's own (auto and seeded 1, rect 5, within a box 3)."""
 
 
-def segment(
-    image: NDArray[np.uint8],
-    config: SegmentConfig = SegmentConfig(),  # noqa: B008
-    box: Box | None = None,
-) -> NDArray[np.bool_]:
+DEFAULT = SegmentConfig()
+
+
+def segment(image: NDArray[np.uint8], config: SegmentConfig = DEFAULT, box: Box | None = None) -> NDArray[np.bool_]:
     """Foreground mask (H, W) of an RGB image (H, W, 3) uint8 of any size; the same image gives the same mask.
 
-    Raises ValueError for any other shape or dtype.
+    With a `box` everything outside it is background, whatever the strategy.
+    Raises ValueError for any other shape or dtype, and for a box that has no pixel of the image.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
         raise ValueError(f"expected an RGB image (H, W, 3) uint8, got {image.shape} {image.dtype}")
-    height, width = image.shape[:2]
-    working = _to_working_size(image, config.scale)
-    radius = _radius(*working.shape[:2])
-    frame = max(1, round(BORDER * min(working.shape[:2])))
-    models = np.zeros((1, 65)), np.zeros((1, 65))  # background and foreground, carried from cut to cut
-    cv2.setRNGSeed(0)
-
-    wide = _cut(working, radius < PROBABLE_RADIUS, radius < WIDE_CORE, frame, models, cv2.GC_INIT_WITH_MASK)
-    narrow = _cut(working, wide, radius < NARROW_CORE, frame, models, cv2.GC_EVAL)
-    mask = narrow if narrow.sum() >= SHRUNK * wide.sum() else wide
-
-    refined = _refine(mask, radius < NARROW_CORE, frame)
-    how = cv2.INTER_AREA if refined.shape[0] > height else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(refined, (width, height), interpolation=how)) > 127
+    iterations = config.iterations or ITERATIONS["box" if box else config.strategy]
+    if box is not None:
+        mask = _within(image, box, config.scale, iterations)
+    elif config.strategy == "rect":
+        working = _resized(image, min(image.shape[:2]) * config.scale)
+        mask = cut_plainly(working, rectangle(working.shape, RECT_MARGIN), iterations)
+    elif config.strategy == "seeded":
+        size = config.scale * min(SEEDED_ENLARGEMENT * min(image.shape[:2]), SEEDED_SHORT_SIDE)
+        mask = seeded.find(_resized(image, size), iterations)
+    else:
+        mask = _automatic(image, config.scale, iterations)
+    return _scaled(mask, image.shape)
 
 
-def _to_working_size(image: NDArray[np.uint8], enlargement: float) -> NDArray[np.uint8]:
+def _automatic(image: NDArray[np.uint8], scale: float, iterations: int) -> NDArray[np.bool_]:
+    short = min(image.shape[:2])
+    mask = auto.find(_resized(image, scale * min(FIND_SHORT_SIDE, short)), iterations)
+    if short <= FIND_SHORT_SIDE:
+        return _to_edge(mask, 1)
+    fine = _resized(image, scale * min(FINE_SHORT_SIDE, short))
+    outlined = _cut(fine, trimap_of(_scaled(mask, fine.shape), 2), iterations)
+    return _to_edge(outlined, 2) if outlined.mean() >= SHRUNK * mask.mean() else _to_edge(mask, 1)
+
+
+def _to_edge(mask: NDArray[np.bool_], frame: int) -> NDArray[np.bool_]:
+    # The frame was background by decree: what reaches it reaches the image's edge.
+    return np.pad(mask[frame:-frame, frame:-frame], frame, mode="edge")
+
+
+def _within(image: NDArray[np.uint8], box: Box, scale: float, iterations: int) -> NDArray[np.bool_]:
+    inside = np.zeros(image.shape[:2], np.bool_)
+    inside[max(0, box.top) : max(0, box.bottom), max(0, box.left) : max(0, box.right)] = True
+    if not inside.any():
+        raise ValueError(f"expected a box (left, top, right, bottom) within {image.shape[:2]} (H, W), got {tuple(box)}")
+    working = _resized(image, scale * min(FULL_SIZE, *image.shape[:2]))
+    start = np.where(_scaled(inside, working.shape), cv2.GC_PR_FGD, cv2.GC_BGD).astype(np.uint8)
+    return _cut(working, start, iterations)
+
+
+def _cut(image: NDArray[np.uint8], trimap: NDArray[np.uint8], iterations: int) -> NDArray[np.bool_]:
+    lab = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2LAB), np.uint8)
+    return auto.refined(cut(lab, trimap, contrast_for(image.shape), iterations))
+
+
+def _resized(image: NDArray[np.uint8], short_side: float) -> NDArray[np.uint8]:
     short, long = sorted(image.shape[:2])
-    scale = min(enlargement, WORKING_SHORT_SIDE / short, WORKING_LONG_SIDE / long)
-    height, width = (max(WORKING_LEAST_SIDE, round(side * scale)) for side in image.shape[:2])
+    scale = min(short_side / short, LONGEST / long)
+    height, width = (max(LEAST, round(side * scale)) for side in image.shape[:2])
+    if (height, width) == image.shape[:2]:
+        return image
     how = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
     return np.asarray(cv2.resize(image, (width, height), interpolation=how), np.uint8)
 
 
-def _radius(height: int, width: int) -> NDArray[np.float64]:
-    """Distance of each pixel from the centre in units of the sides, (H, W)."""
-    y, x = np.mgrid[:height, :width]
-    return np.asarray(np.hypot((x + 0.5) / width - 0.5, (y + 0.5) / height - 0.5))
-
-
-def _cut(
-    image: NDArray[np.uint8],
-    probable: NDArray[np.bool_],
-    core: NDArray[np.bool_],
-    frame: int,
-    models: tuple[NDArray[np.float64], NDArray[np.float64]],
-    mode: int,
-) -> NDArray[np.bool_]:
-    # One iteration: more of them cost as much again and shrink more masks than they mend.
-    trimap = np.where(probable, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
-    trimap[core] = cv2.GC_FGD
-    trimap = np.pad(trimap[frame:-frame, frame:-frame], frame, constant_values=cv2.GC_BGD)
-    cv2.grabCut(image, trimap, (0, 0, 0, 0), *models, 1, mode)
-    return np.isin(trimap, (cv2.GC_FGD, cv2.GC_PR_FGD))
-
-
-def _refine(mask: NDArray[np.bool_], core: NDArray[np.bool_], frame: int) -> NDArray[np.uint8]:
-    """The parts in the middle and the largest part, smoothed and without holes, as 0 or 255."""
-    # The frame was background by decree: what reaches it reaches the image's edge, else no mask could be too large.
-    whole = np.pad(mask[frame:-frame, frame:-frame], frame, mode="edge")
-    smooth = cv2.medianBlur(whole.astype(np.uint8), 3)
-    _, parts, stats, _ = cv2.connectedComponentsWithStats(smooth, connectivity=4)
-    areas = stats[:, cv2.CC_STAT_AREA]
-    areas[0] = 0  # the background
-    kept = np.append(np.unique(parts[core]), areas.argmax())
-    outlines, _ = cv2.findContours(
-        np.isin(parts, kept[kept > 0]).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
-    )
-    return np.asarray(cv2.drawContours(np.zeros(mask.shape, np.uint8), outlines, -1, 255, cv2.FILLED), np.uint8)
+def _scaled(mask: NDArray[np.bool_], shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    how = cv2.INTER_AREA if mask.shape[0] > shape[0] else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(mask.astype(np.uint8) * 255, shape[1::-1], interpolation=how)) > 127

@@ -223,7 +223,7 @@ def _assemble(
         if prepared is None:
             raise PsysError(f"a shard in {partial.folder} was damaged after it was written: run the command again")
         labels = dataset.splits[piece.split].labels[piece.first + prepared.rows]
-        usable = is_usable(prepared.quality[:, 0], config.gate)
+        usable = is_usable(prepared.quality, config.gate)
         writer.append(piece.split, prepared.images, labels, prepared.masks, prepared.quality, usable)
         skipped = [{"file": plan.name(piece, failure.row), "reason": failure.reason} for failure in prepared.failures]
         reports[piece.split].add(labels, usable, skipped)

@@ -14,7 +14,7 @@ from psys.data.store import Layout
 from psys.segment.boxes import seen_in
 from psys.segment.decode import decode_upright
 from psys.segment.grabcut import Box, SegmentConfig, segment
-from psys.segment.quality import QUALITY, foreground_share
+from psys.segment.quality import QUALITY, measure
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def prepare_shard(shard: Shard, recipe: Recipe) -> Prepared:
             failures.append(Failure(row, reason, lasting=not isinstance(error.__cause__, OSError)))
             continue
         rows.append(row)
-        quality.append([foreground_share(mask)])
+        quality.append(measure(image, mask))
         images.append(encode_image(image) if recipe.layout == "encoded" else image)
         masks.append(encode_mask(mask) if recipe.layout == "encoded" else mask)
     if not rows:

@@ -22,7 +22,7 @@ def write_small_store(
     for name, split, count in (("train", sample.train, train_per_class), ("test", sample.test, test_per_class)):
         images, labels = _some_of_each_class(split, count)
         done = prepare_shard(Shard(images), Recipe(32, layout))
-        writer.append(name, done.images, labels, done.masks, done.quality, is_usable(done.quality[:, 0], GateConfig()))
+        writer.append(name, done.images, labels, done.masks, done.quality, is_usable(done.quality, GateConfig()))
     writer.close(sample.classes, {"train": {}, "test": {}}, source="a part of the sample")
     return PreparedStore.open(folder)
 

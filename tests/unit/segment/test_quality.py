@@ -1,27 +1,107 @@
+import cv2
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from psys.segment.quality import GateConfig, foreground_share, is_usable
+from psys.segment.quality import GateConfig, Quality, is_usable, measure
 
 
-def test_the_share_is_counted_per_mask():
-    masks = np.zeros((3, 10, 10), np.bool_)
-    masks[1, :2] = True
-    masks[2] = True
-
-    np.testing.assert_array_equal(foreground_share(masks), np.array([0, 0.2, 1], np.float32))
+@pytest.fixture
+def disc():
+    y, x = np.mgrid[:64, :64]
+    return np.hypot(x - 31.5, y - 31.5) < 20
 
 
-def test_the_gate_shuts_below_two_and_above_ninety_five_percent():
-    shares = np.array([0, 0.0199, 0.02, 0.5, 0.9499, 0.951, 1], np.float32)
-
-    assert is_usable(shares, GateConfig()).tolist() == [False, False, True, True, True, False, False]
+def image_of(mask, inside=200, outside=40):
+    return np.repeat(np.where(mask, inside, outside).astype(np.uint8)[..., None], 3, axis=2)
 
 
-def test_the_bounds_are_settings():
-    shares = np.array([0.1, 0.5], np.float32)
+def test_a_disc_of_another_colour_is_compact_apart_and_touches_no_border(disc):
+    quality = measure(image_of(disc), disc)
 
-    assert is_usable(shares, GateConfig(min_share=0.2)).tolist() == [False, True]
+    assert quality.share == pytest.approx(np.pi * 20**2 / 64**2, abs=0.01)
+    assert quality.border_contact == 0
+    assert quality.compactness > 0.9
+    assert quality.colour_separation == 1
+
+
+def test_the_same_colours_on_both_sides_do_not_separate(disc):
+    noise = np.random.default_rng(0).integers(0, 60, (64, 64, 3), np.uint8)
+
+    assert measure(image_of(disc, 90, 90), disc).colour_separation == pytest.approx(0)
+    assert measure(noise, disc).colour_separation < 0.1
+
+
+def test_crumbs_and_thin_things_are_less_compact_than_a_disc(disc):
+    line = np.zeros_like(disc)
+    line[30:33, 4:60] = True
+    crumbs = np.zeros_like(disc)
+    crumbs[::4, ::4] = True
+
+    figures = [measure(image_of(mask), mask).compactness for mask in (disc, line, crumbs)]
+    assert figures[0] > 2 * figures[1] > 2 * figures[2]
+
+
+def test_border_contact_is_the_share_of_the_outermost_pixels():
+    mask = np.zeros((10, 20), np.bool_)
+    mask[:, :10] = True
+
+    assert measure(image_of(mask), mask).border_contact == pytest.approx((10 + 10 + 8) / (20 + 20 + 8 + 8))
+
+
+@pytest.mark.parametrize(("value", "expected"), [(False, (0, 0)), (True, (1, 1))])
+def test_nothing_and_everything_have_figures_too(value, expected):
+    mask = np.full((8, 8), value)
+    quality = measure(image_of(mask), mask)
+
+    assert quality[:2] == expected
+    assert quality.colour_separation == 0
+    assert all(0 <= figure <= 1 for figure in quality)
+
+
+def test_figures_do_not_depend_on_a_flip_or_an_enlargement(disc):
+    mask = disc.copy()
+    mask[:20] = False
+    image = cv2.GaussianBlur(image_of(mask), (5, 5), 0)
+    larger = [np.repeat(np.repeat(layer, 2, axis=0), 2, axis=1) for layer in (image, mask)]
+
+    np.testing.assert_allclose(measure(image[:, ::-1], mask[:, ::-1]), measure(image, mask), rtol=1e-6)
+    np.testing.assert_allclose(measure(*larger), measure(image, mask), atol=0.02)
+
+
+def test_another_size_is_refused(disc):
+    with pytest.raises(ValueError, match="size of its image"):
+        measure(image_of(disc)[:32], disc)
+
+
+def figures(**changed):
+    return np.array(
+        [{**Quality(0.3, 0.1, 0.5, 0.8)._asdict(), **changed}[name] for name in Quality._fields], np.float32
+    )
+
+
+@pytest.mark.parametrize(
+    ("gate", "name", "values"),
+    [
+        ({}, "share", {0: False, 0.0199: False, 0.02: True, 0.5: True, 0.9499: True, 0.951: False, 1: False}),
+        ({}, "border_contact", {0: True, 0.9: True, 0.91: False}),
+        ({"max_border_contact": 0.5}, "border_contact", {0.5: True, 0.6: False}),
+        ({"min_compactness": 0.2}, "compactness", {0.1: False, 0.3: True}),
+        ({"min_colour_separation": 0.25}, "colour_separation", {0.1: False, 0.3: True}),
+    ],
+)
+def test_every_figure_has_its_bounds(gate, name, values):
+    quality = np.stack([figures(**{name: value}) for value in values])
+
+    assert is_usable(quality, GateConfig(**gate)).tolist() == list(values.values())
+
+
+def test_bounds_out_of_order_or_out_of_range_are_refused():
+    with pytest.raises(ValidationError, match="min_share"):
+        GateConfig(min_share=0.9, max_share=0.1)
     with pytest.raises(ValidationError):
-        GateConfig(min_share=2)
+        GateConfig(min_compactness=2)
+
+
+def test_no_masks_have_no_verdicts():
+    assert is_usable(np.empty((0, 4), np.float32), GateConfig()).shape == (0,)
