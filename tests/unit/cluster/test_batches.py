@@ -21,7 +21,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> PreparedStore:
 
 
 def batches_of(store: PreparedStore, **settings: object) -> Batches:
-    config = RunConfig(store=store.path, batch_size=8, augment=AugmentConfig(foreground=ForegroundConfig(black=0.5)), **settings)
+    modes = AugmentConfig(foreground=ForegroundConfig(black=0.5))
+    config = RunConfig(store=store.path, batch_size=8, augment=modes, **settings)
     return Batches(config, store, torch.device("cpu"))
 
 
