@@ -113,9 +113,9 @@ class Session:
         self._lifeline = lifeline
         admission = lifeline.admission
         try:
-            self._client = torch_rpc.Client(
-                admission.number, lifeline.address, admission.servers, admission.heartbeat_timeout
-            )
+            # An answer may wait for as long as a silent worker is waited for; only then is it late itself.
+            patience = 2 * admission.heartbeat_timeout
+            self._client = torch_rpc.Client(admission.number, lifeline.address, admission.servers, patience)
         except BaseException:
             lifeline.close()
             raise

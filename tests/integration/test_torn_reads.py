@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.processes import finished, started
 
-NUMEL, STEPS, WORKERS = 3_000_000, 300, 3
+NUMEL, STEPS, WORKERS = 3_000_000, 150, 3
 
 SERVERS = """
 import sys, torch

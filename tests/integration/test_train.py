@@ -46,9 +46,9 @@ def result_is_above_chance(run_path: Path) -> bool:
     return bool(last["train_accuracy"] > 0.17 and last["train_loss"] < first["train_loss"])
 
 
-@pytest.mark.parametrize(("mode", "bound"), [("sync", 0), ("ssp", 1), ("async", None)])
+@pytest.mark.parametrize(("mode", "bound"), [("sync", 0), ("async", None)])  # ssp: in the next test
 def test_a_run_in_every_mode(small_store_path: Path, tmp_path: Path, mode: str, bound: int | None) -> None:
-    arguments = small_run(small_store_path, "r", "--mode", mode, "--staleness", "1", "--epochs", "6")
+    arguments = small_run(small_store_path, "r", "--mode", mode, "--epochs", "6")
     done = run(PS, *arguments, cwd=tmp_path)
     assert done.code == 0, done.err
     path = tmp_path / "runs" / "r"
@@ -97,35 +97,22 @@ def test_24_workers_on_one_host(small_store_path: Path, tmp_path: Path) -> None:
     assert [event["reason"] for event in events if event["event"] == "leave"] == ["left"] * 24
 
 
-def test_an_encoded_store_trains_and_resumes_as_if_nothing_had_happened(tmp_path: Path) -> None:
-    """At a size of its own, and with the readers of sources out of reach."""
+def test_an_encoded_store_trains_and_resumes_without_what_prepared_it(tmp_path: Path) -> None:
+    """At a size of its own; Ray, OpenCV and Arrow are replaced by modules that cannot be imported, in all processes."""
     store = write_small_store(tmp_path / "encoded", 8, 2, layout="encoded").path
     for name in ("ray", "cv2", "pyarrow"):
         (tmp_path / f"{name}.py").write_text(f"raise SystemExit('{name} was imported')\n")
     env = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    path = tmp_path / "runs" / "r"
     settings = ("--mode", "sync", "--epochs", "20", "--image-size", "24", "--snapshot-epochs", "10")
-    done = run(PS, *small_run(store, "unbroken", *settings), cwd=tmp_path, env=env)
-    assert done.code == 0, done.err
-    path = tmp_path / "runs" / "broken"
-    with started(PS, *small_run(store, "broken", *settings), cwd=tmp_path, env=env) as process:
+    with started(PS, *small_run(store, "r", *settings), cwd=tmp_path, env=env) as process:
         wait_until(lambda: len(updates(path)) > 3, "some updates")
         process.send_signal(signal.SIGTERM)
         assert finished(process).code == 130
     done = run(PS, "--resume", str(path), cwd=tmp_path, env=env)
     assert done.code == 0, done.err
-    last, other = (tmp_path / "runs" / name / "last.safetensors" for name in ("unbroken", "broken"))
-    assert last.read_bytes() == other.read_bytes()
     assert json.loads((path / "result.json").read_text())["batches"]["lost"] == 0
-
-
-def test_training_imports_neither_ray_nor_cv2(small_store_path: Path, tmp_path: Path) -> None:
-    """Both are replaced by modules that cannot be imported, in all processes of a run."""
-    for name in ("ray", "cv2"):
-        (tmp_path / f"{name}.py").write_text(f"raise SystemExit('{name} was imported')\n")
-    done = run(PS, *small_run(small_store_path, "r", "--epochs", "1"), cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)})
-    assert done.code == 0, done.err
-    check_books(tmp_path / "runs" / "r", epochs=1)
-    control = run("-c", "import ray", cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)})
+    control = run("-c", "import ray", cwd=tmp_path, env=env)
     assert "ray was imported" in control.err
 
 
@@ -193,6 +180,8 @@ def test_a_run_whose_workers_cannot_live_ends_and_keeps_what_it_has(small_store_
     assert "every worker failed" in done.err
     (tmp_path / "away").rename(store)
     assert run("-m", "psys.cli", "evaluate", str(path), cwd=tmp_path).code == 0
+    result = json.loads((path / "result.json").read_text())
+    assert result["last"]["version"] == updates(path)[-1]["version"]
     assert (path / "model.onnx").exists()
 
 
@@ -221,9 +210,6 @@ def test_ctrl_c_stops_saves_and_leaves_no_process(small_store_path: Path, tmp_pa
     assert len(applied) == len(set(applied))
     end = next(event for event in read_events(path / "events.jsonl") if event["event"] == "end")
     assert (end["applied"], end["lost"]) == (len(applied), 0)
-    assert run("-m", "psys.cli", "evaluate", str(path), cwd=tmp_path).code == 0
-    result = json.loads((path / "result.json").read_text())
-    assert result["last"]["version"] == updates(path)[-1]["version"]
 
 
 def test_a_worker_joins_a_running_server(small_store_path: Path, tmp_path: Path) -> None:
@@ -240,7 +226,7 @@ def test_a_worker_joins_a_running_server(small_store_path: Path, tmp_path: Path)
     assert sorted(applied) == list(range(len(applied)))
 
 
-@pytest.mark.parametrize(("processes", "servers"), [(1, 1), (3, 1), (4, 2)])
+@pytest.mark.parametrize(("processes", "servers"), [(1, 1), (4, 2)])
 def test_torchrun(small_store_path: Path, tmp_path: Path, processes: int, servers: int) -> None:
     torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", str(processes))
     standalone = ("--standalone",) if processes > 1 else ()

@@ -16,7 +16,7 @@ def test_precision_as_asked() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the other systems' allocators are left as they are")
 def test_freed_memory_is_kept_for_the_next_step() -> None:
-    """Page faults of twenty gradient steps, in processes of their own that do and do not keep it.
+    """Page faults of twelve gradient steps, in processes of their own that do and do not keep it.
 
     A step frees all that it allocated: a weight's gradient of 56 MB is new to the kernel each time, unless it is kept.
     The heap takes some steps to settle.
@@ -31,8 +31,8 @@ if sys.argv[1] == "keep":
     keep_freed_memory()
 step = GradientStep(FlatModel(build("mlp3748", 10)), torch.float32)
 images, labels = torch.zeros(8, 3, 32, 32), torch.zeros(8, dtype=torch.int64)
-for number in range(40):
-    if number == 20:
+for number in range(24):
+    if number == 12:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     step(images, labels)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
