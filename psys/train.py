@@ -82,12 +82,13 @@ def launch(config: LaunchConfig) -> None:
 
 
 def _train_here(config: LaunchConfig) -> None:
+    token, loopback = _given_token(config), _is_loopback(config.listen)
     listener = listen(config.listen, config.port)
     workers = config.workers or min(torch.cuda.device_count() or available_cores(), _MOST_WORKERS)
     run = _start_run(config, workers)
     _say("workers join it with --role worker --join {}:{}".format(*listener.getsockname()[:2]))
     prepare_children()
-    token = _given_token(config) or ("" if _is_loopback(config.listen) else _new_token(run))
+    token = token or ("" if loopback else _new_token(run))
     complete = Supervisor(run, listener, config.servers, workers, _threads(config, workers), token).wait()
     _end_run(run, complete)
 
@@ -229,7 +230,10 @@ def _prepare(config: LaunchConfig) -> None:
     _say(f"{config.store} is not there yet: preparing it from {config.source} (once)")
     # In a process of its own: training imports neither ray nor cv2.
     command = [sys.executable, "-m", "psys.cli", "prepare", "--source", config.source]
-    done = subprocess.run([*command, "--stores", str(config.store.parent), "--name", config.store.name])
+    command += ["--stores", str(config.store.parent), "--name", config.store.name]
+    if config.image_size:
+        command += ["--image-size", str(config.image_size)]
+    done = subprocess.run(command)
     if done.returncode:
         sys.exit(done.returncode)
 

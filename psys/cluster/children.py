@@ -4,30 +4,29 @@ That one is the forkserver of Python's multiprocessing. It runs no thread and to
 this process is not like that.
 """
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 _FORKING = multiprocessing.get_context("forkserver")
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15  # of linux/prctl.h
+# What a terminal, torchrun or `timeout` sends to the whole group that the launcher is in.
+_FOR_THE_LAUNCHER = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
 def prepare_children() -> None:
     """Begin to import, in the process that children are forked from, while this one goes on."""
     _FORKING.set_forkserver_preload(["psys.cluster.node"])
-    # Ctrl-C is for this process alone, which then ends the others in order.
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
+    with _forkserver_deaf():
         forkserver.ensure_running()
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def start_child(
@@ -36,7 +35,8 @@ def start_child(
     """A process called `name` that calls `function`; what it prints is appended to `log`, if given."""
     # Daemonic: should this process end before its children, it sends them SIGTERM instead of waiting for them.
     child = _FORKING.Process(target=_run, args=(name, log, function, arguments), daemon=True)
-    child.start()
+    with _forkserver_deaf():  # for it is started again, should it have died
+        child.start()
     return child
 
 
@@ -65,8 +65,20 @@ def terminate_as_orphan() -> None:
     threading.Thread(target=wait, name="orphanage", daemon=True).start()
 
 
+@contextlib.contextmanager
+def _forkserver_deaf() -> Iterator[None]:
+    """A forkserver that is started meanwhile hears no signal that is for the launcher, who ends all others in order."""
+    resource_tracker.ensure_running()  # if it had to be started within, it would let signals through
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_LAUNCHER)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _run(name: str, log: Path | None, function: Callable[..., None], arguments: tuple[object, ...]) -> None:
     os.setsid()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _FOR_THE_LAUNCHER)
     if sys.platform == "linux":
         kernel = ctypes.CDLL(None)
         kernel.prctl(_PR_SET_NAME, name.encode())

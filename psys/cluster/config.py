@@ -62,7 +62,7 @@ class RunConfig(Config):
     snapshot_epochs: float = Field(1.0, ge=0.001)
     """epochs between snapshots; each is a point of the curves"""
     heartbeat_timeout: float = Field(15.0, gt=0)
-    """seconds of silence after which a worker is taken for dead, its batch given to another, a call repeated"""
+    """seconds of silence after which a worker is taken for dead; a call is repeated after twice as many"""
     patience: float = Field(120.0, ge=0)
     """seconds that a worker looks for a server that went away"""
     checkpoint_every: str = Field("60s", pattern=r"^[1-9]\d*s?$")

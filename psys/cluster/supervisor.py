@@ -74,8 +74,8 @@ class _Worker:
                 self.process = self._start()
             return True
         code = self.process.exitcode
-        if not code:  # it works, or the run is over
-            return True
+        if not code:  # it works, or it was told to leave, or the run is over
+            return code is None
         pause = self._patience.pause_after(code)
         last_words = self.log.read_text(errors="replace").strip().splitlines()[-1:]
         what = f"{_ended(code)}: {' '.join(last_words)} (see {self.log})"
@@ -127,7 +127,7 @@ class Supervisor:
             return code == 0
         saved = f"what was saved is in {self._run.path}"
         if code == STOPPED_EARLY:
-            raise PsysError(f"every worker failed, the run ended early; {saved}")
+            raise PsysError(f"no worker is left, the run ended early; {saved}")
         if code == USER_ERROR:  # it has said what
             sys.exit(USER_ERROR)
         raise PsysError(f"a server {_ended(code)} and did not come back; {saved}, --resume {self._run.path} goes on")
@@ -141,6 +141,7 @@ class Supervisor:
 
     def _worker(self, number: int) -> _Worker:
         log = self._run.logs / f"worker{number}.log"
+        log.touch()
         name = f"psys-worker{number}"
         return _Worker(number, log, lambda: start_child(name, work_as_child, number, *self._way, log=log))
 

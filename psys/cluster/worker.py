@@ -50,8 +50,9 @@ def work(host: str, port: int, threads: int, token: str, store_path: Path | None
     """
     keep_freed_memory()
     torch.set_num_threads(threads)
-    session = Session(host, port, token)
+    session: Session | None = None
     try:
+        session = Session(host, port, token)
         config, admission = session.config, session.admission
         store = PreparedStore.open(store_path or config.store, config.image_size)
         if store.content_hash != admission.store_hash:
@@ -71,7 +72,8 @@ def work(host: str, port: int, threads: int, token: str, store_path: Path | None
     except Leaving:
         pass
     finally:
-        session.close()
+        if session:
+            session.close()
 
 
 def leave_at_sigterm() -> None:

@@ -29,7 +29,8 @@ def open_source(source: str, datasets: Path, test_share: float, seed: int) -> Da
     """
     if source == "sample":
         return read_sample()
-    path = datasets / source if source == "cifar10" else Path(source)
+    # Actors on other machines, and on this one, work in folders of their own.
+    path = (datasets / source if source == "cifar10" else Path(source)).absolute()
     if not path.exists():
         hint = (
             "fetch it with `psys data fetch cifar10`" if source == "cifar10" else "expected sample, cifar10 or a path"

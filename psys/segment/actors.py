@@ -234,7 +234,7 @@ class Pool:
             task.alone = True
             self._again.append(task)
         else:
-            failure = Failure(0, f"{task.deaths} actors died while they prepared it")
+            failure = Failure(0, f"{task.deaths} actors died while they prepared it", lasting=False)
             task.job.parts[task.first] = Prepared.failed(self._recipe, (failure,))
 
     def _start_actor(self) -> None:

@@ -102,7 +102,9 @@ def prepare(config: PrepareConfig) -> Path:
 def _recipe(dataset: Dataset, config: PrepareConfig) -> Recipe:
     images = sum(len(split.labels) for split in dataset.splits.values())
     small = images * config.image_size**2 * (3 + 1 / 8) <= DENSE_BYTES
-    layout = ("dense" if small else "encoded") if config.layout == "auto" else config.layout
+    layout = config.layout
+    if layout == "auto":
+        layout = "dense" if small and not config.stored_side else "encoded"
     stored_side = (layout == "encoded" and config.stored_side) or config.image_size
     return Recipe(stored_side, layout, config.segment)
 

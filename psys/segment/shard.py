@@ -100,20 +100,25 @@ def prepare_shard(shard: Shard, recipe: Recipe) -> Prepared:
         box = shard.boxes[row] if shard.boxes else None
         try:
             image, mask = _prepare(item, box, recipe)
-        except (ValueError, cv2.error, MemoryError) as error:
+            figures = measure(image, mask)
+            kept: tuple[Any, Any] = image, mask
+            if recipe.layout == "encoded":
+                kept = encode_image(image), encode_mask(mask)
+        except (ValueError, OSError, cv2.error, MemoryError) as error:  # OSError: Pillow has its limits
             reason = " ".join(str(error).split()) or type(error).__name__
-            failures.append(Failure(row, reason, lasting=not isinstance(error.__cause__, OSError)))
+            passing = isinstance(error, MemoryError) or isinstance(error.__cause__, OSError)
+            failures.append(Failure(row, reason, lasting=not passing))
             continue
         rows.append(row)
-        quality.append(measure(image, mask))
-        images.append(encode_image(image) if recipe.layout == "encoded" else image)
-        masks.append(encode_mask(mask) if recipe.layout == "encoded" else mask)
+        quality.append(figures)
+        images.append(kept[0])
+        masks.append(kept[1])
     if not rows:
         return Prepared.failed(recipe, tuple(failures))
-    figures = np.array(quality, np.float32)
+    columns = np.array(quality, np.float32), tuple(failures)
     if recipe.layout == "encoded":
-        return Prepared(np.array(rows), tuple(images), tuple(masks), figures, tuple(failures))
-    return Prepared(np.array(rows), np.array(images), np.array(masks), figures, tuple(failures))
+        return Prepared(np.array(rows), tuple(images), tuple(masks), *columns)
+    return Prepared(np.array(rows), np.array(images), np.array(masks), *columns)
 
 
 def _prepare(

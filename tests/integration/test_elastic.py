@@ -1,5 +1,6 @@
 """Whatever dies, on purpose and counted: workers, servers, whole runs. Nothing is lost, nothing counts twice."""
 
+import os
 import random
 import shutil
 import signal
@@ -111,8 +112,9 @@ def test_a_run_that_was_stopped_is_resumed_on_another_number_of_servers(
     path = tmp_path / "runs" / "r"
     with started(PS, *small_run(small_store_path, "r", *SYNC), cwd=tmp_path) as process:
         wait_until(lambda: len(updates(path)) > 3, "some updates")
-        process.send_signal(signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGTERM)  # as torchrun and `timeout` do: to the whole group
         assert finished(process).code == 130
+    assert events(path, "checkpoint")[-1]["version"] == updates(path)[-1]["version"]
     # It may have come further than the snapshot before it heard: then it is resumed beyond.
     with started(PS, "--resume", str(path), "--servers", "2", cwd=tmp_path) as process:
         wait_until(lambda: bool(events(path, "resume")), "its return")
