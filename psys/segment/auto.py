@@ -1,8 +1,8 @@
 """The `auto` strategy: several guesses of where the object is, each cut out, and the best of the cuts.
 
 No start of GrabCut is good for every image, but good ones agree: each kind of prior fails in its own way. So the cuts
-from all of them vote, the vote with the saliency gives one more start, and the cut that agrees best with the vote wins,
-unless its shape, its edge or its colours speak against it.
+from all of them vote, the vote with the saliency gives one more start, and the cut wins that agrees with the vote, is
+set off from what surrounds it, and lies in the middle in one piece.
 """
 
 import cv2
@@ -10,19 +10,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from psys.segment.cut import contrast_for, cut, rectangle, trimap_of
-from psys.segment.quality import colour_separation
 from psys.segment.saliency import Saliency, otsu, saliency, stretch
 
-# What counts in a cut, by ridge regression of its IoU within each image of a set of composites (benchmarks/RESULTS.md).
-AGREEMENT, LARGEST_PART, BORDER_SQUARED, EDGE, SEPARATION, ODDS = 0.95, 0.3, 0.55, 0.45, 0.16, 0.016
-MOST_ODDS = 5.0  # that a single pixel counts
-# Of the way from 0 to the threshold, or from there to 1: starts for objects of which a part stands out, or much does.
-LOW, HIGH = 0.6, 0.4
-MARGIN = 0.05  # of the rectangle, one more start, in units of the sides
+# What counts in a cut, by ridge regression of its IoU within each image of two sets of composites.
+AGREEMENT, LARGEST_PART, OUTLINE, OFF_CENTRE, SURROUNDINGS = 0.83, 0.45, 0.64, 2.7, 0.13
+CLUTTER, DETAIL, DOUBTFUL, RARITY = 0.26, 0.31, 0.13, 0.25
+LOW = 0.6  # of the threshold: a start for objects of which a part stands out
+DISC = 0.25  # radius of one more start, in units of the sides
+MARGIN = 0.05  # of the rectangle, the last one, in units of the sides
 SALIENCY_SIDE = 64  # the shorter one, in pixels, at most
 SMALLEST, LARGEST = 0.03, 0.9  # shares of foreground of cuts that count
 HOLE = 0.01  # smaller holes, in units of the image, are filled
 PART = 0.1  # parts smaller than this share of the largest are crumbs
+LEVELS = np.array((16, 32, 32))  # of L, a, b in histograms of colour
+MOST_ODDS = 4.0  # that a single pixel counts
+EDGES = 0.1  # of all pixels, the steepest, count as edges
+NEARBY = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (13, 13))  # what surrounds a mask
+BESIDE = np.ones((3, 3), np.uint8)
 
 
 def find(image: NDArray[np.uint8], iterations: int) -> NDArray[np.bool_]:
@@ -35,15 +39,17 @@ def find(image: NDArray[np.uint8], iterations: int) -> NDArray[np.bool_]:
     def cut_from(trimap: NDArray[np.uint8]) -> NDArray[np.bool_]:
         return refined(cut(lab, trimap, contrast, iterations))
 
-    cuts = [cut_from(trimap) for trimap in _starts(maps)]
-    voting = [mask for mask in cuts if SMALLEST < mask.mean() < LARGEST]
-    vote = np.asarray(np.mean(voting, axis=0), np.float32) if voting else maps.whole
-    cuts.append(cut_from(trimap_of(stretch(vote + maps.whole / 2) > 0.5, 1)))
-    edges = _Edges(lab)
-    sized = [mask for mask in cuts if SMALLEST < mask.mean() < LARGEST]
-    if not sized:  # colours tell nothing here: what is salient is left
+    cuts = _sized([cut_from(trimap) for trimap in _starts(maps)])
+    vote = np.mean(cuts, axis=0) if cuts else maps.whole
+    cuts += _sized([cut_from(trimap_of(stretch(vote + maps.whole / 2) > 0.5, 1))])
+    if not cuts:  # colours tell nothing here: what is salient is left
         return refined(maps.whole > otsu(maps.whole))
-    return max(sized, key=lambda mask: _score(lab, mask, vote, edges))
+    judge = _Judge(lab, maps, np.mean(cuts, axis=0, dtype=np.float32))
+    return max(cuts, key=judge.score)
+
+
+def _sized(masks: list[NDArray[np.bool_]]) -> list[NDArray[np.bool_]]:
+    return [mask for mask in masks if SMALLEST < mask.mean() < LARGEST]
 
 
 def _reduced(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -71,56 +77,67 @@ def refined(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _starts(maps: Saliency) -> list[NDArray[np.uint8]]:
-    threshold = otsu(maps.whole)
-    probable = [maps.whole > t for t in (threshold, LOW * threshold, threshold + HIGH * (1 - threshold))]
-    probable += [values > otsu(values) for values in (maps.anywhere, maps.barrier, maps.rarity)]
-    return [*(trimap_of(mask, 1) for mask in probable), rectangle(maps.whole.shape, MARGIN)]
+    shape = maps.whole.shape
+    salient = (maps.whole, maps.anywhere, maps.barrier, maps.rarity, maps.focus, maps.combined)
+    probable = [values > otsu(values) for values in salient]
+    probable += [maps.whole > LOW * otsu(maps.whole), _disc(*shape)]
+    return [*(trimap_of(mask, 1) for mask in probable), rectangle(shape, MARGIN)]
 
 
-class _Edges:
-    """Steps of colour between neighbours, and how strong they are along a mask's outline against the image's own."""
+def _disc(height: int, width: int) -> NDArray[np.bool_]:
+    y, x = ((np.arange(side) + 0.5) / side - 0.5 for side in (height, width))
+    return np.asarray(np.hypot(y[:, None], x) < DISC)
 
-    def __init__(self, lab: NDArray[np.uint8]) -> None:
+
+class _Judge:
+    """Tells good from bad among the cuts of one image, of which `vote` (H, W) is the mean."""
+
+    def __init__(self, lab: NDArray[np.uint8], maps: Saliency, vote: NDArray[np.float32]) -> None:
+        self._vote, self._maps = vote, maps
         values = lab.astype(np.float32)
         self._down, self._right = (np.linalg.norm(np.diff(values, axis=axis), axis=2) for axis in (0, 1))
         self._usual = float(self._down.mean() + self._right.mean())
+        self._colours = np.ravel_multi_index(tuple(np.moveaxis(lab // (256 // LEVELS), 2, 0)), tuple(LEVELS))
+        slopes = (np.abs(cv2.Sobel(values, cv2.CV_32F, *axis)).max(axis=2) for axis in ((1, 0), (0, 1)))
+        slope = np.maximum(*slopes)
+        self._edges = slope > np.quantile(slope, 1 - EDGES)
+        fine = cv2.blur(np.abs(cv2.Laplacian(values[..., 0], cv2.CV_32F)), (5, 5))
+        self._detail = np.searchsorted(np.sort(fine, axis=None), fine) / fine.size
+        self._places = [(np.arange(side) + 0.5) / side - 0.5 for side in vote.shape]
 
-    def strength(self, mask: NDArray[np.bool_]) -> float:
+    def score(self, mask: NDArray[np.bool_]) -> float:
+        """What to maximise; every figure has its weight."""
+        area, bits = int(mask.sum()), mask.astype(np.uint8)
+        _, _, stats, _ = cv2.connectedComponentsWithStats(bits, connectivity=4)
+        odds = self._odds(mask, area)
+        nearby = (cv2.dilate(bits, NEARBY) > 0) & ~mask
+        edges_outside = self._edges & (cv2.dilate(bits, BESIDE) == 0)
+        centre = [mask.sum(axis=1 - axis) @ self._places[axis] / area for axis in (0, 1)]
+        rarity = self._maps.rarity
+        return float(
+            AGREEMENT * 2 * (self._vote * mask).sum() / (self._vote.sum() + area)
+            + LARGEST_PART * stats[1:, cv2.CC_STAT_AREA].max() / area
+            + OUTLINE * self._outline(mask)
+            - OFF_CENTRE * np.dot(centre, centre)
+            - SURROUNDINGS * odds[nearby].mean()
+            + CLUTTER * edges_outside.sum() / max(1, self._edges.sum())
+            + DETAIL * self._detail[mask].mean()
+            - DOUBTFUL * (odds[mask] < 0).mean()
+            - RARITY * (rarity[mask].mean() - rarity[~mask].mean())
+        )
+
+    def _outline(self, mask: NDArray[np.bool_]) -> float:
+        """Steps of colour across the outline against those anywhere, 0..1."""
         down, right = mask[1:] != mask[:-1], mask[:, 1:] != mask[:, :-1]
         length = np.count_nonzero(down) + np.count_nonzero(right)
-        if not length:
-            return 0.0
         along = float(self._down[down].sum() + self._right[right].sum()) / length
         return along / (along + self._usual + 1e-6)
 
-
-def _score(lab: NDArray[np.uint8], mask: NDArray[np.bool_], vote: NDArray[np.float32], edges: _Edges) -> float:
-    agreement = 2 * (vote * mask).sum() / (vote.sum() + mask.sum())
-    _, _, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
-    largest = stats[1:, cv2.CC_STAT_AREA].max() / mask.sum()
-    border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]]).mean()
-    return float(
-        AGREEMENT * agreement
-        + LARGEST_PART * largest
-        - BORDER_SQUARED * border**2
-        + EDGE * edges.strength(mask)
-        + SEPARATION * colour_separation(lab, mask)
-        + ODDS * _odds(lab, mask)
-    )
-
-
-def _odds(lab: NDArray[np.uint8], mask: NDArray[np.bool_]) -> float:
-    """Mean logarithmic odds of a pixel for its own side, foreground plus background, one Gaussian of colours each."""
-    pixels, inside = lab.reshape(-1, 3).astype(np.float32), mask.ravel()
-    if not 8 < inside.sum() < inside.size - 8:
-        return 0.0
-    densities = []
-    for side in (inside, ~inside):
-        own = pixels[side]
-        mean = own.mean(axis=0)
-        covariance = (own - mean).T @ (own - mean) / len(own) + 9 * np.eye(3, dtype=np.float32)
-        off = pixels - mean
-        squares = np.einsum("ni,ni->n", off @ np.linalg.inv(covariance), off)
-        densities.append(-0.5 * (squares + np.log(np.linalg.det(covariance))))
-    odds = (densities[0] - densities[1]).clip(-MOST_ODDS, MOST_ODDS)
-    return float(odds[inside].mean() - odds[~inside].mean())
+    def _odds(self, mask: NDArray[np.bool_], area: int) -> NDArray[np.float64]:
+        """Logarithmic odds (H, W) of each pixel's colour for the foreground, by histograms of both sides."""
+        sides = ((self._colours[mask], area), (self._colours[~mask], mask.size - area))
+        inside, outside = (
+            np.log((np.bincount(colours, minlength=LEVELS.prod())[self._colours] + 0.3) / (count + 60))
+            for colours, count in sides
+        )
+        return np.asarray((inside - outside).clip(-MOST_ODDS, MOST_ODDS))

@@ -36,7 +36,7 @@ from psys.segment.shard import Prepared, Recipe, Shard
 SKIPPED_SHOWN, SKIPPED_IN_MANIFEST = 20, 100
 QUARANTINE = "quarantine.jsonl"
 DENSE_BYTES = 8 * 2**30
-ALGORITHM = "grabcut-2"  # raised when the same image would get another mask
+ALGORITHM = "grabcut-3"  # raised when the same image would get another mask
 
 
 class PrepareConfig(Config):

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 BORDER = 0.08  # thickness of what counts as border, in units of the shorter side
 SPREAD = 0.33  # of the Gaussian around the centre, in units of the sides
+DETAIL_SPREAD = 0.05  # of the Gaussian that gathers detail, in units of the shorter side
 BORDER_SAMPLES, KERNEL, LIGHTNESS_WEIGHT, RAREST = 64, 6.0, 0.6, 1e-3
 
 Map = NDArray[np.float32]
@@ -25,6 +26,8 @@ class Saliency(NamedTuple):
     anywhere: Map  # all measures
     barrier: Map  # not reached from the border
     rarity: Map  # not of the border's colours, weighted towards the middle
+    focus: Map  # rich in detail, weighted towards the middle
+    combined: Map  # all measures and detail, weighted towards the middle
 
     def resized(self, height: int, width: int) -> "Saliency":
         """The same maps for a larger image."""
@@ -40,7 +43,15 @@ def saliency(image: NDArray[np.uint8]) -> Saliency:
     middle = _middle(*lab.shape[:2])
     barrier, rarity = stretch(_barrier(np.asarray(cv2.blur(lab, (3, 3)), np.float32))), stretch(_rarity(lab, thick))
     total = barrier + rarity + stretch(_side_distance(lab, thick))
-    return Saliency(stretch(total * middle), stretch(total), barrier, stretch(rarity * middle))
+    anywhere, detail = stretch(total), stretch(_detail(image))
+    return Saliency(
+        stretch(total * middle),
+        anywhere,
+        barrier,
+        stretch(rarity * middle),
+        stretch(detail * middle),
+        stretch((anywhere + detail) * middle),
+    )
 
 
 def otsu(values: Map) -> float:
@@ -52,6 +63,13 @@ def stretch(values: NDArray[np.floating]) -> Map:
     """`values` from their 2nd to their 98th percentile, spread to 0..1."""
     low, high = np.percentile(values, (2, 98))
     return np.asarray(((values - low) / (high - low + 1e-6)).clip(0, 1), np.float32)
+
+
+def _detail(image: NDArray[np.uint8]) -> Map:
+    """Mean strength of what is finer than its surroundings: photographs are sharp where their object is."""
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    fine = np.abs(cv2.Laplacian(grey, cv2.CV_32F))
+    return np.asarray(cv2.GaussianBlur(fine, (0, 0), DETAIL_SPREAD * min(grey.shape)), np.float32)
 
 
 def _middle(height: int, width: int) -> Map:
