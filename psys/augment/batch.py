@@ -86,6 +86,6 @@ def normalise(images: Tensor, mean: Colour, std: Colour) -> Tensor:
     (B, H, W, 3) uint8 -> (B, 3, H, W) float32, channels_last (the bytes already lie that way: no transposing copy).
     """
     # Whole rows at a time: torch is slow where the innermost loop has but the three channels.
-    centre, spread = (torch.tensor(colour, device=images.device).repeat(images.shape[2]) for colour in (mean, std))
-    rows = images.flatten(2).div(255).sub_(centre).div_(spread)
+    centre, spread = torch.tensor((mean, std), device=images.device).repeat(1, images.shape[2])
+    rows = torch.addcmul(-centre / spread, images.flatten(2), 1 / (255 * spread))
     return rows.view(images.shape).permute(0, 3, 1, 2)
