@@ -1,6 +1,7 @@
 """An image and its mask as one tensor: a pixel is a 32-bit word of red, green, blue and the mask, and moves as one."""
 
 import sys
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +12,11 @@ _SHIFTS = (0, 8, 16, 24) if sys.byteorder == "little" else (24, 16, 8, 0)
 def pack(images: Tensor, masks: Tensor) -> Tensor:
     """Words (B, H, W) int32 of `images` (B, H, W, 3) uint8 and `masks` (B, H, W) bool; 0 is black background."""
     return _interleave(*images.unbind(3), masks.to(torch.uint8) * 255).view(torch.int32).squeeze(3)
+
+
+def word_of(colour: Sequence[int]) -> int:
+    """The word of a background pixel of this red, green and blue, 0 to 255."""
+    return int.from_bytes(bytes([*colour, 0]), sys.byteorder, signed=True)
 
 
 def colours_of(words: Tensor) -> Tensor:
@@ -35,6 +41,16 @@ def from_planes(planes: Tensor) -> Tensor:
     for values, shift in zip(others, _SHIFTS[1:], strict=False):
         words.add_(values, alpha=1 << shift)
     return words
+
+
+def both(first: Tensor, second: Tensor) -> Tensor:
+    """`first & second` of bools, three times as fast where they broadcast: torch does not vectorise that for bools."""
+    return (first.view(torch.uint8) & second.view(torch.uint8)).view(torch.bool)
+
+
+def either(first: Tensor, second: Tensor) -> Tensor:
+    """`first | second` of bools, see `both`."""
+    return (first.view(torch.uint8) | second.view(torch.uint8)).view(torch.bool)
 
 
 def unpack_masks(packed: Tensor, image_size: tuple[int, int]) -> Tensor:
