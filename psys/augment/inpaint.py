@@ -21,12 +21,13 @@ def backgrounds(words: Tensor) -> Tensor:
     """
     masks = masks_of(words)
     beside = _dilated(masks)
-    few, hidden, unsure = (each[:, ::_STRIDE, ::_STRIDE] for each in (words, masks, beside))
-    weights = (~unsure).float() + _RIM * (unsure & ~hidden)
-    planes = to_planes(few) * weights[:, None]
-    planes[:, 3] = weights
+    few, hidden, unsure = (each[:, ::_STRIDE, ::_STRIDE].contiguous() for each in (words, masks, beside))
+    weights = torch.where(unsure, _RIM, 1.0).masked_fill(hidden, 0)
+    red, green, blue, _ = to_planes(few).unbind(1)
+    known = torch.stack([red * weights, green * weights, blue * weights, weights], dim=2)  # (B, rows, 4, columns)
     height, width = masks.shape[1:]
-    sums = _falloff(height, planes.device) @ planes @ _falloff(width, planes.device).T
+    spread = _falloff(height, known.device) @ known.flatten(2)
+    sums = (spread.unflatten(2, known.shape[2:]) @ _falloff(width, known.device).T).transpose(1, 2)  # (B, 4, H, W)
     filled = sums[:, :3] / sums[:, 3:].clamp_min(torch.finfo(sums.dtype).tiny)
     return torch.where(beside, from_planes(filled), words)
 
