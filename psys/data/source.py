@@ -9,13 +9,14 @@ import numpy as np
 from psys.data.cifar import holds_cifar, read_cifar
 from psys.data.dataset import FILE, Dataset, DatasetSplit, read_dataset
 from psys.data.holdout import holdout
+from psys.data.image import EXTENSIONS
 from psys.data.packed import Packed, by_split, classified, find_packed
 from psys.data.reference import Files
 from psys.data.sample import read_sample
 from psys.data.tars import holds_samples, read_tars
 from psys.errors import PsysError
 
-EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_ENDINGS = tuple(f".{extension}" for extension in EXTENSIONS)
 
 
 def open_source(source: str, datasets: Path, test_share: float, seed: int) -> Dataset:
@@ -113,7 +114,7 @@ def _class_folders(path: Path) -> tuple[tuple[str, ...], DatasetSplit]:
     for folder in folders:
         found = sorted(_images(folder, path))
         if not found:
-            raise PsysError(f"class folder {folder} has no image ({' '.join(EXTENSIONS)})")
+            raise PsysError(f"class folder {folder} has no image ({' '.join(_ENDINGS)})")
         names += found
         counts.append(len(found))
     labels = np.repeat(np.arange(len(folders)), counts)
@@ -126,7 +127,7 @@ def _images(folder: Path, root: Path) -> Iterator[str]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         prefix = os.path.relpath(below, root)
         for name in files:
-            known = name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+            known = name.lower().endswith(_ENDINGS) and not name.startswith(".")
             if known and os.path.isfile(os.path.join(below, name)):
                 yield os.path.join(prefix, name)
 
