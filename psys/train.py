@@ -28,7 +28,8 @@ from psys.cluster.worker import leave_at_sigterm, work
 from psys.compute.device import available_cores
 from psys.config import Parser, parse
 from psys.data.holdout import holdout
-from psys.data.store import PreparedStore
+from psys.data.named import place_of
+from psys.data.store import PREPARED_FROM, PreparedStore
 from psys.errors import PsysError
 from psys.events import EventLog
 from psys.models.registry import build
@@ -147,9 +148,9 @@ def _start_run(config: LaunchConfig, workers: int) -> RunDirectory:
     if not config.store.exists():
         _prepare(config)
     # A damaged store or a holdout of everything is found out here, and not by every process of the run.
-    holdout(
-        PreparedStore.open(config.store, config.image_size).split("train").labels, config.validation_share, config.seed
-    )
+    store = PreparedStore.open(config.store, config.image_size)
+    check_source(config, store)
+    holdout(store.split("train").labels, config.validation_share, config.seed)
     fields = {name: getattr(config, name) for name in RunConfig.model_fields}
     settings = RunConfig(**{**fields, "workers": workers})
     if config.resume:
@@ -157,6 +158,18 @@ def _start_run(config: LaunchConfig, workers: int) -> RunDirectory:
     run = RunDirectory.create(settings)
     _say(f"{config.mode} training of {config.model} with {workers} workers; everything goes to {run.path}")
     return run
+
+
+def check_source(config: LaunchConfig, store: PreparedStore) -> None:
+    """Raises PsysError if the store was found by the name of `source` and is of another source of that name."""
+    if "store" in config.model_fields_set or config.source is None:
+        return
+    place = store.manifest.get(PREPARED_FROM)  # not in a store that is older than the question
+    if place not in (None, place_of(config.source)):
+        raise PsysError(
+            f"{config.store} was prepared from {place}, not from {config.source}: "
+            f"say --store {config.store} if it is to be this one, or give another --store to be prepared"
+        )
 
 
 def _resumed(run: RunDirectory, settings: RunConfig) -> RunDirectory:
