@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from ipaddress import ip_address
@@ -19,7 +20,7 @@ from pydantic import Field
 from rich.console import Console
 
 from psys.cluster.address import listen
-from psys.cluster.children import prepare_children
+from psys.cluster.children import end_with_parent, prepare_children
 from psys.cluster.config import RunConfig
 from psys.cluster.node import serve, serve_shard
 from psys.cluster.rundir import RunDirectory
@@ -41,6 +42,7 @@ _RESUMABLE = {
     *("checkpoint_every", "keep_checkpoints", "faults", "listen", "port"),
 }
 _PREPARING = timedelta(hours=24)  # ranks wait this long for rank 0 to prepare the store
+_POLL_SECONDS, _SETTLE_SECONDS = 0.1, 10.0  # looks at the preparation, and its time to end when it is asked to
 
 
 class LaunchConfig(RunConfig):
@@ -242,13 +244,29 @@ def _prepare(config: LaunchConfig) -> None:
         raise PsysError(f"no prepared store at {config.store}, and no --source to prepare it from")
     _say(f"{config.store} is not there yet: preparing it from {config.source} (once)")
     # In a process of its own: training imports neither ray nor cv2.
-    command = [sys.executable, "-m", "psys.cli", "prepare", "--source", config.source]
-    command += ["--stores", str(config.store.parent), "--name", config.store.name]
+    command = [sys.executable, "-m", "psys.cli", "prepare", f"--source={config.source}"]
+    command += [f"--stores={config.store.parent}", f"--name={config.store.name}"]
     if config.image_size:
-        command += ["--image-size", str(config.image_size)]
-    done = subprocess.run(command)
-    if done.returncode:
-        sys.exit(done.returncode)
+        command += [f"--image-size={config.image_size}"]
+    if code := run_program(command):
+        sys.exit(code)
+
+
+def run_program(command: list[str]) -> int:
+    """The exit code of a program that ends with this process; a signal to end lets it end by itself first."""
+    with _signals_taken() as asked:
+        # In a session of its own: a terminal's Ctrl-C is for this process, which passes it on.
+        program = subprocess.Popen(command, start_new_session=True, preexec_fn=end_with_parent)
+        while program.poll() is None and not asked:
+            time.sleep(_POLL_SECONDS)
+        if asked:
+            program.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                program.wait(_SETTLE_SECONDS)
+            program.kill()
+            program.wait()
+            return 130
+    return program.returncode if program.returncode >= 0 else 128 - program.returncode
 
 
 def _say(text: str) -> None:

@@ -62,10 +62,10 @@ def ray_session(actors: int | None, address: str | None) -> Iterator[int]:
     try:
         if address is None:
             actors = actors or os.cpu_count() or 1
-            with guarded(Path(tempfile.mkdtemp(prefix="psys-ray-"))) as guard:
+            folder = Path(tempfile.mkdtemp(prefix="psys-ray-"))
+            with guarded(folder):
                 try:
-                    _start_local(ray, actors, guard.folder)
-                    guard.watch_children()
+                    _start_local(ray, actors, folder)
                     yield actors
                 finally:
                     ray.shutdown()
