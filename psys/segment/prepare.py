@@ -207,7 +207,7 @@ def _prepare_missing(plan: Plan, partial: PartialStore, config: PrepareConfig, c
         waiting = missing()
         if first := next(waiting, None):
             with ray_session(config.actors, config.ray_address) as actors:
-                pool = Pool(min(actors, len(plan)), plan.recipe)
+                pool = Pool(min(actors, len(plan)), plan.recipe, lambda line: say(console, line))
                 for piece, prepared in pool.prepare(itertools.chain([first], waiting)):
                     partial.save(piece.key, prepared)
                     settle(piece, prepared, reused=False)
