@@ -72,7 +72,7 @@ def ray_session(actors: int | None, address: str | None) -> Iterator[int]:
                     ray.shutdown()
             return
         cpus = _join(ray, address)
-        actors = actors or cpus
+        actors = actors or max(1, cpus)
         if actors > cpus:
             raise PsysError(f"the Ray cluster at {address} has {cpus} CPUs: too few for {actors} actors")
         yield actors
