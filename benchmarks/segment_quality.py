@@ -21,10 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.measure import ROOT, table, write
+from psys.data.reference import read_encoded
 from psys.errors import PsysError, exit_with_message
 from psys.segment.cut import cut_plainly, rectangle
+from psys.segment.decode import decode_upright
 from psys.segment.grabcut import Box, SegmentConfig, segment
-from psys.segment.shard import read_image
 
 _DRAWS = 10_000
 _DISC = 0.38  # radius in units of the sides
@@ -80,9 +81,10 @@ def find_pairs(folder: Path) -> list[tuple[str, Path, Path]]:
 def read_pair(image_path: Path, mask_path: Path) -> tuple[Image, Mask]:
     """The image, upright, and its mask. Raises PsysError for what cannot be read, another size or an empty mask."""
     try:
-        image, mask = read_image(image_path), np.asarray(read_image(mask_path).any(axis=2))
+        image, colours = (decode_upright(read_encoded(path))[0] for path in (image_path, mask_path))
     except ValueError as error:
         raise PsysError(f"cannot read {image_path} or its mask {mask_path}: {error}") from None
+    mask = np.asarray(colours.any(axis=2))
     if image.shape[:2] != mask.shape:
         raise PsysError(
             f"{mask_path} is {mask.shape} (H, W) but {image_path} is {image.shape[:2]}: sizes must be equal"

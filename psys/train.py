@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from ipaddress import ip_address
@@ -19,7 +20,7 @@ from pydantic import Field
 from rich.console import Console
 
 from psys.cluster.address import listen
-from psys.cluster.children import prepare_children
+from psys.cluster.children import end_with_parent, prepare_children
 from psys.cluster.config import RunConfig
 from psys.cluster.node import serve, serve_shard
 from psys.cluster.rundir import RunDirectory
@@ -28,7 +29,8 @@ from psys.cluster.worker import leave_at_sigterm, work
 from psys.compute.device import available_cores
 from psys.config import Parser, parse
 from psys.data.holdout import holdout
-from psys.data.store import PreparedStore
+from psys.data.named import place_of
+from psys.data.store import PREPARED_FROM, PreparedStore
 from psys.errors import PsysError
 from psys.events import EventLog
 from psys.models.registry import build
@@ -40,6 +42,7 @@ _RESUMABLE = {
     *("checkpoint_every", "keep_checkpoints", "faults", "listen", "port"),
 }
 _PREPARING = timedelta(hours=24)  # ranks wait this long for rank 0 to prepare the store
+_POLL_SECONDS, _SETTLE_SECONDS = 0.1, 10.0  # looks at the preparation, and its time to end when it is asked to
 
 
 class LaunchConfig(RunConfig):
@@ -147,9 +150,9 @@ def _start_run(config: LaunchConfig, workers: int) -> RunDirectory:
     if not config.store.exists():
         _prepare(config)
     # A damaged store or a holdout of everything is found out here, and not by every process of the run.
-    holdout(
-        PreparedStore.open(config.store, config.image_size).split("train").labels, config.validation_share, config.seed
-    )
+    store = PreparedStore.open(config.store, config.image_size)
+    check_source(config, store)
+    holdout(store.split("train").labels, config.validation_share, config.seed)
     fields = {name: getattr(config, name) for name in RunConfig.model_fields}
     settings = RunConfig(**{**fields, "workers": workers})
     if config.resume:
@@ -157,6 +160,18 @@ def _start_run(config: LaunchConfig, workers: int) -> RunDirectory:
     run = RunDirectory.create(settings)
     _say(f"{config.mode} training of {config.model} with {workers} workers; everything goes to {run.path}")
     return run
+
+
+def check_source(config: LaunchConfig, store: PreparedStore) -> None:
+    """Raises PsysError if the store was found by the name of `source` and is of another source of that name."""
+    if "store" in config.model_fields_set or config.source is None:
+        return
+    place = store.manifest.get(PREPARED_FROM)  # not in a store that is older than the question
+    if place not in (None, place_of(config.source)):
+        raise PsysError(
+            f"{config.store} was prepared from {place}, not from {config.source}: "
+            f"say --store {config.store} if it is to be this one, or give another --store to be prepared"
+        )
 
 
 def _resumed(run: RunDirectory, settings: RunConfig) -> RunDirectory:
@@ -229,13 +244,29 @@ def _prepare(config: LaunchConfig) -> None:
         raise PsysError(f"no prepared store at {config.store}, and no --source to prepare it from")
     _say(f"{config.store} is not there yet: preparing it from {config.source} (once)")
     # In a process of its own: training imports neither ray nor cv2.
-    command = [sys.executable, "-m", "psys.cli", "prepare", "--source", config.source]
-    command += ["--stores", str(config.store.parent), "--name", config.store.name]
+    command = [sys.executable, "-m", "psys.cli", "prepare", f"--source={config.source}"]
+    command += [f"--stores={config.store.parent}", f"--name={config.store.name}"]
     if config.image_size:
-        command += ["--image-size", str(config.image_size)]
-    done = subprocess.run(command)
-    if done.returncode:
-        sys.exit(done.returncode)
+        command += [f"--image-size={config.image_size}"]
+    if code := run_program(command):
+        sys.exit(code)
+
+
+def run_program(command: list[str]) -> int:
+    """The exit code of a program that ends with this process; a signal to end lets it end by itself first."""
+    with _signals_taken() as asked:
+        # In a session of its own: a terminal's Ctrl-C is for this process, which passes it on.
+        program = subprocess.Popen(command, start_new_session=True, preexec_fn=end_with_parent)
+        while program.poll() is None and not asked:
+            time.sleep(_POLL_SECONDS)
+        if asked:
+            program.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                program.wait(_SETTLE_SECONDS)
+            program.kill()
+            program.wait()
+            return 130
+    return program.returncode if program.returncode >= 0 else 128 - program.returncode
 
 
 def _say(text: str) -> None:

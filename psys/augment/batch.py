@@ -9,7 +9,7 @@ from torch import Tensor
 from psys.augment.cutout import holes
 from psys.augment.foreground import ForegroundConfig, apply_modes
 from psys.augment.geometry import flip_shift, rotate
-from psys.augment.pixels import colours_of, from_planes, pack, to_planes, unpack_masks
+from psys.augment.pixels import colours_of, from_planes, pack, to_planes, unpack_masks, word_of
 from psys.config import Config
 
 Colour = tuple[float, float, float]
@@ -66,8 +66,7 @@ def augment(
     if config.rotate_degrees:
         planes = to_planes(moved)[:, : 4 if config.foreground.shares else 3]
         moved = from_planes(rotate(planes, config.rotate_degrees, generator))
-    grey = torch.tensor([[[[round(255 * value) for value in mean]]]], dtype=torch.uint8, device=images.device)
-    mean_word = pack(grey, torch.zeros_like(grey[..., 0], dtype=torch.bool))
+    mean_word = word_of([round(255 * value) for value in mean])
     views = apply_modes(
         originals, moved, labels, usable, mean_word, config.foreground, config.cutout_size, classes, generator
     )
@@ -75,7 +74,7 @@ def augment(
     if config.cutout_size:
         drawn = torch.rand(len(moved), device=images.device, generator=generator)
         is_cut = views.is_plain & (drawn < config.cutout_share)
-        hidden = holes(len(moved), image_size, config.cutout_size, generator) & is_cut[:, None, None]
+        hidden = holes(is_cut, image_size, config.cutout_size, generator)
         words = torch.where(hidden, mean_word, words)
     return normalise(colours_of(words), mean, std), views.labels
 
@@ -86,6 +85,6 @@ def normalise(images: Tensor, mean: Colour, std: Colour) -> Tensor:
     (B, H, W, 3) uint8 -> (B, 3, H, W) float32, channels_last (the bytes already lie that way: no transposing copy).
     """
     # Whole rows at a time: torch is slow where the innermost loop has but the three channels.
-    centre, spread = (torch.tensor(colour, device=images.device).repeat(images.shape[2]) for colour in (mean, std))
-    rows = images.flatten(2).div(255).sub_(centre).div_(spread)
+    centre, spread = torch.tensor((mean, std), device=images.device).repeat(1, images.shape[2])
+    rows = torch.addcmul(-centre / spread, images.flatten(2), 1 / (255 * spread))
     return rows.view(images.shape).permute(0, 3, 1, 2)

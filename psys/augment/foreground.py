@@ -8,8 +8,9 @@ from torch import Tensor
 
 from psys.augment.cutout import sparing_holes
 from psys.augment.inpaint import backgrounds
+from psys.augment.lots import draw
 from psys.augment.mix import mixing_rectangles, visible_share
-from psys.augment.pixels import masks_of
+from psys.augment.pixels import either, masks_of
 from psys.config import Config
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -64,7 +65,7 @@ def apply_modes(
     moved: Tensor,
     labels: Tensor,
     usable: Tensor,
-    mean: Tensor,
+    mean: int,
     config: ForegroundConfig,
     cutout_size: int,
     classes: int,
@@ -86,14 +87,11 @@ def apply_modes(
     masks = masks_of(moved)
     if config.mix:
         targets = (targets[:, None] == torch.arange(classes, device=device)).float()
-    is_other = ~torch.eye(images, dtype=torch.bool, device=device)
     same_repeat = torch.arange(count, device=device) // images * images  # the first view of each view's repeat
 
     def draw_other(allowed: Tensor) -> tuple[Tensor, Tensor]:
         """For each view one of the images that are `allowed` (B or 1, B) and not its own, and whether there is one."""
-        lots = torch.rand(count, images, device=device, generator=generator)
-        best, other = (lots * (allowed & is_other).repeat(repeats, 1)).max(dim=1)
-        return other, best > 0
+        return draw(allowed & ~torch.eye(images, dtype=torch.bool, device=device), repeats, generator)
 
     drawn = torch.rand(count, device=device, generator=generator)
     for mode, share in config.shares.items():
@@ -109,12 +107,12 @@ def apply_modes(
             case "shuffled_mask":
                 other, found = draw_other(usable)
                 chosen &= found
-                words = words * _shown(masks[same_repeat + other], chosen)
+                words = words * _shown(masks.index_select(0, same_repeat + other), chosen)
             case "mean":
                 words = torch.where(_shown(masks, chosen), words, mean)
             case "keep":
-                holes = sparing_holes(masks, cutout_size, config.keep_erased, generator)
-                words = torch.where(holes & chosen[:, None, None], mean, words)
+                hidden = sparing_holes(chosen, masks, cutout_size, config.keep_erased, generator)
+                words = torch.where(hidden, mean, words)
             case "swap":
                 other, found = draw_other(usable & (labels[:, None] == labels) if config.swap_same_class else usable)
                 chosen &= found
@@ -123,9 +121,10 @@ def apply_modes(
                 other, found = draw_other(torch.ones_like(usable))
                 chosen &= found
                 other = same_repeat + other
-                rectangles = mixing_rectangles(masks, generator) & chosen[:, None, None]
-                words = torch.where(rectangles, moved[other], words)
-                weights = visible_share(masks, masks[other], rectangles, has_mask & has_mask[other])[:, None]
+                rectangles = mixing_rectangles(chosen, (masks.shape[1], masks.shape[2]), generator)
+                words = torch.where(rectangles, moved.index_select(0, other), words)
+                others = masks.index_select(0, other)
+                weights = visible_share(masks, others, rectangles, has_mask & has_mask[other])[:, None]
                 targets = targets * (1 - weights) + targets[other] * weights
             case _:
                 raise AssertionError(mode)
@@ -144,4 +143,4 @@ def boxes(masks: Tensor) -> Tensor:
 
 
 def _shown(masks: Tensor, chosen: Tensor) -> Tensor:
-    return masks | ~chosen[:, None, None]
+    return either(masks, ~chosen[:, None, None])

@@ -6,15 +6,14 @@ from torch import Tensor
 from psys.augment.cutout import rectangles
 
 
-def mixing_rectangles(masks: Tensor, generator: torch.Generator) -> Tensor:
-    """Where another image shows through, one rectangle for each of `masks` (V, H, W), the same shape and dtype bool.
+def mixing_rectangles(wanted: Tensor, image_size: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """Where another image shows through: a rectangle in each of N images that are `wanted` (N,) bool, (N, H, W) bool.
 
     Its share of the area before it is clipped is uniform in [0, 1], its shape that of the image. Yun et al., ICCV 2019.
     """
-    count, height, width = masks.shape
-    scale = torch.rand(count, device=masks.device, generator=generator).sqrt()
-    sides = torch.stack([scale * height, scale * width]).round().long()
-    return rectangles(count, (height, width), sides, generator)
+    scale = torch.rand(len(wanted), device=wanted.device, generator=generator).sqrt() * wanted
+    sides = torch.stack([scale * length for length in image_size]).round().long()
+    return rectangles(image_size, sides, generator)
 
 
 def visible_share(masks: Tensor, other_masks: Tensor, rectangles: Tensor, by_mask: Tensor) -> Tensor:
@@ -25,7 +24,7 @@ def visible_share(masks: Tensor, other_masks: Tensor, rectangles: Tensor, by_mas
     are (V, H, W) bool.
     """
     own, other, area = (
-        shown.float().sum(dim=(1, 2)) for shown in (masks & ~rectangles, other_masks & rectangles, rectangles)
+        shown.flatten(1).sum(dim=1) for shown in (masks & ~rectangles, other_masks & rectangles, rectangles)
     )
     visible = own + other
     return torch.where(by_mask & (visible > 0), other / visible.clamp_min(1), area / masks[0].numel())

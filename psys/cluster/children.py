@@ -20,6 +20,7 @@ _FORKING = multiprocessing.get_context("forkserver")
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15  # of linux/prctl.h
 # What a terminal, torchrun or `timeout` sends to the whole group that the launcher is in.
 _FOR_THE_LAUNCHER = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+_KERNEL = ctypes.CDLL(None)
 
 
 def prepare_children() -> None:
@@ -45,6 +46,12 @@ def dismiss_children() -> None:
     # Python itself leaves that to the end of this process, which others would take for the end of all.
     forkserver._forkserver._stop()  # type: ignore[attr-defined]
     resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
+
+
+def end_with_parent() -> None:
+    """From now on this process, or the program that it becomes, is killed when the one that started it ends."""
+    if sys.platform == "linux":
+        _KERNEL.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def is_orphan() -> bool:
@@ -80,10 +87,9 @@ def _run(name: str, log: Path | None, function: Callable[..., None], arguments: 
     os.setsid()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _FOR_THE_LAUNCHER)
     if sys.platform == "linux":
-        kernel = ctypes.CDLL(None)
-        kernel.prctl(_PR_SET_NAME, name.encode())
-        # Who starts children hears of their end from the forkserver: without it, they would count as dead and live.
-        kernel.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        _KERNEL.prctl(_PR_SET_NAME, name.encode())
+    # Who starts children hears of their end from the forkserver: without it, they would count as dead and live.
+    end_with_parent()
     if log is not None:
         file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         os.dup2(file, 1)

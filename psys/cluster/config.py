@@ -9,6 +9,7 @@ from psys.augment.batch import AugmentConfig
 from psys.cluster.lane import Layout
 from psys.compute.device import Precision
 from psys.config import NAME, Config
+from psys.data.named import SAMPLE, store_name
 from psys.ps.codec import Wire
 from psys.ps.partition import partition
 from psys.ps.policy import Mode, rounds_ahead
@@ -23,9 +24,9 @@ class RunConfig(Config):
     """directory of the run below `runs`; by default the time and the mode"""
     runs: Path = Path("runs")
     """where run directories are made"""
-    source: str | None = Field("sample", min_length=1)
+    source: str | None = Field(SAMPLE, min_length=1)
     """what to prepare the store from if it is not there: sample, cifar10, or the path of a data set"""
-    store: Path = Field(default_factory=lambda settings: Path("stores") / Path(settings.get("source") or "sample").name)
+    store: Path = Field(default_factory=lambda settings: Path("stores") / store_name(settings.get("source") or SAMPLE))
     """the prepared store to train on; by default the one of `source` below stores/"""
     image_size: int | None = Field(None, ge=8, le=1024)
     """side of the images trained on, in pixels; by default the store's, and only an encoded one has any other"""

@@ -20,7 +20,7 @@ from psys.config import Config
 from psys.data.archive import UNPACKED_BYTES, is_archive, read_archive, read_folder
 from psys.data.cifar import CLASSES, NAME, ORIGIN, holds_cifar, read_cifar
 from psys.data.dataset import Dataset, DatasetSplit, content_hash, read_dataset, write_dataset
-from psys.data.image import decode_image
+from psys.data.image import decode_bounded
 from psys.errors import PsysError
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
@@ -163,7 +163,7 @@ def _read_labels(data: bytes, images: int, where: str) -> NDArray[np.int64]:
 
 def _read_picture(data: bytes, where: str) -> NDArray[np.uint8]:
     try:
-        picture = decode_image(data, cv2.IMREAD_COLOR)
+        picture = decode_bounded(data, cv2.IMREAD_COLOR)
     except ValueError as error:
         raise PsysError(f"{where} is {error}, expected a picture of 1024 pixels a row") from None
     if picture.shape[1:] != (32 * 32, 3):

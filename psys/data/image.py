@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+EXTENSIONS = ("bmp", "jpeg", "jpg", "pgm", "png", "ppm", "tif", "tiff", "webp")  # of files that are taken for images
 JPEG = b"\xff\xd8"
 PIXELS = int(os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"])  # set in psys/__init__ if not before
 # Each scan of a progressive JPEG costs a pass over all its pixels and may take 50 bytes; usual are ten.
@@ -16,7 +17,7 @@ JPEG_SCANS = 100
 _JPEG_SCAN = re.compile(rb"\xff\xda\0[\x08\x0a\x0c\x0e][\1-\4]")
 
 
-def decode_image(data: bytes, flags: int) -> NDArray[Any]:
+def decode_bounded(data: bytes, flags: int) -> NDArray[Any]:
     """Pixels of an encoded image as cv2.imdecode gives them: (H, W, channels), blue first.
 
     Raises ValueError saying what is wrong with `data`; more pixels than the limit in `psys/__init__` are not decoded.
@@ -25,7 +26,7 @@ def decode_image(data: bytes, flags: int) -> NDArray[Any]:
 
 
 def decode_with_exif(data: bytes, flags: int) -> tuple[NDArray[Any], bytes]:
-    """As `decode_image`, and the image's EXIF block (a TIFF), empty if it has none or is a TIFF itself."""
+    """As `decode_bounded`, and the image's EXIF block (a TIFF), empty if it has none or is a TIFF itself."""
     if data.startswith(JPEG) and len(_JPEG_SCAN.findall(data)) > JPEG_SCANS:
         raise ValueError(f"a JPEG of more than {JPEG_SCANS} scans")
     pixels: NDArray[Any] | None = None

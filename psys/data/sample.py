@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from psys.data.dataset import SPLITS, Dataset, DatasetSplit, content_hash
-from psys.data.image import decode_image
+from psys.data.image import decode_bounded
 from psys.errors import PsysError
 
 FOLDER = Path(__file__).parent / "sample"
@@ -27,7 +27,7 @@ def read_sample(folder: Path = FOLDER) -> Dataset:
 
 
 def _read_split(sheet: Path, about: dict[str, Any]) -> DatasetSplit:
-    pixels = decode_image(sheet.read_bytes(), cv2.IMREAD_COLOR)
+    pixels = decode_bounded(sheet.read_bytes(), cv2.IMREAD_COLOR)
     labels = np.array(about["labels"], np.int64)
     images = _tiles(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False))
     if len(images) != len(labels) or content_hash(images, labels) != about["content_hash"]:

@@ -9,13 +9,15 @@ import numpy as np
 from psys.data.cifar import holds_cifar, read_cifar
 from psys.data.dataset import FILE, Dataset, DatasetSplit, read_dataset
 from psys.data.holdout import holdout
+from psys.data.image import EXTENSIONS
+from psys.data.named import CIFAR10, SAMPLE, store_name
 from psys.data.packed import Packed, by_split, classified, find_packed
 from psys.data.reference import Files
 from psys.data.sample import read_sample
 from psys.data.tars import holds_samples, read_tars
 from psys.errors import PsysError
 
-EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_ENDINGS = tuple(f".{extension}" for extension in EXTENSIONS)
 
 
 def open_source(source: str, datasets: Path, test_share: float, seed: int) -> Dataset:
@@ -27,14 +29,12 @@ def open_source(source: str, datasets: Path, test_share: float, seed: int) -> Da
     Without a labelled test (or validation) set `test_share` of each class is held out, chosen by `seed`.
     Raises PsysError naming the file or folder and what was expected of it.
     """
-    if source == "sample":
+    if source == SAMPLE:
         return read_sample()
     # Actors on other machines, and on this one, work in folders of their own.
-    path = (datasets / source if source == "cifar10" else Path(source)).absolute()
+    path = (datasets / source if source == CIFAR10 else Path(source)).absolute()
     if not path.exists():
-        hint = (
-            "fetch it with `psys data fetch cifar10`" if source == "cifar10" else "expected sample, cifar10 or a path"
-        )
+        hint = "fetch it with `psys data fetch cifar10`" if source == CIFAR10 else "expected sample, cifar10 or a path"
         raise PsysError(f"source {source}: there is no {path} ({hint})")
     if (path / FILE).is_file():
         return read_dataset(path)
@@ -64,7 +64,7 @@ def _read_packed(
         raise PsysError(f"{path} has files for {' and '.join(splits)}, but none for train")
     classes, found = classified({split: read(of_split) for split, of_split in splits.items()}, path)
     train, test = found["train"], found.get("test") or found.get("validation")
-    name = path.resolve().name.removesuffix(path.suffix) if path.is_file() else path.resolve().name
+    name = store_name(str(path))
     root = path if path.is_dir() else path.parent
     return _complete(name, f"{form} {name}", root, classes, train, test, test_share, seed)
 
@@ -79,7 +79,7 @@ def _read_folder(path: Path, test_share: float, seed: int) -> Dataset:
         if classes != test_classes:
             odd = ", ".join(sorted(set(classes) ^ set(test_classes)))
             raise PsysError(f"{train} and {test} must have the same class folders; only one of them has: {odd}")
-    name = path.resolve().name
+    name = store_name(str(path))
     return _complete(name, f"folder {name}", path, classes, training, testing, test_share, seed)
 
 
@@ -113,7 +113,7 @@ def _class_folders(path: Path) -> tuple[tuple[str, ...], DatasetSplit]:
     for folder in folders:
         found = sorted(_images(folder, path))
         if not found:
-            raise PsysError(f"class folder {folder} has no image ({' '.join(EXTENSIONS)})")
+            raise PsysError(f"class folder {folder} has no image ({' '.join(_ENDINGS)})")
         names += found
         counts.append(len(found))
     labels = np.repeat(np.arange(len(folders)), counts)
@@ -126,7 +126,7 @@ def _images(folder: Path, root: Path) -> Iterator[str]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         prefix = os.path.relpath(below, root)
         for name in files:
-            known = name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+            known = name.lower().endswith(_ENDINGS) and not name.startswith(".")
             if known and os.path.isfile(os.path.join(below, name)):
                 yield os.path.join(prefix, name)
 

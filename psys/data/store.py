@@ -18,6 +18,7 @@ from psys.files import read_bounded
 FORMAT = "psys-store"
 VERSION = 2
 MANIFEST = "manifest.json"
+PREPARED_FROM = "prepared_from"  # in the manifest: `place_of` the source
 RECORDS, INDEX = "records", "index"
 MANIFEST_BYTES = 16 * 2**20  # 100,000 skipped images fill it; JSON may take 30 times its bytes
 

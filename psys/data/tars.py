@@ -10,11 +10,11 @@ from typing import BinaryIO
 import numpy as np
 
 from psys.data.archive import NOT_WHOLE, is_archive, tar_members
+from psys.data.image import EXTENSIONS
 from psys.data.packed import Packed
 from psys.data.reference import FILE_BYTES, Members, Span
 from psys.errors import PsysError
 
-IMAGES = ("bmp", "jpeg", "jpg", "pgm", "png", "ppm", "tif", "tiff", "webp")
 FIRST_MEMBERS = 100  # there may be a few files about the set before the samples
 LABEL_BYTES = 2**20  # of a .json; a .cls has some bytes
 JSON_LABELS = ("label", "cls")  # the first of them that a .json has is the label
@@ -28,7 +28,7 @@ def holds_samples(path: Path) -> bool:
             names = [name for name, _, _ in islice(tar_members(file, FILE_BYTES), FIRST_MEMBERS)]
     except NOT_WHOLE:
         return False
-    return any(_key(name)[1] in (*IMAGES, "cls", "json") for name in names)
+    return any(_key(name)[1] in (*EXTENSIONS, "cls", "json") for name in names)
 
 
 def read_tars(files: Sequence[Path]) -> Packed:
@@ -44,7 +44,7 @@ def read_tars(files: Sequence[Path]) -> Packed:
         try:
             with path.open("rb") as file:
                 for key, sample in _samples(file):
-                    images = [sample[extension] for extension in IMAGES if extension in sample]
+                    images = [sample[extension] for extension in EXTENSIONS if extension in sample]
                     if not images:
                         continue
                     if len(images) > 1:
@@ -54,7 +54,7 @@ def read_tars(files: Sequence[Path]) -> Packed:
         except NOT_WHOLE as error:
             raise PsysError(f"{path} is not a whole WebDataset tar: {error}") from None
         if len(codes) == before:
-            raise PsysError(f"{path} has no sample with an image ({' '.join(IMAGES)})")
+            raise PsysError(f"{path} has no sample with an image ({' '.join(EXTENSIONS)})")
     table = np.frombuffer(places, np.int64).reshape(-1, 3)
     return Packed(Members(files, Span, table), np.frombuffer(codes, np.int64), list(texts))
 

@@ -5,7 +5,7 @@ import os
 import socket
 import tempfile
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -23,6 +23,7 @@ CONNECT_SECONDS = 10.0
 SHARDS_PER_ACTOR = 2  # one is prepared, the next is there already
 SHARD_DEATHS, IMAGE_DEATHS = 2, 2  # of actors, after which images are tried one by one, and one is given up
 START_DEATHS = 20  # of actors that did not become ready, one after the other
+SILENT_SECONDS = 60.0  # without an actor, after which it is said, again and again, what is waited for
 
 
 NameT = TypeVar("NameT")
@@ -62,16 +63,16 @@ def ray_session(actors: int | None, address: str | None) -> Iterator[int]:
     try:
         if address is None:
             actors = actors or os.cpu_count() or 1
-            with guarded(Path(tempfile.mkdtemp(prefix="psys-ray-"))) as guard:
+            folder = Path(tempfile.mkdtemp(prefix="psys-ray-"))
+            with guarded(folder):
                 try:
-                    _start_local(ray, actors, guard.folder)
-                    guard.watch_children()
+                    _start_local(ray, actors, folder)
                     yield actors
                 finally:
                     ray.shutdown()
             return
         cpus = _join(ray, address)
-        actors = actors or cpus
+        actors = actors or max(1, cpus)
         if actors > cpus:
             raise PsysError(f"the Ray cluster at {address} has {cpus} CPUs: too few for {actors} actors")
         yield actors
@@ -155,14 +156,15 @@ class _Actor:
 class Pool:
     """Actors that take shards and lose none: when one dies, another takes over what it had."""
 
-    def __init__(self, actors: int, recipe: Recipe) -> None:
+    def __init__(self, actors: int, recipe: Recipe, tell: Callable[[str], None] = print) -> None:
+        """`tell` gets a line when there is no actor for long."""
         import ray
 
         self._ray = ray
         self._lost = (*(getattr(ray.exceptions, name) for name in _LOST),)
         # Ray would restart an actor so many times; here what it was doing when it died decides.
         self._class: Any = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)(Segmenter)
-        self._recipe = recipe
+        self._recipe, self._tell = recipe, tell
         self._starting: dict[Any, _Actor] = {}  # by the reference to the answer that it is ready
         self._actors: list[_Actor] = []
         self._again: deque[_Task] = deque()
@@ -187,8 +189,11 @@ class Pool:
             heads = {actor.tasks[0][0]: actor for actor in self._actors if actor.tasks}
             if self._actors and not heads:
                 return
-            (ready,), _ = self._ray.wait([*heads, *self._starting])
-            if ready in self._starting:
+            ready = next(iter(self._ray.wait([*heads, *self._starting], timeout=SILENT_SECONDS)[0]), None)
+            if ready is None:
+                if not self._actors:  # a cluster that lost its nodes may get others
+                    self._tell(f"no actor for {SILENT_SECONDS:.0f} s: waiting for a node of Ray with a free CPU")
+            elif ready in self._starting:
                 self._welcome(ready)
             elif job := self._take(heads[ready]):
                 yield job.name, Prepared.joined(job.parts)

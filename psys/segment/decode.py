@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from psys.data.image import JPEG, PIXELS, decode_image, decode_with_exif
+from psys.data.image import JPEG, PIXELS, decode_bounded, decode_with_exif
 from psys.segment.boxes import reduced, turned
 from psys.segment.grabcut import Box
 from psys.segment.huge import HUGE_PIXELS, decode_huge_png, huge_png_reduction, png_exif
@@ -31,7 +31,7 @@ def decode_upright(data: bytes, box: Box | None = None) -> tuple[NDArray[np.uint
     else:
         factor = _jpeg_reduction(data)
         image, exif = decode_with_exif(data, _REDUCED.get(factor, cv2.IMREAD_COLOR) | cv2.IMREAD_IGNORE_ORIENTATION)
-        layers = image if data.startswith(JPEG) else decode_image(data, cv2.IMREAD_UNCHANGED)
+        layers = image if data.startswith(JPEG) else decode_bounded(data, cv2.IMREAD_UNCHANGED)
     _lay_on_white(image, layers)
     turned_already = data.startswith(_TIFF)  # OpenCV does so, whatever it is told
     orientation = _orientation(data if turned_already else exif)

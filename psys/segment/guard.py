@@ -1,9 +1,11 @@
 """A process that outlives its parent, however that ends, by the moment it takes to end what the parent left behind."""
 
 import contextlib
+import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,54 +13,50 @@ from pathlib import Path
 import psutil
 
 PATIENCE_SECONDS = 5.0
-
-
-class Guard:
-    """Told of processes and of a folder that must not be left behind."""
-
-    def __init__(self, process: "subprocess.Popen[str]", folder: Path) -> None:
-        self._process = process
-        self.folder = folder
-
-    def watch_children(self) -> None:
-        """The processes that this one has started so far, and theirs, shall end with it."""
-        assert self._process.stdin is not None
-        for child in psutil.Process().children(recursive=True):
-            if child.pid != self._process.pid:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    self._process.stdin.write(f"{child.pid} {child.create_time()!r}\n")
-        self._process.stdin.flush()
+MARK = "PSYS_GUARDED"  # in the environment of what is to end; who is its child may change at any moment
 
 
 @contextmanager
-def guarded(folder: Path) -> Iterator[Guard]:
-    """A guard for the length of a block; `folder` and what it watches are gone when the block or this process ends."""
+def guarded(folder: Path) -> Iterator[None]:
+    """`folder` and all processes started within the block are gone when the block or this process ends."""
     process = subprocess.Popen(
         [sys.executable, "-P", __file__, str(folder)],
         stdin=subprocess.PIPE,
-        text=True,
         start_new_session=True,  # Ctrl-C is not for it
     )
+    os.environ[MARK] = str(folder)
     try:
-        yield Guard(process, folder)
+        yield
     finally:
+        del os.environ[MARK]
         process.communicate()
 
 
-def _main(folder: Path) -> None:
-    watched = []
-    for line in sys.stdin:  # it ends with the parent
-        pid, created = line.split()
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process = psutil.Process(int(pid))
-            if process.create_time() == float(created):
-                watched.append(process)
-    for process in watched:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(watched, PATIENCE_SECONDS)
+def _main(folder: str) -> None:
+    sys.stdin.read()  # it ends with the parent
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while (left := _marked(folder)) and (patience := deadline - time.monotonic()) > 0:
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(left, patience)
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def _marked(folder: str) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):  # others' processes do not show theirs
+            if process.environ().get(MARK) == folder or _has_covered_its_mark(process, folder):
+                found.append(process)
+    return found
+
+
+def _has_covered_its_mark(process: psutil.Process, folder: str) -> bool:
+    # Ray's processes take titles, which may lie over their environment; their logs are in the folder.
+    titled = "".join(process.cmdline()).startswith("ray::")
+    return titled and any(file.path.startswith(folder) for file in process.open_files())
+
+
 if __name__ == "__main__":
-    _main(Path(sys.argv[1]))
+    _main(sys.argv[1])

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from psys.data.image import PIXELS, decode_image
+from psys.data.image import PIXELS, decode_bounded
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 HUGE_PIXELS = 2**30
@@ -120,7 +120,7 @@ def _decode_rows(header: _Header, filtered: bytes, rows: int) -> NDArray[Any]:
         struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(content, zlib.crc32(kind)))
         for kind, content in chunks
     ]
-    return decode_image(SIGNATURE + b"".join(packed), cv2.IMREAD_UNCHANGED)
+    return decode_bounded(SIGNATURE + b"".join(packed), cv2.IMREAD_UNCHANGED)
 
 
 def _stored(row: NDArray[Any]) -> bytes:

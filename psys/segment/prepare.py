@@ -13,14 +13,15 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from rich.console import Console
 
 from psys.config import Config
 from psys.data.dataset import Dataset
 from psys.data.folders import new_folder
+from psys.data.named import SAMPLE, place_of, store_name
 from psys.data.source import open_source
-from psys.data.store import MANIFEST, PreparedStore
+from psys.data.store import MANIFEST, PREPARED_FROM, PreparedStore
 from psys.data.writer import StoreWriter
 from psys.errors import PsysError
 from psys.segment.actors import Pool, ray_session
@@ -39,14 +40,20 @@ DENSE_BYTES = 8 * 2**30
 ALGORITHM = "grabcut-3"  # raised when the same image would get another mask
 
 
+def _one_folder(name: str) -> str:
+    if name in ("", ".", "..") or "/" in name:
+        raise ValueError("expected the name of one folder, below that of --stores")
+    return name
+
+
 class PrepareConfig(Config):
     """Prepare a source for training: decode, resize, cut out the foreground, and write the store."""
 
-    source: Annotated[str, Field(min_length=1)] = "sample"
+    source: Annotated[str, Field(min_length=1)] = SAMPLE
     """sample, cifar10 (once fetched), a CIFAR-10 archive or folder, or a folder: class folders, Parquet files, tars."""
     stores: Path = Path("stores")
     """Folder of the prepared stores."""
-    name: str | None = None
+    name: Annotated[str, AfterValidator(_one_folder)] | None = None
     """Name of the store (default: that of the source)."""
     datasets: Path = Path("datasets")
     """Folder of the fetched datasets."""
@@ -85,7 +92,7 @@ def prepare(config: PrepareConfig) -> Path:
     """
     console = Console()
     dataset = open_source(config.source, config.datasets, config.test_share, config.seed)
-    path = config.stores / (config.name or dataset.name)
+    path = config.stores / (config.name or store_name(config.source))
     recipe = _recipe(dataset, config)
     made_of = _made_of(dataset, config, recipe)
     if path.exists() and not config.force:
@@ -200,7 +207,7 @@ def _prepare_missing(plan: Plan, partial: PartialStore, config: PrepareConfig, c
         waiting = missing()
         if first := next(waiting, None):
             with ray_session(config.actors, config.ray_address) as actors:
-                pool = Pool(min(actors, len(plan)), plan.recipe)
+                pool = Pool(min(actors, len(plan)), plan.recipe, lambda line: say(console, line))
                 for piece, prepared in pool.prepare(itertools.chain([first], waiting)):
                     partial.save(piece.key, prepared)
                     settle(piece, prepared, reused=False)
@@ -240,6 +247,7 @@ def _assemble(
         dataset.classes,
         {split: report.summary() for split, report in reports.items()},
         **made_of,
+        **{PREPARED_FROM: place_of(config.source)},  # not in what it is made of: a data set that was moved is the same
         libraries={name: version(name) for name in ("numpy", "opencv-python-headless", "ray")},
     )
     return reports

@@ -137,14 +137,6 @@ def _prepare(
     return pixels, _resize(segment(image, recipe.segment, box).astype(np.uint8) * 255, recipe) > 127
 
 
-def read_image(reference: Reference) -> NDArray[np.uint8]:
-    """RGB pixels (H, W, 3) of an encoded image, as `decode_upright` gives them.
-
-    Raises ValueError saying why it cannot be read.
-    """
-    return decode_upright(read_encoded(reference))[0]
-
-
 def center_square(width: int, height: int) -> Box:
     """The largest centred square of an image: with the resize after it, the usual crop of the scaled short side."""
     side = min(height, width)

@@ -34,9 +34,10 @@ from psys.data.sample import read_sample
 from psys.data.source import open_source
 from psys.data.store import MANIFEST, PreparedStore
 from psys.errors import PsysError
-from psys.segment.shard import Failure, Recipe, Shard, prepare_shard, read_image
+from psys.segment.shard import Failure, Recipe, Shard, prepare_shard
 from psys.train import LaunchConfig
 from tests.support.cifar import BATCHES, binary_batch, python_batch
+from tests.support.images import read_image
 from tests.support.packed import encoded as packed_image
 from tests.support.packed import samples, some, write_parquet, write_tar
 from tests.support.processes import ROOT

@@ -18,18 +18,22 @@ def boxes_about_every_pixel(size: int, height: int, width: int) -> set[bytes]:
     return boxes
 
 
+def all_of(count: int) -> Tensor:
+    return torch.ones(count, dtype=torch.bool)
+
+
 def distinct(masks: Tensor) -> set[bytes]:
     return {mask.contiguous().numpy().tobytes() for mask in masks}
 
 
 @pytest.mark.parametrize("size", [1, 4, 5])
 def test_holes_are_the_clipped_boxes_about_every_pixel(size: int, generator: torch.Generator) -> None:
-    assert distinct(holes(3000, (6, 7), size, generator)) == boxes_about_every_pixel(size, 6, 7)
+    assert distinct(holes(all_of(3000), (6, 7), size, generator)) == boxes_about_every_pixel(size, 6, 7)
 
 
 def test_sixteen_pixels_hide_what_the_paper_hides(generator: torch.Generator) -> None:
     side = sum(min(centre + 8, 32) - max(centre - 8, 0) for centre in range(32)) / 32
-    hidden = holes(20_000, (32, 32), 16, generator).float().sum(dim=(1, 2))
+    hidden = holes(all_of(20_000), (32, 32), 16, generator).float().sum(dim=(1, 2))
     assert hidden.mean().item() == pytest.approx(side**2, rel=0.02)
     assert hidden.max() == 256
     assert hidden.min() == 64  # the corner: a quarter
@@ -49,7 +53,7 @@ def test_a_sparing_hole_is_a_hole_and_spares(
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     masks = torch.rand(16, height, width, generator=generator) < density
-    found = sparing_holes(masks, size, most, generator)
+    found = sparing_holes(all_of(16), masks, size, most, generator)
     erased, foreground = (each.sum(dim=(1, 2)) for each in (found & masks, masks))
     assert bool((erased <= most * foreground + 1e-4).all())
     assert distinct(found) <= boxes_about_every_pixel(size, height, width) | {bytes(height * width)}
@@ -61,10 +65,17 @@ def test_a_sparing_hole_is_anywhere_that_is_allowed_and_only_missing_where_nothi
     mask = torch.zeros(6, 7, dtype=torch.bool)
     mask[2:4, 3] = True
     allowed = {hole for hole in boxes_about_every_pixel(3, 6, 7) if (bytes_and(hole, mask)).sum() <= 1}
-    assert distinct(sparing_holes(mask.expand(3000, -1, -1), 3, 0.5, generator)) == allowed
+    assert distinct(sparing_holes(all_of(3000), mask.expand(3000, -1, -1), 3, 0.5, generator)) == allowed
     everything = torch.ones(50, 6, 7, dtype=torch.bool)
-    assert not sparing_holes(everything, 2, 0.01, generator).any()
-    assert sparing_holes(everything, 2, 1.0, generator).flatten(1).any(dim=1).all()
+    assert not sparing_holes(all_of(50), everything, 2, 0.01, generator).any()
+    assert sparing_holes(all_of(50), everything, 2, 1.0, generator).flatten(1).any(dim=1).all()
+
+
+def test_only_images_that_are_wanted_have_holes(generator: torch.Generator) -> None:
+    wanted = torch.arange(50) % 3 == 0
+    masks = torch.zeros(50, 6, 7, dtype=torch.bool)
+    for hidden in (holes(wanted, (6, 7), 3, generator), sparing_holes(wanted, masks, 3, 0.5, generator)):
+        assert torch.equal(hidden.flatten(1).any(dim=1), wanted)
 
 
 def bytes_and(hole: bytes, mask: Tensor) -> Tensor:

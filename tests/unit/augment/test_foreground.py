@@ -27,10 +27,9 @@ class Batch:
 
     def apply(self, seed: int = 1, cutout_size: int = 16, **shares: Any) -> Views:
         generator = torch.Generator().manual_seed(seed)
-        mean = torch.tensor([[[GREY]]], dtype=torch.int32)
         config = ForegroundConfig(**shares)
         return apply_modes(
-            self.words, self.moved, self.labels, self.usable, mean, config, cutout_size, CLASSES, generator
+            self.words, self.moved, self.labels, self.usable, GREY, config, cutout_size, CLASSES, generator
         )
 
 

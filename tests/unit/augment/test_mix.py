@@ -7,7 +7,7 @@ from psys.augment.mix import mixing_rectangles, visible_share
 
 
 def test_rectangles_cover_what_cutmix_covers(generator: torch.Generator) -> None:
-    rectangles = mixing_rectangles(torch.zeros(20_000, 32, 32, dtype=torch.bool), generator)
+    rectangles = mixing_rectangles(torch.ones(20_000, dtype=torch.bool), (32, 32), generator)
     area = rectangles.float().mean(dim=(1, 2))
     # A rectangle of side s * 32 about a uniform centre keeps s - s^2 / 4 of a side, and s^2 is uniform.
     s = torch.rand(200_000, generator=generator).sqrt()
@@ -33,5 +33,7 @@ def test_a_share_is_a_share(height: int, width: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     masks, others = (torch.rand(32, height, width, generator=generator) < 0.3 for _ in range(2))
     by_mask = torch.rand(32, generator=generator) < 0.5
-    share = visible_share(masks, others, mixing_rectangles(masks, generator), by_mask)
+    wanted = torch.rand(32, generator=generator) < 0.5
+    share = visible_share(masks, others, mixing_rectangles(wanted, (height, width), generator), by_mask)
     assert bool(((share >= 0) & (share <= 1)).all())
+    assert not share[~wanted].any()

@@ -15,7 +15,7 @@ from psys.data.dataset import Dataset, DatasetSplit
 from psys.data.reference import Cell, Member, Span, read_encoded
 from psys.data.source import open_source
 from psys.errors import PsysError
-from psys.segment.shard import read_image
+from tests.support.images import read_image
 from tests.support.packed import CLASSES, encoded, samples, some, write_parquet, write_tar
 
 

@@ -6,7 +6,8 @@ import pytest
 
 from psys.data.sample import read_sample
 from psys.segment.grabcut import Box, segment
-from psys.segment.shard import Failure, Prepared, Recipe, Shard, prepare_shard, read_image
+from psys.segment.shard import Failure, Prepared, Recipe, Shard, prepare_shard
+from tests.support.images import read_image
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,60 @@
+"""A pool whose cluster has no place for an actor, on a Ray made of nothing."""
+
+import sys
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from psys.segment.actors import SILENT_SECONDS, Pool
+from psys.segment.shard import Recipe, Shard, prepare_shard
+
+
+class _Ray(ModuleType):
+    """Answers nothing for so many times; then an actor is ready, and each task done when it is asked for."""
+
+    exceptions = SimpleNamespace(
+        **{
+            name: type(name, (Exception,), {})
+            for name in ("RayActorError", "ObjectLostError", "OutOfMemoryError", "NodeDiedError", "WorkerCrashedError")
+        }
+    )
+
+    def __init__(self, silent: int) -> None:
+        super().__init__("ray")
+        self.silent = silent
+
+    def remote(self, **options: Any) -> Any:
+        def method(answer: Any) -> Any:
+            return SimpleNamespace(remote=lambda *arguments: lambda: answer(*arguments))
+
+        def actor(cls: type) -> Any:
+            def start(recipe: Recipe) -> Any:
+                return SimpleNamespace(
+                    __ray_ready__=method(lambda: True), prepare=method(lambda shard: prepare_shard(shard, recipe))
+                )
+
+            return SimpleNamespace(remote=start)
+
+        return actor
+
+    def wait(self, references: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        assert timeout == SILENT_SECONDS
+        self.silent -= 1
+        return ([], references) if self.silent >= 0 else (references[:1], references[1:])
+
+    def get(self, reference: Any) -> Any:
+        return reference()
+
+
+def test_what_is_waited_for_is_said_and_then_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", _Ray(silent=2))
+    said: list[str] = []
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+
+    pool = Pool(1, Recipe(8), said.append)
+    results = dict(pool.prepare(iter({"a": Shard(images)}.items())))
+
+    assert results["a"].rows.tolist() == [0, 1]
+    assert said == ["no actor for 60 s: waiting for a node of Ray with a free CPU"] * 2
