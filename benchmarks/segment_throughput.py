@@ -98,7 +98,7 @@ def run_arm(arm: str, plan: Plan, actors: int) -> dict[str, float]:
         PartialStore.opened(Path(folder) / "shards") as partial,
         ray_session(actors, None),
     ):
-        pool = Pool(actors, plan.recipe)
+        pool = Pool(actors, plan.recipe, print)
 
         def until_ready() -> Iterator[tuple[str, Shard]]:
             while pool.ready < actors:

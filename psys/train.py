@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal
@@ -29,7 +30,7 @@ from psys.cluster.worker import leave_at_sigterm, work
 from psys.compute.device import available_cores
 from psys.config import Parser, parse
 from psys.data.holdout import holdout
-from psys.data.named import place_of
+from psys.data.named import CIFAR10, SAMPLE, place_of
 from psys.data.store import PREPARED_FROM, PreparedStore
 from psys.errors import PsysError
 from psys.events import EventLog
@@ -163,11 +164,14 @@ def _start_run(config: LaunchConfig, workers: int) -> RunDirectory:
 
 
 def check_source(config: LaunchConfig, store: PreparedStore) -> None:
-    """Raises PsysError if the store was found by the name of `source` and is of another source of that name."""
+    """Raises PsysError if the store was found by the name of `source` and is of another source of that name.
+
+    A source that is not any more where the store was prepared from may be this one, moved.
+    """
     if "store" in config.model_fields_set or config.source is None:
         return
     place = store.manifest.get(PREPARED_FROM)  # not in a store that is older than the question
-    if place not in (None, place_of(config.source)):
+    if place not in (None, place_of(config.source)) and (place in (SAMPLE, CIFAR10) or os.path.exists(place)):
         raise PsysError(
             f"{config.store} was prepared from {place}, not from {config.source}: "
             f"say --store {config.store} if it is to be this one, or give another --store to be prepared"
@@ -256,7 +260,7 @@ def run_program(command: list[str]) -> int:
     """The exit code of a program that ends with this process; a signal to end lets it end by itself first."""
     with _signals_taken() as asked:
         # In a session of its own: a terminal's Ctrl-C is for this process, which passes it on.
-        program = subprocess.Popen(command, start_new_session=True, preexec_fn=end_with_parent)
+        program = subprocess.Popen(command, start_new_session=True, preexec_fn=partial(end_with_parent, os.getpid()))
         while program.poll() is None and not asked:
             time.sleep(_POLL_SECONDS)
         if asked:

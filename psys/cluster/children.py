@@ -48,10 +48,15 @@ def dismiss_children() -> None:
     resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
 
 
-def end_with_parent() -> None:
-    """From now on this process, or the program that it becomes, is killed when the one that started it ends."""
+def end_with_parent(parent: int) -> None:
+    """From now on this process, or the program that it becomes, is killed when the thread that started it ends.
+
+    `parent` is the number of that thread's process; if it has ended already, so does this one.
+    """
     if sys.platform == "linux":
         _KERNEL.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def is_orphan() -> bool:
@@ -84,12 +89,13 @@ def _forkserver_deaf() -> Iterator[None]:
 
 
 def _run(name: str, log: Path | None, function: Callable[..., None], arguments: tuple[object, ...]) -> None:
+    parent = os.getppid()
     os.setsid()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _FOR_THE_LAUNCHER)
     if sys.platform == "linux":
         _KERNEL.prctl(_PR_SET_NAME, name.encode())
     # Who starts children hears of their end from the forkserver: without it, they would count as dead and live.
-    end_with_parent()
+    end_with_parent(parent)
     if log is not None:
         file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         os.dup2(file, 1)

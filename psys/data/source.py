@@ -64,7 +64,7 @@ def _read_packed(
         raise PsysError(f"{path} has files for {' and '.join(splits)}, but none for train")
     classes, found = classified({split: read(of_split) for split, of_split in splits.items()}, path)
     train, test = found["train"], found.get("test") or found.get("validation")
-    name = store_name(str(path))
+    name = store_name(os.path.realpath(path))
     root = path if path.is_dir() else path.parent
     return _complete(name, f"{form} {name}", root, classes, train, test, test_share, seed)
 
@@ -79,7 +79,7 @@ def _read_folder(path: Path, test_share: float, seed: int) -> Dataset:
         if classes != test_classes:
             odd = ", ".join(sorted(set(classes) ^ set(test_classes)))
             raise PsysError(f"{train} and {test} must have the same class folders; only one of them has: {odd}")
-    name = store_name(str(path))
+    name = store_name(os.path.realpath(path))
     return _complete(name, f"folder {name}", path, classes, training, testing, test_share, seed)
 
 

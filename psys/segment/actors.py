@@ -156,7 +156,7 @@ class _Actor:
 class Pool:
     """Actors that take shards and lose none: when one dies, another takes over what it had."""
 
-    def __init__(self, actors: int, recipe: Recipe, tell: Callable[[str], None] = print) -> None:
+    def __init__(self, actors: int, recipe: Recipe, tell: Callable[[str], None]) -> None:
         """`tell` gets a line when there is no actor for long."""
         import ray
 
@@ -192,7 +192,7 @@ class Pool:
             ready = next(iter(self._ray.wait([*heads, *self._starting], timeout=SILENT_SECONDS)[0]), None)
             if ready is None:
                 if not self._actors:  # a cluster that lost its nodes may get others
-                    self._tell(f"no actor for {SILENT_SECONDS:.0f} s: waiting for a node of Ray with a free CPU")
+                    self._tell("no actor: Ray is starting one, or waits for a node with a free CPU")
             elif ready in self._starting:
                 self._welcome(ready)
             elif job := self._take(heads[ready]):

@@ -54,23 +54,23 @@ def segment(image: NDArray[np.uint8], config: SegmentConfig = DEFAULT, box: Box 
     if box is not None:
         mask = _within(image, box, config.scale, iterations)
     elif config.strategy == "rect":
-        working = _resized(image, min(image.shape[:2]) * config.scale)
+        working = resized(image, min(image.shape[:2]) * config.scale)
         mask = cut_plainly(working, rectangle(working.shape, RECT_MARGIN), iterations)
     elif config.strategy == "seeded":
         size = config.scale * min(SEEDED_ENLARGEMENT * min(image.shape[:2]), SEEDED_SHORT_SIDE)
-        mask = seeded.find(_resized(image, size), iterations)
+        mask = seeded.find(resized(image, size), iterations)
     else:
         mask = _automatic(image, config.scale, iterations)
-    return _scaled(mask, image.shape)
+    return scaled(mask, image.shape)
 
 
 def _automatic(image: NDArray[np.uint8], scale: float, iterations: int) -> NDArray[np.bool_]:
     short = min(image.shape[:2])
-    mask = auto.find(_resized(image, scale * min(FIND_SHORT_SIDE, short)), iterations)
+    mask = auto.find(resized(image, scale * min(FIND_SHORT_SIDE, short)), iterations)
     if short <= FIND_SHORT_SIDE:
         return _to_edge(mask, 1)
-    fine = _resized(image, scale * min(FINE_SHORT_SIDE, short))
-    outlined = _cut(fine, trimap_of(_scaled(mask, fine.shape), 2), iterations)
+    fine = resized(image, scale * min(FINE_SHORT_SIDE, short))
+    outlined = _cut(fine, trimap_of(scaled(mask, fine.shape), 2), iterations)
     return _to_edge(outlined, 2) if outlined.mean() >= SHRUNK * mask.mean() else _to_edge(mask, 1)
 
 
@@ -84,8 +84,8 @@ def _within(image: NDArray[np.uint8], box: Box, scale: float, iterations: int) -
     inside[max(0, box.top) : max(0, box.bottom), max(0, box.left) : max(0, box.right)] = True
     if not inside.any():
         raise ValueError(f"expected a box (left, top, right, bottom) within {image.shape[:2]} (H, W), got {tuple(box)}")
-    working = _resized(image, scale * min(FULL_SIZE, *image.shape[:2]))
-    start = np.where(_scaled(inside, working.shape), cv2.GC_PR_FGD, cv2.GC_BGD).astype(np.uint8)
+    working = resized(image, scale * min(FULL_SIZE, *image.shape[:2]))
+    start = np.where(scaled(inside, working.shape), cv2.GC_PR_FGD, cv2.GC_BGD).astype(np.uint8)
     return _cut(working, start, iterations)
 
 
@@ -94,7 +94,8 @@ def _cut(image: NDArray[np.uint8], trimap: NDArray[np.uint8], iterations: int) -
     return auto.refined(cut(lab, trimap, contrast_for(image.shape), iterations))
 
 
-def _resized(image: NDArray[np.uint8], short_side: float) -> NDArray[np.uint8]:
+def resized(image: NDArray[np.uint8], short_side: float) -> NDArray[np.uint8]:
+    """An image (H, W, 3) with a shorter side of so many pixels, within the bounds of the working size."""
     short, long = sorted(image.shape[:2])
     scale = min(short_side / short, LONGEST / long)
     height, width = (max(LEAST, round(side * scale)) for side in image.shape[:2])
@@ -104,6 +105,7 @@ def _resized(image: NDArray[np.uint8], short_side: float) -> NDArray[np.uint8]:
     return np.asarray(cv2.resize(image, (width, height), interpolation=how), np.uint8)
 
 
-def _scaled(mask: NDArray[np.bool_], shape: tuple[int, ...]) -> NDArray[np.bool_]:
+def scaled(mask: NDArray[np.bool_], shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """A mask (H, W) for an image of another size (H, W, ...)."""
     how = cv2.INTER_AREA if mask.shape[0] > shape[0] else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(mask.astype(np.uint8) * 255, shape[1::-1], interpolation=how)) > 127

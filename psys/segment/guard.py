@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 
 PATIENCE_SECONDS = 5.0
+_PASS_SECONDS = 0.1  # no longer: a killed process whose parent does not reap it never counts as gone
 MARK = "PSYS_GUARDED"  # in the environment of what is to end; who is its child may change at any moment
 
 
@@ -35,11 +36,11 @@ def guarded(folder: Path) -> Iterator[None]:
 def _main(folder: str) -> None:
     sys.stdin.read()  # it ends with the parent
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while (left := _marked(folder)) and (patience := deadline - time.monotonic()) > 0:
+    while (left := _marked(folder)) and time.monotonic() < deadline:
         for process in left:
-            with contextlib.suppress(psutil.NoSuchProcess):
+            with contextlib.suppress(psutil.Error):
                 process.kill()
-        psutil.wait_procs(left, patience)
+        psutil.wait_procs(left, _PASS_SECONDS)
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -55,7 +56,8 @@ def _marked(folder: str) -> list[psutil.Process]:
 def _has_covered_its_mark(process: psutil.Process, folder: str) -> bool:
     # Ray's processes take titles, which may lie over their environment; their logs are in the folder.
     titled = "".join(process.cmdline()).startswith("ray::")
-    return titled and any(file.path.startswith(folder) for file in process.open_files())
+    within = os.path.realpath(folder) + os.sep
+    return titled and any(file.path.startswith(within) for file in process.open_files())
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 The border is mostly background. Three measures of not being like it, each good where the others fail: the minimum
 barrier distance (Strand et al. 2013; by sweeps as in Zhang et al. 2015), the distance to the mean colour of each side
-in units of its spread (Zhang et al. 2015), and how rare a pixel's colour is among those of the border.
+in units of its spread (Zhang et al. 2015), and how rare a pixel's colour is among those of the border. Apart from it
+stands detail: photographs are sharp where their object is.
 """
 
 from typing import NamedTuple
@@ -66,7 +67,7 @@ def stretch(values: NDArray[np.floating]) -> Map:
 
 
 def _detail(image: NDArray[np.uint8]) -> Map:
-    """Mean strength of what is finer than its surroundings: photographs are sharp where their object is."""
+    """Mean strength, nearby, of what is finer than a pixel's surroundings."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
     fine = np.abs(cv2.Laplacian(grey, cv2.CV_32F))
     return np.asarray(cv2.GaussianBlur(fine, (0, 0), DETAIL_SPREAD * min(grey.shape)), np.float32)

@@ -40,7 +40,7 @@ def test_killed_actors_cost_nothing_and_a_deadly_image_only_itself(images) -> No
     results = {}
 
     with ray_session(2, None) as actors:
-        pool = Pool(actors, recipe)
+        pool = Pool(actors, recipe, print)
         for key, prepared in pool.prepare(iter(shards.items())):
             results[key] = prepared
             if kills < KILLS and (victims := actor_processes()):

@@ -24,11 +24,7 @@ except KeyboardInterrupt:
     Path(sys.argv[1]).write_text("ended in order")
     sys.exit(130)
 """
-_LAUNCHER = """
-import subprocess, sys
-from psys.cluster.children import end_with_parent
-subprocess.run(sys.argv[1:], preexec_fn=end_with_parent, start_new_session=True)
-"""
+_LAUNCHER = "import sys; from psys.train import run_program; run_program(sys.argv[1:])"
 
 
 def test_exit_codes() -> None:

@@ -102,6 +102,7 @@ def test_a_store_of_another_source_of_that_name_is_not_trained_on(sources: Path)
     for source in ("a/images", "latest"):
         check(there, source=source)
     check(None, source="b/images")  # not known of an older store
+    check(place_of("gone/images"), source="b/images")  # it may have been moved
     check(there, source="b/images", store=Path("stores/images"))  # as was asked for
     check("sample", store=Path("stores/mine"))
     with pytest.raises(PsysError, match=rf"stores/images was prepared from {there}, not from b/images: .*--store"):

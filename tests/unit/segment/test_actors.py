@@ -57,4 +57,4 @@ def test_what_is_waited_for_is_said_and_then_it_goes_on(monkeypatch: pytest.Monk
     results = dict(pool.prepare(iter({"a": Shard(images)}.items())))
 
     assert results["a"].rows.tolist() == [0, 1]
-    assert said == ["no actor for 60 s: waiting for a node of Ray with a free CPU"] * 2
+    assert said == ["no actor: Ray is starting one, or waits for a node with a free CPU"] * 2

@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from psys.segment.guard import MARK
 from tests.support.processes import wait_until
 
 # A process that goes away at once, and one that stays: in a session of its own, as a stranger's child.
@@ -23,15 +24,16 @@ with guarded(Path(sys.argv[1])):
         time.sleep(60)
 """
 _STAYING = "sleep 61 & echo $! >> ../pids"
-# Whose environment and arguments do not tell where it belongs any more, as those of Ray's agents.
-_TITLED = "env -i bash -c 'exec -a ray::Agent sleep 61 >> log' & echo $! >> ../pids"
+# Whose environment and arguments do not tell any more where it belongs, as those of Ray's agents; its log does.
+_TITLED = """env -i bash -c 'exec -a ray::Agent sleep 61 >> log' & echo $! >> ../pids
+until tr '\\0' ' ' < /proc/$!/cmdline | grep -q ^ray::; do :; done"""
 
 
 @pytest.mark.parametrize("end", ["killed", "in order"])
 def test_nothing_is_left(tmp_path: Path, end: str) -> None:
     folder = tmp_path / "guarded"
     folder.mkdir()
-    other = subprocess.Popen(["sleep", "61"])
+    other = subprocess.Popen(["sleep", "61"], env={**os.environ, MARK: f"{folder}2"})
     process = subprocess.Popen(
         [sys.executable, "-c", _WITHIN, str(folder), end, _STAYING, _TITLED],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
