@@ -29,7 +29,7 @@ BESIDE = np.ones((3, 3), np.uint8)
 
 
 class Figures(NamedTuple):
-    """What tells a good cut from a bad one of the same image; shares and odds, the sign of their weight left aside."""
+    """Of a cut, what tells it from better and worse ones of the same image."""
 
     agreement: float  # with the vote: the coefficient of Dice
     largest_part: float  # by all foreground
