@@ -87,6 +87,6 @@ def _frame(panel: Axes, epochs: Sequence[EpochPoint]) -> None:
 
 
 def _duration(seconds: float) -> str:
-    if seconds < 120:
+    if seconds < 600:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
