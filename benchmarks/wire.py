@@ -157,7 +157,8 @@ def _serve(case: dict[str, Any], arguments: argparse.Namespace) -> None:
     listener = listen("127.0.0.1", 0)
     print(listener.getsockname()[1], flush=True)
     ledger = Ledger(epochs=1, samples=10_000_000, batch_size=1)
-    coordinator = Coordinator(ledger, make_policy("async", 0, 0), config.schedule, 1, case["workers"], 1)
+    policy = make_policy("async", 0, 0)
+    coordinator = Coordinator(ledger, policy, config.optimizer, config.schedule, 1, case["workers"], 1)
     reception = Reception(config, "", "127.0.0.1")
     others = [torch_rpc.RemoteShard(number) for number in range(1, case["servers"])]
     with tempfile.TemporaryDirectory() as folder, EventLog(Path(folder) / "events.jsonl") as events:

@@ -106,6 +106,7 @@ def serve(
         coordinator = Coordinator(
             ledger,
             make_policy(config.mode, config.staleness, config.prefetch),
+            config.optimizer,
             config.schedule,
             config.epochs,
             awaited,

@@ -5,9 +5,9 @@ from typing import NamedTuple, TypeVar
 
 from torch.futures import Future
 
-from psys.cluster.transport import Push, Work
+from psys.cluster.transport import Push
 from psys.errors import LostServerError
-from psys.ps.coordinator import Update
+from psys.ps.coordinator import Grant, Update
 from psys.ps.store import Snapshot
 
 T = TypeVar("T")
@@ -41,8 +41,8 @@ class Reached(NamedTuple):
 class Answer(NamedTuple):
     """What a worker hears once every server has done its part."""
 
-    waiting: "Future[Work]"
-    work: Work
+    waiting: "Future[Grant]"
+    grant: Grant
     done: "list[Future[None]]"
 
 

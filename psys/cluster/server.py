@@ -18,10 +18,10 @@ from psys.cluster.door import Admission, Knock
 from psys.cluster.progress import Status
 from psys.cluster.reception import Reception
 from psys.cluster.records import Answer, Made, Reached, Stamped, lost, waited
-from psys.cluster.transport import Advance, Push, ShardControl, Work
+from psys.cluster.transport import Advance, Push, ShardControl
 from psys.errors import PsysError
 from psys.events import EventLog
-from psys.ps.coordinator import Coordinator, Decision
+from psys.ps.coordinator import Coordinator, Decision, Grant
 from psys.ps.ledger import Lease, Proof, Receipt
 from psys.ps.membership import Change, Membership, State
 from psys.ps.store import Snapshot, StoreState
@@ -57,7 +57,7 @@ class Server:
         self._coordinator, self._events, self._save, self._checkpoints = coordinator, events, save, checkpoints
         self._membership = Membership(config.heartbeat_timeout)
         self._lock = threading.Condition()
-        self._waiting: dict[str, Future[Work]] = {}
+        self._waiting: dict[str, Future[Grant]] = {}
         self._answers: list[Answer] = []
         self._steps = 0
         self._gone: set[str] = set()  # workers whose lanes are to be released
@@ -123,8 +123,8 @@ class Server:
 
     # The CoordinatorService: called from RPC threads.
 
-    def push_pull(self, worker: str, push: Push | None, holding: tuple[Lease, ...]) -> "Future[Work]":
-        answer: Future[Work] = Future()
+    def push_pull(self, worker: str, push: Push | None, holding: tuple[Lease, ...]) -> "Future[Grant]":
+        answer: Future[Grant] = Future()
         if self._membership.state(worker) in (None, State.LEFT):
             raise PsysError(f"{worker} is not in this run: it did not come through the door")
         with self._guarded():
@@ -298,11 +298,11 @@ class Server:
             self._stamp()
         if decision.grants:
             self._first_lease = self._first_lease or time.monotonic()
-        for worker, lease in decision.grants.items():
-            self._answers.append(Answer(self._waiting.pop(worker), Work(lease), done))
+        for worker, grant in decision.grants.items():
+            self._answers.append(Answer(self._waiting.pop(worker), grant, done))
 
     def _advance(self, decision: Decision) -> "list[Future[None]]":
-        readers = tuple(worker for worker, lease in decision.grants.items() if lease is not None)
+        readers = {worker: grant.drift for worker, grant in decision.grants.items() if grant.lease}
         # A gradient is needed until an update of this step has it: those of the next step are decided already.
         applied = {lease for update in decision.updates for lease in update.leases}
         released = tuple(self._gone - {lease.worker for lease in self._accepted.keys() - applied})
@@ -331,7 +331,7 @@ class Server:
         for done in answer.done:
             self._check(done)
         if not self._failure:
-            answer.waiting.set_result(answer.work)
+            answer.waiting.set_result(answer.grant)
 
     def _check(self, done: "Future[None]") -> None:
         """If a server did not do its part, its slice is in doubt: the run ends."""

@@ -8,9 +8,10 @@ from psys.cluster import torch_rpc
 from psys.cluster.config import RunConfig
 from psys.cluster.door import Admission, Lifeline, knock
 from psys.cluster.lane import Lane
-from psys.cluster.transport import Push, Work
+from psys.cluster.transport import Push
 from psys.config import validate
 from psys.errors import PsysError
+from psys.ps.coordinator import Grant
 from psys.ps.ledger import Lease
 
 _ARRIVAL_SECONDS = 30.0  # how long a newcomer looks for the run
@@ -50,7 +51,7 @@ class Session:
         except RuntimeError as error:
             self._recover(error)
 
-    def push_pull(self, push: Push | None, holding: tuple[Lease, ...] = ()) -> Work:
+    def push_pull(self, push: Push | None, holding: tuple[Lease, ...] = ()) -> Grant:
         """Hand in the gradient in the lease's slot and wait for work; its parameters then stand in the lane.
 
         Repeated, naming the same lease, until it is answered: nothing is applied twice. Raises RestartedError.
@@ -59,9 +60,9 @@ class Session:
             try:
                 if self._lifeline.lost.is_set():
                     self._recover(None)
-                work = self._client.push_pull(push, holding)
+                grant = self._client.push_pull(push, holding)
                 if not self._dropping:
-                    return work
+                    return grant
                 self._dropping = False
             except RuntimeError as error:
                 self._recover(error)

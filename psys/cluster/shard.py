@@ -13,6 +13,8 @@ from psys.ps.codec import Fp32, Wire, gradient_codec, parameter_codec
 from psys.ps.coordinator import Update
 from psys.ps.store import Contribution, ParameterStore, Snapshot, StoreState
 
+_PIECE = 1 << 17  # elements
+
 
 class Shard:
     """A `ShardService` over one ParameterStore. A reader's lane is written between its call and the answer, when it
@@ -28,12 +30,10 @@ class Shard:
         self._next = 0
         self.finished = threading.Event()
         self._scratch = [torch.empty_like(store.parameters) for _ in range(2)]  # takes no memory until it is written
-        span = layout.parameters[index]
         # A format that sends parameters as they are sends them from where they are.
-        if isinstance(self._parameters, Fp32):
-            self._payload = store.parameters.view(torch.uint8)
-        else:
-            self._payload = torch.empty(span.stop - span.start, dtype=torch.uint8)
+        self._as_they_are = isinstance(self._parameters, Fp32)
+        span = layout.parameters[index]
+        self._payload = torch.empty(0 if self._as_they_are else span.stop - span.start, dtype=torch.uint8)
 
     def attach(self, worker: str, address: LaneAddress, nbytes: int) -> bool:
         if nbytes != self.layout.nbytes:
@@ -58,8 +58,7 @@ class Shard:
             assert step.number == self._next, f"step {step.number} came instead of {self._next}"
             for update in step.updates:
                 self._store.apply(self._contributions(update), update.learning_rate, update.statistics_share)
-            if step.readers:
-                self._deliver(step.readers)
+            self._deliver(step.readers)
             for worker in step.released:
                 self._lanes.pop(worker, None)
             self._next += 1  # not of a step that failed: none may follow it
@@ -103,10 +102,31 @@ class Shard:
             statistics = lane[self.layout.statistics_out(lease.slot)].view(torch.float32)
             yield Contribution(gradient, statistics if self._index == 0 else statistics[:0], share)
 
-    def _deliver(self, readers: tuple[str, ...]) -> None:
-        self._parameters.encode(self._store.parameters, self._payload)
-        for worker in readers:
-            lane = self._lane(worker)
-            lane.write(self.layout.parameters[self._index], self._payload)
-            if self._index == 0:
-                lane.write(self.layout.statistics_in, self._store.statistics)
+    def _deliver(self, readers: dict[str, float]) -> None:
+        start = self.layout.parameters[self._index].start
+        for drift in set(readers.values()):
+            lanes = [self._lane(worker) for worker, its in readers.items() if its == drift]
+            for offset, payload in self._payloads(drift):
+                span = slice(start + offset, start + offset + len(payload))
+                for lane in lanes:
+                    lane.write(span, payload)
+        if self._index == 0:
+            for worker in readers:
+                self._lane(worker).write(self.layout.statistics_in, self._store.statistics)
+
+    def _payloads(self, drift: float) -> Iterator[tuple[int, Tensor]]:
+        """The parameters, `drift` ahead, on their way: pieces of the payload with the byte that each begins at."""
+        values, numel = self._store.parameters, len(self._store.parameters)
+        if self._as_they_are and drift:
+            # In pieces that stay in a core's cache, and no second vector.
+            for start in range(0, numel, _PIECE):
+                part = slice(start, min(start + _PIECE, numel))
+                piece = self._store.ahead(part, drift, self._scratch[0][: part.stop - part.start])
+                yield 4 * start, piece.view(torch.uint8)
+        elif self._as_they_are:
+            yield 0, values.view(torch.uint8)
+        else:
+            if drift:
+                values = self._store.ahead(slice(0, numel), drift, self._scratch[0])
+            self._parameters.encode(values, self._payload)
+            yield 0, self._payload

@@ -20,7 +20,8 @@ from torch.futures import Future
 
 from psys.cluster.address import only_interface_of
 from psys.cluster.lane import Lane, LaneAddress
-from psys.cluster.transport import Advance, CoordinatorService, Push, ShardService, Work
+from psys.cluster.transport import Advance, CoordinatorService, Push, ShardService
+from psys.ps.coordinator import Grant
 from psys.ps.ledger import Lease
 from psys.ps.store import Snapshot, StoreState
 
@@ -113,15 +114,15 @@ class Client:
         calls = [rpc.rpc_async(s, _attach, args=arguments, timeout=self._timeout) for s in self._servers]
         self._apart = [number for number, call in enumerate(calls) if not call.wait()]
 
-    def push_pull(self, push: Push | None, holding: tuple[Lease, ...] = ()) -> Work:
+    def push_pull(self, push: Push | None, holding: tuple[Lease, ...] = ()) -> Grant:
         """Hand in the gradient in the lease's slot and wait for work; its parameters then stand in the lane."""
         if push is not None:
             self._put(push.lease.slot)
         arguments = (self._name, push, holding)
-        work = cast(Work, rpc.rpc_sync(self._servers[0], _push_pull, args=arguments, timeout=self._timeout))
-        if work.lease is not None:
+        grant = cast(Grant, rpc.rpc_sync(self._servers[0], _push_pull, args=arguments, timeout=self._timeout))
+        if grant.lease is not None:
             self._get()
-        return work
+        return grant
 
     def _put(self, slot: int) -> None:
         assert self._lane is not None
@@ -246,7 +247,7 @@ _HUB = backend_registry.register_backend("PSYS_HUB", rpc.TensorPipeRpcBackendOpt
 
 
 @rpc.functions.async_execution  # type: ignore[untyped-decorator]
-def _push_pull(worker: str, push: Push | None, holding: tuple[Lease, ...]) -> "Future[Work]":
+def _push_pull(worker: str, push: Push | None, holding: tuple[Lease, ...]) -> "Future[Grant]":
     assert _coordinator is not None
     return _coordinator.push_pull(worker, push, holding)
 

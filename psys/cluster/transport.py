@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.futures import Future
 
 from psys.cluster.lane import LaneAddress
-from psys.ps.coordinator import Update
+from psys.ps.coordinator import Grant, Update
 from psys.ps.ledger import Lease
 from psys.ps.store import Snapshot, StoreState
 
@@ -21,25 +21,19 @@ class Push(NamedTuple):
     gradient_norm: float  # Euclidean
 
 
-class Work(NamedTuple):
-    """The next batch, whose parameters stand in the worker's lane; no lease: see `Decision`."""
-
-    lease: Lease | None
-
-
 class Advance(NamedTuple):
     """What every server does next; all do the same in the same order, so a version is the same on all of them."""
 
     number: int  # 0, 1, 2 ...
     updates: tuple[Update, ...]
-    readers: tuple[str, ...]  # workers into whose lanes the parameters go afterwards
+    readers: dict[str, float]  # workers into whose lanes the parameters go afterwards, and how far ahead (Grant.drift)
     released: tuple[str, ...]  # workers whose lanes are not used any more
 
 
 class CoordinatorService(Protocol):
     """What server 0 offers besides its slice; each call may come from any thread."""
 
-    def push_pull(self, worker: str, push: Push | None, holding: tuple[Lease, ...]) -> "Future[Work]":
+    def push_pull(self, worker: str, push: Push | None, holding: tuple[Lease, ...]) -> "Future[Grant]":
         """Hand in a gradient (None: nothing to hand in) and ask for work beside the leases that are still `holding`.
 
         Answered when the policy lets it start. Raises KeyError of a worker that was not admitted at the door.

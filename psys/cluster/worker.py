@@ -21,6 +21,7 @@ from psys.compute.step import GradientStep, StepResult
 from psys.data.store import PreparedStore
 from psys.errors import PsysError
 from psys.models.registry import build
+from psys.ps.coordinator import Grant
 from psys.ps.ledger import Lease
 
 
@@ -126,9 +127,9 @@ def _run(session: Session, laned: LanedModel, compute: _Steps) -> None:
 def _run_ahead(session: Session, laned: LanedModel, compute: _Steps) -> None:
     """One batch is computed while the gradient of the one before is pushed and the next lease is fetched."""
 
-    def fetch(push: Push | None, held: Lease) -> Lease | None:
-        following = session.push_pull(push, (held,)).lease
-        compute.expect(following)
+    def fetch(push: Push | None, held: Lease) -> Grant:
+        following = session.push_pull(push, (held,))
+        compute.expect(following.lease)
         return following
 
     with ThreadPoolExecutor(1, "courier") as courier:
@@ -139,11 +140,14 @@ def _run_ahead(session: Session, laned: LanedModel, compute: _Steps) -> None:
             while True:
                 push = compute(lease)
                 following = coming.result()
-                # What has come stands in the lane until the next request: it must be taken out before that.
-                if following is None:
+                if following.lease is None:
                     break
+                # What has come stands in the lane until the next request: it must be taken out before that.
                 laned.receive()
-                coming = courier.submit(fetch, push, following)
-                lease = following
+                if math.isfinite(push.gradient_norm):
+                    # Nobody else knows yet what this gradient will change.
+                    laned.model.parameters.sub_(laned.model.gradient, alpha=following.reach)
+                lease = following.lease
+                coming = courier.submit(fetch, push, lease)
             # Nothing to have ahead: the run ends, or the last batches are with others and may come back.
             lease = session.push_pull(push).lease

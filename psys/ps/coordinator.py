@@ -6,6 +6,7 @@ from typing import NamedTuple
 from psys.ps.ledger import Lease, Ledger, Receipt
 from psys.ps.policy import Policy
 from psys.ps.schedule import ScheduleConfig, learning_rate
+from psys.ps.store import OptimizerConfig
 
 
 class Update(NamedTuple):
@@ -20,15 +21,22 @@ class Update(NamedTuple):
     epochs_done: float  # after this update
 
 
-class Decision(NamedTuple):
-    """What follows from an event, in order: versions made, workers answered.
+class Grant(NamedTuple):
+    """The answer to a worker: a lease, to be computed on the last version made, moved as far as its way is known.
 
-    The answer is a lease, to be computed on the last version made; or None: the run is over, or, for a worker that
-    still holds a lease, there is none to have ahead of it.
+    No lease: the run is over, or, for a worker that still holds one, there is none to have ahead of it.
     """
 
+    lease: Lease | None
+    drift: float = 0.0  # of that version, in momentum vectors (see OptimizerConfig.drift)
+    reach: float = 0.0  # of the gradient that the worker has under way, in such gradients (see OptimizerConfig.reach)
+
+
+class Decision(NamedTuple):
+    """What follows from an event, in order: versions made, workers answered."""
+
     updates: list[Update]
-    grants: dict[str, Lease | None]
+    grants: dict[str, Grant]
 
 
 class Coordinator:
@@ -44,6 +52,7 @@ class Coordinator:
         self,
         ledger: Ledger,
         policy: Policy,
+        optimizer: OptimizerConfig,
         schedule: ScheduleConfig,
         epochs: int,
         awaited: int,
@@ -51,7 +60,7 @@ class Coordinator:
         version: int = 0,
     ) -> None:
         self.ledger, self.version = ledger, version
-        self._policy, self._schedule, self._epochs = policy, schedule, epochs
+        self._policy, self._optimizer, self._schedule, self._epochs = policy, optimizer, schedule, epochs
         self._awaited, self._slots = awaited, range(slots)
         self._stopping = False
         self._waiting: dict[str, None] = {}  # in order of asking
@@ -126,23 +135,32 @@ class Coordinator:
             updates.append(self._apply(due))
         if len(self._members) >= self._awaited:
             self._awaited = 0
-        grants: dict[str, Lease | None] = {}
+        grants: dict[str, Grant] = {}
         for worker in list(self._waiting):
             self._answer(worker, grants)
         return Decision(updates, grants)
 
-    def _answer(self, worker: str, grants: dict[str, Lease | None]) -> None:
+    def _answer(self, worker: str, grants: dict[str, Grant]) -> None:
         held = self.ledger.outstanding(worker)
         if self.over or (self.ledger.exhausted and held):
-            grants[worker] = None
+            grants[worker] = Grant(None)
         else:
             taken = {lease.slot for lease in (*held, *self._pushed) if lease.worker == worker}
             free = [slot for slot in self._slots if slot not in taken]
             if self._awaited or self.ledger.exhausted or not free or not self._policy.admits(worker):
                 return
-            lease = grants[worker] = self.ledger.lease(worker, self.version, free[0])
+            lease = self.ledger.lease(worker, self.version, free[0])
             self._policy.begin(lease)
+            grants[worker] = self._looking_ahead(lease, under_way=len(taken), computing=bool(held))
         del self._waiting[worker]
+
+    def _looking_ahead(self, lease: Lease, under_way: int, computing: bool) -> Grant:
+        """For a worker with so many gradients that are not applied yet, the last of which it may be `computing`."""
+        rate = learning_rate(self._schedule, self.ledger.epochs_done, self._epochs)
+        period = self._policy.period()
+        # A round is more than one worker's gradient, and should not depend on who computed which.
+        reach = self._optimizer.reach(period) if computing and period == len(self._members) else 0.0
+        return Grant(lease, rate * self._optimizer.drift((under_way + 1) * period - 1), rate * reach)
 
     def _apply(self, leases: list[Lease]) -> Update:
         rate = learning_rate(self._schedule, self.ledger.epochs_done, self._epochs)

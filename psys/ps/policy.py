@@ -27,6 +27,9 @@ class Policy(Protocol):
     def arrive(self, lease: Lease) -> None:
         """The gradient of `lease` has been accepted."""
 
+    def period(self) -> int:
+        """How many updates it is from one that has a worker's gradient to the next, of workers equally fast."""
+
     def due(self, exhausted: bool) -> list[Lease] | None:
         """The leases whose mean gradient is the next update, in batch order; None while nothing is due.
 
@@ -39,10 +42,13 @@ class Async:
 
     def __init__(self) -> None:
         self._arrived: list[Lease] = []
+        self._workers: set[str] = set()
 
-    def join(self, worker: str) -> None: ...
+    def join(self, worker: str) -> None:
+        self._workers.add(worker)
 
-    def leave(self, worker: str, abandoned: Iterable[Lease]) -> None: ...
+    def leave(self, worker: str, abandoned: Iterable[Lease]) -> None:
+        self._workers.discard(worker)
 
     def admits(self, worker: str) -> bool:
         return True
@@ -51,6 +57,9 @@ class Async:
 
     def arrive(self, lease: Lease) -> None:
         self._arrived.append(lease)
+
+    def period(self) -> int:
+        return len(self._workers)
 
     def due(self, exhausted: bool) -> list[Lease] | None:
         return [self._arrived.pop(0)] if self._arrived else None
@@ -95,6 +104,9 @@ class Rounds:
 
     def arrive(self, lease: Lease) -> None:
         self._arrived[self._round_of.pop(lease)].append(lease)
+
+    def period(self) -> int:
+        return 1
 
     def due(self, exhausted: bool) -> list[Lease] | None:
         while self._open <= self._newest and self._complete(exhausted):

@@ -26,6 +26,8 @@ class OptimizerConfig(Config):
     """added to the gradient as decay * weight; spares biases and batch norm"""
     smoothing: float = Field(0.99, gt=0, lt=1)
     """decay of the running mean of squares: rmsprop's alpha, adam's second beta"""
+    look_ahead: bool = True
+    """late gradients are computed where the parameters will be, as far as that is known already; of sgd"""
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> Self:
@@ -39,6 +41,26 @@ class OptimizerConfig(Config):
         if self.kind != "adam" and self.momentum:
             names.append("momentum")
         return {name: torch.zeros(numel) for name in names}
+
+    def drift(self, updates: int) -> float:
+        """How far momentum alone carries the parameters in `updates` updates, in rates times the momentum vector.
+
+        So a late gradient fits the parameters that it will find (SpecTrain, Chen et al. 2018; DANA, Hakimi et al.
+        2019). Without weight decay; 0 where the optimizer does not look ahead.
+        """
+        if self.kind != "sgd" or not self.look_ahead:
+            return 0.0
+        return self._decays(updates) * (self.momentum if self.nesterov else 1)
+
+    def reach(self, updates: int) -> float:
+        """How far a gradient carries them in `updates` updates, its own the first, in rates times the gradient."""
+        if self.kind != "sgd" or not self.look_ahead:
+            return 0.0
+        return 1 + self._decays(updates if self.nesterov else updates - 1)
+
+    def _decays(self, count: int) -> float:
+        """momentum + momentum^2 + ... + momentum^count"""
+        return self.momentum * (1 - self.momentum**count) / (1 - self.momentum)
 
     def step(
         self, parameters: Tensor, gradient: Tensor, state: dict[str, Tensor], done: int, rate: float, decay: float
@@ -163,6 +185,10 @@ class ParameterStore:
             self._optimizer.step(self.parameters[part], gradient[part], state, self.version, learning_rate, decay)
         self.version += 1
         self._snapshot = None
+
+    def ahead(self, part: slice, drift: float, out: Tensor) -> Tensor:
+        """`out`, filled with a part of the parameters as they will be when momentum has carried them on by `drift`."""
+        return torch.sub(self.parameters[part], self._state["momentum"][part], alpha=drift, out=out)
 
     def snapshot(self) -> Snapshot:
         """The present version, copied once however many ask for it."""

@@ -20,8 +20,8 @@ from psys.cluster.door import Door, knock
 from psys.cluster.lane import Layout
 from psys.cluster.reception import Reception
 from psys.cluster.shard import Shard
-from psys.cluster.transport import Advance, Work
-from psys.ps.coordinator import Update
+from psys.cluster.transport import Advance
+from psys.ps.coordinator import Grant, Update
 from psys.ps.ledger import Lease
 from psys.ps.partition import partition
 from psys.ps.store import OptimizerConfig, ParameterStore
@@ -46,11 +46,11 @@ class Pairs:
         if all(pushes):
             leases = tuple(push.lease for push in pushes)
             updates = (Update(1, leases, (0.5, 0.5), (0, 0), 1.0, 1.0, 0.0),)
-        step = Advance(self.steps, updates, workers, ())
+        step = Advance(self.steps, updates, dict.fromkeys(workers, 0.0), ())
         self.waiting, self.steps = [], self.steps + 1
         def tell(done):
             for worker, answer in zip(workers, answers):
-                answer.set_result(Work(Lease(7, 0, worker, 0, 1)))
+                answer.set_result(Grant(Lease(7, 0, worker, 0, 1)))
         collect_all([shard.advance(step) for shard in self.shards]).add_done_callback(tell)
     def beat(self, worker):
         pass

@@ -48,7 +48,8 @@ if number:
     shard.finished.wait()
 else:
     schedule = ScheduleConfig(kind="constant", learning_rate=1.0)
-    coordinator = Coordinator(Ledger(1, steps, 1), make_policy("async", 0, 0), schedule, 1, workers, layout.slots)
+    ledger, policy = Ledger(1, steps, 1), make_policy("async", 0, 0)
+    coordinator = Coordinator(ledger, policy, plain, schedule, 1, workers, layout.slots)
     listener = listen("127.0.0.1", port)
     print(listener.getsockname()[1], flush=True)
     config = RunConfig(mode="async", epochs=1, heartbeat_timeout=200, servers=servers)

@@ -15,10 +15,10 @@ from psys.cluster.reception import Reception
 from psys.cluster.records import Stamped
 from psys.cluster.server import Server
 from psys.cluster.shard import Shard
-from psys.cluster.transport import Advance, Push, ShardControl, Work
+from psys.cluster.transport import Advance, Push, ShardControl
 from psys.errors import PsysError
 from psys.events import EventLog, read_events
-from psys.ps.coordinator import Coordinator
+from psys.ps.coordinator import Coordinator, Grant
 from psys.ps.ledger import Lease, Ledger, Proof
 from psys.ps.partition import partition
 from psys.ps.policy import Mode, make_policy
@@ -68,16 +68,17 @@ class Rig:
     def __init__(self, folder: Path, mode: Mode, prefetch: int = 0, servers: int = 1, afar: bool = False) -> None:
         config = RunConfig(mode=mode, epochs=EPOCHS, prefetch=prefetch, servers=servers)
         self.layout = Layout(partition(NUMEL, servers), 2, slots=1 + prefetch)
+        plain = OptimizerConfig(momentum=0, nesterov=False)
         self.coordinator = Coordinator(
             Ledger(EPOCHS, BATCHES_PER_EPOCH * 10, 10),
             make_policy(mode, 0, prefetch),
+            plain,
             ScheduleConfig(kind="constant", learning_rate=1.0),
             EPOCHS,
             awaited=2,
             slots=self.layout.slots,
         )
         self.lanes = [Lane(self.layout) for _ in range(2)]
-        plain = OptimizerConfig(momentum=0, nesterov=False)
         shards = [
             Shard(
                 number,
@@ -105,10 +106,10 @@ class Rig:
         for _ in self.lanes:
             self.server.admit(Knock(proof="", role="worker"))
 
-    def ask(self, worker: int, *holding: Lease) -> "Future[Work]":
+    def ask(self, worker: int, *holding: Lease) -> "Future[Grant]":
         return self.server.push_pull(f"worker{worker}", None, holding)
 
-    def push(self, worker: int, lease: Lease | None, *holding: Lease, norm: float = 1.0) -> "Future[Work]":
+    def push(self, worker: int, lease: Lease | None, *holding: Lease, norm: float = 1.0) -> "Future[Grant]":
         """A gradient that is 1 at its batch in every server's slice."""
         assert lease
         for span in self.layout.gradient(lease.slot):
@@ -130,7 +131,7 @@ class Rig:
         return [event for event in read_events(self.path) if event["event"] == kind]
 
 
-def lease_of(answer: "Future[Work]") -> Lease:
+def lease_of(answer: "Future[Grant]") -> Lease:
     assert answer.done()
     lease = answer.value().lease
     assert lease is not None
@@ -201,7 +202,7 @@ def test_a_worker_ahead_is_told_what_to_compute_next_while_it_computes(tmp_path:
     rig = Rig(tmp_path, "sync", prefetch=1)
     held = dict(enumerate(map(lease_of, [rig.ask(0), rig.ask(1)])))
     coming = {worker: rig.ask(worker, lease) for worker, lease in held.items()}
-    last: list[Future[Work]] = []
+    last: list[Future[Grant]] = []
     while held:
         for worker, lease in list(held.items()):
             following = coming[worker].wait().lease

@@ -85,6 +85,7 @@ class CoordinatorMachine(RuleBasedStateMachine):
         self.coordinator = Coordinator(
             ledger,
             make_policy(self.mode, self.staleness, self.prefetch),
+            plain,
             ScheduleConfig(kind=self.kind, learning_rate=1.0),
             EPOCHS,
             self.expected,
@@ -105,11 +106,10 @@ class CoordinatorMachine(RuleBasedStateMachine):
         self.updates += decision.updates
         self.standing.difference_update(lease for update in decision.updates for lease in update.leases)
         self.let_servers_follow(0)
-        leases = [lease for lease in decision.grants.values() if lease is not None]
-        if leases:  # an answer with parameters waits for all servers
+        if any(grant.lease for grant in decision.grants.values()):  # an answer with parameters waits for all servers
             self.let_servers_follow(1)
             self.begun = True
-        for name, lease in decision.grants.items():
+        for name, (lease, _, _) in decision.grants.items():
             worker = self.workers[name]
             assert worker.asking
             worker.asking, worker.answer = False, lease
@@ -342,6 +342,51 @@ def test_the_rate_of_each_update_follows_the_progress_of_the_run() -> None:
     rates = [update.learning_rate for update in machine.updates]
     done = [batch / BATCHES_PER_EPOCH for batch in range(BATCHES)]
     assert rates == [pytest.approx(0.5 * (1 + math.cos(math.pi * epochs / EPOCHS))) for epochs in done]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+@pytest.mark.parametrize(("mode", "prefetch"), [("sync", 0), ("sync", 1), ("async", 0), ("async", 1), ("ssp", 1)])
+def test_workers_in_step_are_as_late_as_their_grants_have_looked_ahead(mode: Mode, prefetch: int, workers: int) -> None:
+    """And the gradient that one has under way is looked at if, and only if, it will be an update of its own."""
+    rate, batches = 0.5, 60 * workers
+    optimizer = OptimizerConfig(momentum=0.9)
+    ahead = prefetch + (2 if mode == "ssp" else 0)
+    coordinator = Coordinator(
+        Ledger(1, batches, 1),
+        make_policy(mode, 2, prefetch),
+        optimizer,
+        ScheduleConfig(kind="constant", learning_rate=rate),
+        epochs=1,
+        awaited=workers,
+        slots=1 + ahead,
+    )
+    drifts: dict[Lease, float] = {}
+    reaches: list[float] = []
+    late: list[tuple[float, float]] = []  # what was looked ahead, what would have been right
+    held: dict[str, list[Lease]] = {f"worker{number}": [] for number in range(workers)}
+
+    def follow(decision: Decision) -> None:
+        for update in decision.updates:
+            for lease, staleness in zip(update.leases, update.staleness, strict=True):
+                late.append((drifts[lease], rate * optimizer.drift(staleness)))
+        for name, (lease, drift, reach) in decision.grants.items():
+            if lease is not None:
+                drifts[lease] = drift
+                held[name].append(lease)
+                reaches.append(reach)
+
+    for _ in range(1 + prefetch):
+        for name in held:
+            follow(coordinator.request(name, held[name]))
+    for _ in range(40):
+        for name, leases in held.items():
+            follow(coordinator.push(leases.pop(0))[1])
+            follow(coordinator.request(name, leases))
+    settled = late[3 * workers :]
+    assert len(settled) > 30 * workers
+    assert all(looked == pytest.approx(right) for looked, right in settled)
+    alone = prefetch and (mode == "async" or workers == 1)
+    assert set(reaches[-10:]) == {rate * optimizer.reach(workers) if alone else 0.0}
 
 
 @pytest.mark.parametrize(("mode", "share"), [("async", 0.5), ("sync", 1.0)])

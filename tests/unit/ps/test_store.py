@@ -2,7 +2,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -90,6 +90,48 @@ def test_one_flat_step_is_torch_on_separate_tensors(
         rule.step()
     expected = torch.cat([t.detach().flatten() for t in tensors])
     torch.testing.assert_close(store.snapshot().parameters, expected, atol=tolerance, rtol=tolerance)
+
+
+@given(momentum=st.sampled_from([0.0, 0.5, 0.9, 0.99]), nesterov=st.booleans(), updates=st.integers(0, 30))
+@settings(deadline=None)
+def test_looking_ahead_foretells_what_momentum_and_a_gradient_will_do(
+    momentum: float, nesterov: bool, updates: int
+) -> None:
+    rate, nothing = 0.05, torch.zeros(0)
+    config = OptimizerConfig(momentum=momentum, nesterov=nesterov and momentum > 0)
+
+    def moved(first: torch.Tensor, steps: int) -> torch.Tensor:
+        """After some updates, and `steps` more: one of the gradient `first`, the others of none."""
+        store = ParameterStore(draw(0, 40), 0, nothing, config)
+        for step in range(3):
+            store.apply([Contribution(draw(1 + step, 40), nothing, 1)], rate, 1.0)
+        foretold.append(store.ahead(slice(0, 40), rate * config.drift(steps), torch.empty(40)) if momentum else None)
+        for step in range(steps):
+            store.apply([Contribution(first.clone() if step == 0 else torch.zeros(40), nothing, 1)], rate, 1.0)
+        return store.snapshot().parameters
+
+    foretold: list[torch.Tensor | None] = []
+    drifted, reached = moved(torch.zeros(40), updates), moved(draw(9, 40), updates)
+    if momentum:
+        torch.testing.assert_close(foretold[0], drifted, atol=1e-5, rtol=1e-5)
+    if updates:
+        torch.testing.assert_close(drifted - rate * config.reach(updates) * draw(9, 40), reached, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "config", [*(OPTIMIZERS[kind] for kind in ("rmsprop", "adam")), OptimizerConfig(look_ahead=False)]
+)
+def test_others_than_sgd_and_whoever_says_so_do_not_look_ahead(config: OptimizerConfig) -> None:
+    assert (config.drift(5), config.reach(5)) == (0, 0)
+
+
+def test_a_part_ahead_is_that_part_of_the_whole_ahead() -> None:
+    store = ParameterStore(draw(0, 100), 50, torch.zeros(0), OptimizerConfig())
+    store.apply([Contribution(draw(1, 100), torch.zeros(0), 1)], 0.1, 1.0)
+    whole = store.ahead(slice(0, 100), 0.3, torch.empty(100))
+    parts = [store.ahead(slice(start, start + 25), 0.3, torch.empty(25)) for start in range(0, 100, 25)]
+    assert torch.equal(torch.cat(parts), whole)
+    assert not torch.equal(whole, store.snapshot().parameters)
 
 
 def test_a_snapshot_never_changes_and_is_shared_within_a_version() -> None:
