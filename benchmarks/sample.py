@@ -22,6 +22,8 @@ ARMS = {
     "ssp": ["--mode", "ssp"],
     "async": ["--mode", "async"],
     "async-prefetch": ["--mode", "async", "--prefetch", "1"],
+    "async-no-look-ahead": ["--mode", "async", "--no-optimizer.look-ahead"],
+    "async-prefetch-no-look-ahead": ["--mode", "async", "--prefetch", "1", "--no-optimizer.look-ahead"],
     "async-fp32": ["--mode", "async", "--precision", "fp32"],
     "async-wire-bf16": ["--mode", "async", "--wire", "bf16"],
     "async-wire-fp16": ["--mode", "async", "--wire", "fp16"],
