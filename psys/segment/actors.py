@@ -2,14 +2,17 @@
 
 import logging
 import os
+import signal
 import socket
 import tempfile
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar
 
 import cv2
@@ -120,6 +123,31 @@ def _join(ray: Any, address: str) -> int:
     return int(ray.cluster_resources().get("CPU", 0))
 
 
+@contextmanager
+def insisting_interrupt() -> Iterator[Callable[[], None]]:
+    """Yields what raises KeyboardInterrupt if a Ctrl-C came: one that comes while Ray works may be lost in there."""
+    came: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    def raise_if_interrupted() -> None:
+        if came:
+            raise KeyboardInterrupt
+
+    # A thread may not set handlers; another handler is somebody's own decision about Ctrl-C.
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield raise_if_interrupted
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield raise_if_interrupted
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 class _Job:
     """A shard and what has been prepared of it, by the row where each part begins."""
 
@@ -184,19 +212,21 @@ class Pool:
         No more shards are taken than the actors have room for. An image with which actors die again and again is a
         failure in the result. Raises RayError if actors cannot start.
         """
-        while True:
-            self._hand_out(shards)
-            heads = {actor.tasks[0][0]: actor for actor in self._actors if actor.tasks}
-            if self._actors and not heads:
-                return
-            ready = next(iter(self._ray.wait([*heads, *self._starting], timeout=SILENT_SECONDS)[0]), None)
-            if ready is None:
-                if not self._actors:  # a cluster that lost its nodes may get others
-                    self._tell("no actor: Ray is starting one, or waits for a node with a free CPU")
-            elif ready in self._starting:
-                self._welcome(ready)
-            elif job := self._take(heads[ready]):
-                yield job.name, Prepared.joined(job.parts)
+        with insisting_interrupt() as raise_if_interrupted:
+            while True:
+                raise_if_interrupted()
+                self._hand_out(shards)
+                heads = {actor.tasks[0][0]: actor for actor in self._actors if actor.tasks}
+                if self._actors and not heads:
+                    return
+                ready = next(iter(self._ray.wait([*heads, *self._starting], timeout=SILENT_SECONDS)[0]), None)
+                if ready is None:
+                    if not self._actors:  # a cluster that lost its nodes may get others
+                        self._tell("no actor: Ray is starting one, or waits for a node with a free CPU")
+                elif ready in self._starting:
+                    self._welcome(ready)
+                elif job := self._take(heads[ready]):
+                    yield job.name, Prepared.joined(job.parts)
 
     def _hand_out(self, shards: Iterator[tuple[Any, Shard]]) -> None:
         while self._actors:

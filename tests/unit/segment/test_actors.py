@@ -1,13 +1,16 @@
 """A pool whose cluster has no place for an actor, on a Ray made of nothing."""
 
+import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from psys.segment.actors import SILENT_SECONDS, Pool
+from psys.segment.actors import SILENT_SECONDS, Pool, insisting_interrupt
 from psys.segment.shard import Recipe, Shard, prepare_shard
 
 
@@ -58,3 +61,37 @@ def test_what_is_waited_for_is_said_and_then_it_goes_on(monkeypatch: pytest.Monk
 
     assert results["a"].rows.tolist() == [0, 1]
     assert said == ["no actor: Ray is starting one, or waits for a node with a free CPU"] * 2
+
+
+def test_a_ctrl_c_that_was_lost_on_its_way_is_raised_anew() -> None:
+    with insisting_interrupt() as raise_if_interrupted:
+        raise_if_interrupted()
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            raise_if_interrupted()
+
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_is_left_to_who_has_taken_it() -> None:
+    caught: list[int] = []
+    former = signal.signal(signal.SIGINT, lambda number, frame: caught.append(number))
+    try:
+        with insisting_interrupt() as raise_if_interrupted:
+            signal.raise_signal(signal.SIGINT)
+            raise_if_interrupted()
+    finally:
+        signal.signal(signal.SIGINT, former)
+
+    assert caught == [signal.SIGINT]
+
+
+def test_a_thread_that_may_not_catch_ctrl_c_prepares_all_the_same() -> None:
+    def enter() -> bool:
+        with insisting_interrupt() as raise_if_interrupted:
+            raise_if_interrupted()
+            return True
+
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(enter).result()
