@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,8 +13,6 @@ from psys.cluster.transport import Advance
 from psys.ps.codec import Fp32, Wire, gradient_codec, parameter_codec
 from psys.ps.coordinator import Update
 from psys.ps.store import Contribution, ParameterStore, Snapshot, StoreState
-
-_PIECE = 1 << 17  # elements
 
 
 class Shard:
@@ -56,9 +55,17 @@ class Shard:
     def advance(self, step: Advance) -> "Future[None]":
         with self._lock:
             assert step.number == self._next, f"step {step.number} came instead of {self._next}"
+            deliver = partial(self._deliver, self._by_drift(step.readers))
             for update in step.updates:
-                self._store.apply(self._contributions(update), update.learning_rate, update.statistics_share)
-            self._deliver(step.readers)
+                # Parameters leave while the last step has them in the cache.
+                stepped = deliver if update is step.updates[-1] else None
+                self._store.apply(self._contributions(update), update.learning_rate, update.statistics_share, stepped)
+            if not step.updates:
+                for piece in self._store.pieces():
+                    deliver(piece)
+            if self._index == 0:
+                for worker in step.readers:
+                    self._lane(worker).write(self.layout.statistics_in, self._store.statistics)
             for worker in step.released:
                 self._lanes.pop(worker, None)
             self._next += 1  # not of a step that failed: none may follow it
@@ -102,31 +109,27 @@ class Shard:
             statistics = lane[self.layout.statistics_out(lease.slot)].view(torch.float32)
             yield Contribution(gradient, statistics if self._index == 0 else statistics[:0], share)
 
-    def _deliver(self, readers: dict[str, float]) -> None:
-        start = self.layout.parameters[self._index].start
-        for drift in set(readers.values()):
-            lanes = [self._lane(worker) for worker, its in readers.items() if its == drift]
-            for offset, payload in self._payloads(drift):
-                span = slice(start + offset, start + offset + len(payload))
-                for lane in lanes:
-                    lane.write(span, payload)
-        if self._index == 0:
-            for worker in readers:
-                self._lane(worker).write(self.layout.statistics_in, self._store.statistics)
+    def _by_drift(self, readers: dict[str, float]) -> dict[float, list[RemoteLane]]:
+        return {
+            drift: [self._lane(worker) for worker, its in readers.items() if its == drift]
+            for drift in set(readers.values())
+        }
 
-    def _payloads(self, drift: float) -> Iterator[tuple[int, Tensor]]:
-        """The parameters, `drift` ahead, on their way: pieces of the payload with the byte that each begins at."""
-        values, numel = self._store.parameters, len(self._store.parameters)
-        if self._as_they_are and drift:
-            # In pieces that stay in a core's cache, and no second vector.
-            for start in range(0, numel, _PIECE):
-                part = slice(start, min(start + _PIECE, numel))
-                piece = self._store.ahead(part, drift, self._scratch[0][: part.stop - part.start])
-                yield 4 * start, piece.view(torch.uint8)
-        elif self._as_they_are:
-            yield 0, values.view(torch.uint8)
-        else:
-            if drift:
-                values = self._store.ahead(slice(0, numel), drift, self._scratch[0])
-            self._parameters.encode(values, self._payload)
-            yield 0, self._payload
+    def _deliver(self, lanes: dict[float, list[RemoteLane]], piece: slice) -> None:
+        """Put a piece of the parameters, so far ahead, into those lanes."""
+        start, numel = self.layout.parameters[self._index].start, len(self._store.parameters)
+        if not self._as_they_are:
+            if piece.stop < numel:  # a format may need to see all before it writes any
+                return
+            piece = slice(0, numel)
+        for drift in lanes:
+            # Contributions need the second scratch no more.
+            values = self._store.ahead(piece, drift, self._scratch[1][: piece.stop - piece.start])
+            if self._as_they_are:
+                payload = values.view(torch.uint8)
+            else:
+                self._parameters.encode(values, self._payload)
+                payload = self._payload
+            span = slice(start + 4 * piece.start, start + 4 * piece.start + len(payload))
+            for lane in lanes[drift]:
+                lane.write(span, payload)

@@ -1,7 +1,7 @@
 """One server's slice of the flat parameters with the optimizer on it: gradients in, immutable snapshots out."""
 
-from collections.abc import Iterable
-from itertools import pairwise
+from collections.abc import Callable, Iterable
+from itertools import groupby, pairwise
 from typing import Literal, NamedTuple, Self
 
 import torch
@@ -11,6 +11,8 @@ from torch.optim.rmsprop import rmsprop
 
 from psys.config import Config
 from psys.ps.partition import LINE
+
+_PIECE = 1 << 17  # elements
 
 
 class OptimizerConfig(Config):
@@ -154,19 +156,27 @@ class ParameterStore:
         self.statistics = statistics.detach().clone()
         self._optimizer = optimizer
         self._state = optimizer.state(len(parameters))
+        numel = len(parameters)
         # The line in which decay ends is rounded by itself: those after it are whole then, wherever the slice begins.
-        line_end = min(-(-decayed // LINE) * LINE, len(parameters))
-        parts = pairwise((0, decayed, line_end, len(parameters)))
-        decays = (optimizer.weight_decay, 0.0, 0.0)
-        self._parts = [(slice(*part), decay) for part, decay in zip(parts, decays, strict=True) if part[0] < part[1]]
+        line_end = min(-(-decayed // LINE) * LINE, numel)
+        bounds = pairwise(sorted({*range(0, numel, _PIECE), decayed, line_end, numel}))
+        parts = [(slice(*bound), optimizer.weight_decay if bound[0] < decayed else 0.0) for bound in bounds]
+        # By the piece that they are of.
+        self._parts = [list(each) for _, each in groupby(parts, key=lambda part: part[0].start // _PIECE)]
         self._snapshot: Snapshot | None = None
 
-    def apply(self, contributions: Iterable[Contribution], learning_rate: float, statistics_share: float) -> None:
+    def apply(
+        self,
+        contributions: Iterable[Contribution],
+        learning_rate: float,
+        statistics_share: float,
+        stepped: Callable[[slice], None] | None = None,
+    ) -> None:
         """One optimizer step with the mean gradient of the contributions (one or more), summed in the order given.
 
         The running statistics move towards the contributions' mean by `statistics_share`: 1 replaces them. Each
         contribution is used up before the next is drawn, and the sum is made in the first one's memory: big vectors
-        are neither copied nor kept.
+        are neither copied nor kept. `stepped` is called with each of `pieces` as soon as that has been stepped.
         """
         gradient: Tensor | None = None
         statistics = torch.zeros_like(self.statistics)
@@ -180,14 +190,23 @@ class ParameterStore:
                     gradient.mul_(contribution.share)
         assert gradient is not None
         self.statistics.lerp_(statistics, statistics_share)
-        for part, decay in self._parts:
-            state = {name: vector[part] for name, vector in self._state.items()}
-            self._optimizer.step(self.parameters[part], gradient[part], state, self.version, learning_rate, decay)
+        for piece, parts in zip(self.pieces(), self._parts, strict=True):
+            for part, decay in parts:
+                state = {name: vector[part] for name, vector in self._state.items()}
+                self._optimizer.step(self.parameters[part], gradient[part], state, self.version, learning_rate, decay)
+            if stepped:
+                stepped(piece)
         self.version += 1
         self._snapshot = None
 
+    def pieces(self) -> list[slice]:
+        """The slice in pieces that stay in a core's cache."""
+        return [slice(parts[0][0].start, parts[-1][0].stop) for parts in self._parts]
+
     def ahead(self, part: slice, drift: float, out: Tensor) -> Tensor:
-        """`out`, filled with a part of the parameters as they will be when momentum has carried them on by `drift`."""
+        """A part as it will be when momentum has carried it on by `drift`: `out`, filled, or a view if that is 0."""
+        if not drift:
+            return self.parameters[part]
         return torch.sub(self.parameters[part], self._state["momentum"][part], alpha=drift, out=out)
 
     def snapshot(self) -> Snapshot:

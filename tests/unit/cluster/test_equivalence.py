@@ -121,8 +121,6 @@ class Cluster:
         return Snapshot(parts[0].version, torch.cat([part.parameters for part in parts]), parts[0].statistics)
 
     def _ahead(self, drift: float) -> Tensor:
-        if not drift:
-            return self.snapshot().parameters
         whole = [(store, slice(0, len(store.parameters))) for store in self._stores]
         return torch.cat([store.ahead(part, drift, torch.empty(part.stop)) for store, part in whole])
 

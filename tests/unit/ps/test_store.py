@@ -53,6 +53,25 @@ def test_slices_on_several_servers_equal_the_whole_on_one(kind: str, shards: int
     assert torch.equal(whole.snapshot().parameters, torch.cat([part.snapshot().parameters for part in parts]))
 
 
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize("decayed", [0, 100, 256, 1001])
+def test_a_step_in_pieces_is_that_of_the_whole_and_each_is_told_when_it_is_done(
+    kind: str, decayed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = ParameterStore(draw(0, 1001), decayed, torch.zeros(0), OPTIMIZERS[kind])
+    monkeypatch.setattr("psys.ps.store._PIECE", 64)
+    pieces = ParameterStore(draw(0, 1001), decayed, torch.zeros(0), OPTIMIZERS[kind])
+    told: list[tuple[slice, torch.Tensor]] = []
+    for step in range(3):
+        told.clear()
+        contribution = Contribution(draw(step + 1, 1001), torch.zeros(0), 1)
+        whole.apply([contribution], 0.05, 1.0)
+        pieces.apply([contribution], 0.05, 1.0, lambda part: told.append((part, pieces.parameters[part].clone())))
+        assert [part.start for part, _ in told] == list(range(0, 1001, 64))
+        assert torch.equal(torch.cat([values for _, values in told]), whole.parameters)
+    assert torch.equal(pieces.parameters, whole.parameters)
+
+
 @pytest.mark.parametrize(
     ("kind", "implementation", "tolerance"),
     [
