@@ -55,7 +55,7 @@ class Shard:
     def advance(self, step: Advance) -> "Future[None]":
         with self._lock:
             assert step.number == self._next, f"step {step.number} came instead of {self._next}"
-            deliver = partial(self._deliver, self._by_drift(step.readers))
+            deliver = partial(self._deliver, step.readers)
             for update in step.updates:
                 # Parameters leave while the last step has them in the cache.
                 stepped = deliver if update is step.updates[-1] else None
@@ -109,20 +109,14 @@ class Shard:
             statistics = lane[self.layout.statistics_out(lease.slot)].view(torch.float32)
             yield Contribution(gradient, statistics if self._index == 0 else statistics[:0], share)
 
-    def _by_drift(self, readers: dict[str, float]) -> dict[float, list[RemoteLane]]:
-        return {
-            drift: [self._lane(worker) for worker, its in readers.items() if its == drift]
-            for drift in set(readers.values())
-        }
-
-    def _deliver(self, lanes: dict[float, list[RemoteLane]], piece: slice) -> None:
-        """Put a piece of the parameters, so far ahead, into those lanes."""
+    def _deliver(self, readers: dict[str, float], piece: slice) -> None:
+        """Put a piece of the parameters into the readers' lanes, for each as far ahead as it says."""
         start, numel = self.layout.parameters[self._index].start, len(self._store.parameters)
         if not self._as_they_are:
             if piece.stop < numel:  # a format may need to see all before it writes any
                 return
             piece = slice(0, numel)
-        for drift in lanes:
+        for drift in set(readers.values()):
             # Contributions need the second scratch no more.
             values = self._store.ahead(piece, drift, self._scratch[1][: piece.stop - piece.start])
             if self._as_they_are:
@@ -131,5 +125,6 @@ class Shard:
                 self._parameters.encode(values, self._payload)
                 payload = self._payload
             span = slice(start + 4 * piece.start, start + 4 * piece.start + len(payload))
-            for lane in lanes[drift]:
-                lane.write(span, payload)
+            for worker, its in readers.items():
+                if its == drift:
+                    self._lane(worker).write(span, payload)
