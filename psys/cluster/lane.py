@@ -19,6 +19,7 @@ from psys.ps.codec import Wire, gradient_codec, parameter_codec
 _NAME = "psys-lane"
 _TOKEN_BYTES = 16
 _ALIGNMENT = 4096  # the same on every host, whatever its pages
+_SMALL = 1 << 24  # bytes of a lane
 
 
 class LaneAddress(NamedTuple):
@@ -105,10 +106,10 @@ class RemoteLane(_Memory):
 
     def write(self, span: slice, payload: Tensor) -> None:
         """Put a contiguous CPU tensor's bytes at `span`."""
-        if self._file is None:
+        if self._file is None or len(self.memory) <= _SMALL:
             self.memory[span].copy_(payload.view(torch.uint8))
             return
-        # Not through the mapping: what a worker reads should not count as this process's memory as well.
+        # Slower, but what a worker reads does not count as this process's memory as well.
         rest, offset = payload.view(torch.uint8).numpy().data, span.start
         while rest:
             written = os.pwrite(self._file.fileno(), rest, offset)

@@ -19,6 +19,7 @@ from psys.ps.partition import partition
 from tests.support.processes import run
 
 SMALL = Layout(partition(100, 2), statistics=7, slots=2)
+LARGE = Layout(partition(3_000_000, 1), statistics=7, slots=1)  # 24 MB: written to in another way
 
 ANOTHER_PROCESS = """
 import sys, torch
@@ -65,11 +66,12 @@ def test_the_servers_parts_follow_one_another_so_that_a_model_can_live_in_them()
         assert spans[1].stop - spans[0].start == 400
 
 
-def test_another_process_reads_and_writes_a_lane(tmp_path: Path) -> None:
-    lane = Lane(SMALL)
+@pytest.mark.parametrize("layout", [SMALL, LARGE], ids=["small", "large"])
+def test_another_process_reads_and_writes_a_lane(layout: Layout, tmp_path: Path) -> None:
+    lane = Lane(layout)
     lane.memory[5000:5004] = torch.tensor([1, 2, 3, 4], dtype=torch.uint8)
     pid, fd, token = lane.address
-    done = run("-c", ANOTHER_PROCESS, str(pid), str(fd), token.hex(), str(SMALL.nbytes), cwd=tmp_path)
+    done = run("-c", ANOTHER_PROCESS, str(pid), str(fd), token.hex(), str(layout.nbytes), cwd=tmp_path)
     assert done.out == "[1, 2, 3, 4]\n", done.err
     assert lane.memory[6000:6003].tolist() == [7, 8, 9]
     assert lane[slice(7000, 7008)].view(torch.float32).tolist() == [1.5, -2.5]
