@@ -262,16 +262,17 @@ def test_sync_with_prefetch_is_sgd_whose_gradients_come_one_update_late(small_st
 
 def test_one_worker_that_prefetches_is_plain_training_for_it_looks_exactly_ahead(small_store: PreparedStore) -> None:
     """But for rounding: what is missing in the parameters it reads is its own gradient, and it knows that one."""
+    updates = 4  # few, for every one multiplies rounding: by 20 it is 4 % of the way on some processors
 
     def trained(**changes: object) -> Tensor:
         optimizer = OptimizerConfig(momentum=MOMENTUM, look_ahead=bool(changes.pop("look_ahead", True)))
         config = settings(mode="async", optimizer=optimizer, **changes)
-        return Cluster(config, small_store, workers=1).train(20).parameters
+        return Cluster(config, small_store, workers=1).train(updates).parameters
 
     before = FlatModel(fresh_module(settings())).parameters
     plain, exact, late = trained(), trained(prefetch=1), trained(prefetch=1, look_ahead=False)
-    assert (exact - plain).norm() < 0.02 * (plain - before).norm()
-    assert (late - plain).norm() > 0.2 * (plain - before).norm()
+    assert (exact - plain).norm() < 1e-3 * (plain - before).norm()
+    assert (late - plain).norm() > 0.1 * (plain - before).norm()
 
 
 @pytest.mark.parametrize(
