@@ -19,7 +19,7 @@ from psys.ps.codec import Wire, gradient_codec, parameter_codec
 _NAME = "psys-lane"
 _TOKEN_BYTES = 16
 _ALIGNMENT = 4096  # the same on every host, whatever its pages
-_SMALL = 1 << 24  # bytes of a lane
+_SMALL = 1 << 24  # bytes of a lane that may count as its servers' memory as well
 
 
 class LaneAddress(NamedTuple):
@@ -103,16 +103,24 @@ class RemoteLane(_Memory):
         # Pages of a copy that are never touched, those of other servers' parts, take no memory.
         mapped = mmap.mmap(self._file.fileno() if self._file else -1, nbytes)
         self.memory = torch.frombuffer(mapped, dtype=torch.uint8)
+        self._written_to = self._file if nbytes > _SMALL else None
+
+    def place(self, span: slice, spare: Tensor) -> Tensor:
+        """Where to make what is to be written at `span`: in the lane itself, or else in `spare`."""
+        return spare if self._written_to else self.memory[span]
 
     def write(self, span: slice, payload: Tensor) -> None:
-        """Put a contiguous CPU tensor's bytes at `span`."""
-        if self._file is None or len(self.memory) <= _SMALL:
-            self.memory[span].copy_(payload.view(torch.uint8))
+        """Put a contiguous CPU tensor's bytes at `span`, unless they were made there."""
+        payload = payload.view(torch.uint8)
+        if self._written_to is None:
+            place = self.memory[span]
+            if place.data_ptr() != payload.data_ptr():
+                place.copy_(payload)
             return
         # Slower, but what a worker reads does not count as this process's memory as well.
-        rest, offset = payload.view(torch.uint8).numpy().data, span.start
+        rest, offset = payload.numpy().data, span.start
         while rest:
-            written = os.pwrite(self._file.fileno(), rest, offset)
+            written = os.pwrite(self._written_to.fileno(), rest, offset)
             rest, offset = rest[written:], offset + written
 
 

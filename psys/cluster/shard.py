@@ -55,13 +55,15 @@ class Shard:
     def advance(self, step: Advance) -> "Future[None]":
         with self._lock:
             assert step.number == self._next, f"step {step.number} came instead of {self._next}"
-            deliver = partial(self._deliver, step.readers)
+            # Parameters that go as they are leave while the last step has them in the cache.
+            deliver = partial(self._deliver, step.readers) if self._as_they_are else None
             for update in step.updates:
-                # Parameters leave while the last step has them in the cache.
                 stepped = deliver if update is step.updates[-1] else None
                 self._store.apply(self._contributions(update), update.learning_rate, update.statistics_share, stepped)
-            if not step.updates:
-                for piece in self._store.pieces():
+            if deliver is None:
+                self._deliver_encoded(step.readers)
+            elif not step.updates:
+                for piece in self._store.pieces:
                     deliver(piece)
             if self._index == 0:
                 for worker in step.readers:
@@ -111,20 +113,18 @@ class Shard:
 
     def _deliver(self, readers: dict[str, float], piece: slice) -> None:
         """Put a piece of the parameters into the readers' lanes, for each as far ahead as it says."""
-        start, numel = self.layout.parameters[self._index].start, len(self._store.parameters)
-        if not self._as_they_are:
-            if piece.stop < numel:  # a format may need to see all before it writes any
-                return
-            piece = slice(0, numel)
+        start = self.layout.parameters[self._index].start
+        span = slice(start + 4 * piece.start, start + 4 * piece.stop)
+        spare = self._scratch[1][: piece.stop - piece.start].view(torch.uint8)  # contributions need it no more
+        for worker, drift in readers.items():
+            lane = self._lane(worker)
+            lane.write(span, self._store.ahead(piece, drift, lane.place(span, spare).view(torch.float32)))
+
+    def _deliver_encoded(self, readers: dict[str, float]) -> None:
+        """The same in a format that needs to see all parameters before it writes any."""
         for drift in set(readers.values()):
-            # Contributions need the second scratch no more.
-            values = self._store.ahead(piece, drift, self._scratch[1][: piece.stop - piece.start])
-            if self._as_they_are:
-                payload = values.view(torch.uint8)
-            else:
-                self._parameters.encode(values, self._payload)
-                payload = self._payload
-            span = slice(start + 4 * piece.start, start + 4 * piece.start + len(payload))
+            values = self._store.ahead(slice(None), drift, self._scratch[1])
+            self._parameters.encode(values, self._payload)
             for worker, its in readers.items():
                 if its == drift:
-                    self._lane(worker).write(span, payload)
+                    self._lane(worker).write(self.layout.parameters[self._index], self._payload)

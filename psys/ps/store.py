@@ -157,12 +157,14 @@ class ParameterStore:
         self._optimizer = optimizer
         self._state = optimizer.state(len(parameters))
         numel = len(parameters)
+        if not optimizer.weight_decay:
+            decayed = numel  # all are stepped alike
         # The line in which decay ends is rounded by itself: those after it are whole then, wherever the slice begins.
         line_end = min(-(-decayed // LINE) * LINE, numel)
         bounds = pairwise(sorted({*range(0, numel, _PIECE), decayed, line_end, numel}))
         parts = [(slice(*bound), optimizer.weight_decay if bound[0] < decayed else 0.0) for bound in bounds]
-        # By the piece that they are of.
         self._parts = [list(each) for _, each in groupby(parts, key=lambda part: part[0].start // _PIECE)]
+        self.pieces = [slice(of[0][0].start, of[-1][0].stop) for of in self._parts]  # that stay in a core's cache
         self._snapshot: Snapshot | None = None
 
     def apply(
@@ -178,19 +180,16 @@ class ParameterStore:
         contribution is used up before the next is drawn, and the sum is made in the first one's memory: big vectors
         are neither copied nor kept. `stepped` is called with each of `pieces` as soon as that has been stepped.
         """
-        gradient: Tensor | None = None
-        statistics = torch.zeros_like(self.statistics)
-        for contribution in contributions:
+        rest = iter(contributions)
+        gradient, its_statistics, share = next(rest)
+        if share != 1:
+            gradient.mul_(share)
+        statistics = its_statistics * share
+        for contribution in rest:
+            gradient.add_(contribution.gradient, alpha=contribution.share)
             statistics.add_(contribution.statistics, alpha=contribution.share)
-            if gradient is not None:
-                gradient.add_(contribution.gradient, alpha=contribution.share)
-            else:
-                gradient = contribution.gradient
-                if contribution.share != 1:
-                    gradient.mul_(contribution.share)
-        assert gradient is not None
         self.statistics.lerp_(statistics, statistics_share)
-        for piece, parts in zip(self.pieces(), self._parts, strict=True):
+        for piece, parts in zip(self.pieces, self._parts, strict=True):
             for part, decay in parts:
                 state = {name: vector[part] for name, vector in self._state.items()}
                 self._optimizer.step(self.parameters[part], gradient[part], state, self.version, learning_rate, decay)
@@ -198,10 +197,6 @@ class ParameterStore:
                 stepped(piece)
         self.version += 1
         self._snapshot = None
-
-    def pieces(self) -> list[slice]:
-        """The slice in pieces that stay in a core's cache."""
-        return [slice(parts[0][0].start, parts[-1][0].stop) for parts in self._parts]
 
     def ahead(self, part: slice, drift: float, out: Tensor) -> Tensor:
         """A part as it will be when momentum has carried it on by `drift`: `out`, filled, or a view if that is 0."""

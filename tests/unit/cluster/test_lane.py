@@ -30,6 +30,9 @@ assert lane.shared
 print(lane[slice(5000, 5004)].tolist())
 lane.memory[6000:6003] = torch.tensor([7, 8, 9], dtype=torch.uint8)
 lane.write(slice(7000, 7008), torch.tensor([1.5, -2.5]))
+place = lane.place(slice(8000, 8008), torch.empty(8, dtype=torch.uint8))
+place.view(torch.float32)[:] = torch.tensor([3.5, -4.5])
+lane.write(slice(8000, 8008), place)
 """
 
 
@@ -75,6 +78,7 @@ def test_another_process_reads_and_writes_a_lane(layout: Layout, tmp_path: Path)
     assert done.out == "[1, 2, 3, 4]\n", done.err
     assert lane.memory[6000:6003].tolist() == [7, 8, 9]
     assert lane[slice(7000, 7008)].view(torch.float32).tolist() == [1.5, -2.5]
+    assert lane[slice(8000, 8008)].view(torch.float32).tolist() == [3.5, -4.5]
 
 
 def test_a_chunk_is_a_view() -> None:
