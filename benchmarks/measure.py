@@ -84,8 +84,21 @@ class Running:
                 raise PsysError(f"{command}: {what}; last words: {said}")
             time.sleep(poll_seconds)
 
+    def pause(self) -> None:
+        """Take the processor from all of them, until `resume`."""
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.suspend()
+
+    def resume(self) -> None:
+        """Let them go on."""
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
+
     def stop(self) -> None:
         """Terminate the commands, and kill whatever is left of them and their descendants after a minute."""
+        self.resume()
         family = list(self.processes())
         for child in self._children:
             with contextlib.suppress(psutil.NoSuchProcess):

@@ -1,18 +1,21 @@
 """Images/s of a cluster on one machine, beside as many processes that do not communicate at all and beside torch's DDP.
 
-`python -m benchmarks.throughput [--models resnet44 ...] [--workers 2] [--rounds 5] [--arms alone sync ...]`. Every arm
-trains the same batches with the same augmentation, precision and optimizer, each process on its share of the cores;
-those of psys are launched as a user would. Rounds interleave the arms in rotating order, and shares are of the same
-round's `alone`. What counts happens in a window after a warm-up, in which all workers work: of each worker the images
-from its first update in the window to its last. Results go to benchmarks/throughput/<model>.json.
+`python -m benchmarks.throughput [--models resnet44 ...] [--workers 2] [--rounds 10] [--arms sync ...]`. All train the
+same batches with the same augmentation, precision and optimizer, each process on its share of the cores; those of psys
+are launched as a user would. All are started and warmed up, and then take turns of some seconds, while the others are
+stopped: what the machine's neighbours do meets all alike. In a turn the images of each worker count from its first
+update to its last, and shares are of the same round's `alone`. Results go to benchmarks/throughput/<model>.json.
 """
 
 import argparse
-import json
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +34,10 @@ PSYS = {  # flags of launch/ps.py
     "ssp": ["--mode", "ssp"],
     "async+prefetch": ["--mode", "async", "--prefetch", "1"],
 }
-EPOCHS = 5_000  # never reached: the run is interrupted after its window
+EPOCHS = 5_000  # never reached: the run is interrupted after its last turn
 VALIDATION_SHARE = 0.04  # leaves 1,920 images of the sample, 30 whole batches of 64: an even share for every worker
 START_SECONDS = 120.0  # the longest that an arm may take to start
+NEVER = 3600.0  # seconds after which one that is stopped would count as dead
 
 
 def main() -> None:
@@ -43,13 +47,14 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--precision", default="fp32")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=20.0, help="length of a window")
-    parser.add_argument("--warm-up", type=float, default=4.0, help="seconds before it")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--seconds", type=float, default=5.0, help="length of a turn")
+    parser.add_argument("--warm-up", type=float, default=4.0, help="seconds before the first")
     parser.add_argument("--store", type=Path, default=ROOT / "stores" / "sample", help="prepared from the sample")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "throughput")
     arguments = parser.parse_args()
     prepared_sample(arguments.store)
+    arms = ["alone", *(arm for arm in arguments.arms if arm != "alone")]
     for model in arguments.models:
         config = RunConfig(
             store=arguments.store.absolute(),
@@ -61,77 +66,105 @@ def main() -> None:
             epochs=EPOCHS,
             snapshot_epochs=EPOCHS,
             validation_share=VALIDATION_SHARE,
+            heartbeat_timeout=NEVER,
             schedule=ScheduleConfig(kind="constant", learning_rate=0.01),
         )
-        rounds = []
-        for number in range(arguments.rounds):
-            turn = number % len(arguments.arms)
-            results = {}
-            for arm in arguments.arms[turn:] + arguments.arms[:turn]:
-                results[arm] = measure(arm, config, arguments.warm_up, arguments.seconds)
-                print(f"{model}, round {number + 1}, {arm}: {json.dumps(results[arm])}", file=sys.stderr, flush=True)
-            rounds.append(results)
+        rounds = compare(arms, config, arguments.rounds, arguments.warm_up, arguments.seconds)
         settings = config.model_dump(mode="json", exclude={"store", "runs", "name", "mode"})
-        flags = {arm: PSYS[arm] for arm in arguments.arms if arm in PSYS}
+        flags = {arm: PSYS[arm] for arm in arms if arm in PSYS}
         write(arguments.out / f"{model}.json", {"settings": settings, "flags": flags, "rounds": rounds})
-        print("\n".join(report(model, arguments.arms, rounds)), flush=True)
+        print("\n".join(report(model, arms, rounds)), flush=True)
 
 
-def measure(arm: str, config: RunConfig, warm_up: float, seconds: float) -> dict[str, float]:
-    """Run one arm: images/s of all its workers together and, of psys, MB that its servers hold when the window ends."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        config = config.model_copy(update={"runs": folder})
-        write_yaml(config, folder / "config.yaml")
-        commands: list[list[object]]
-        if arm in PSYS:
-            commands = [["launch/ps.py", "--config", folder / "config.yaml", *PSYS[arm]]]
-        else:
-            assert config.workers is not None
-            baseline = ["-m", "benchmarks.baselines", arm, "--config", folder / "config.yaml"]
-            commands = [[*baseline, "--rank", rank] for rank in range(config.workers)]
+def compare(
+    arms: Sequence[str], config: RunConfig, rounds: int, warm_up: float, seconds: float
+) -> list[dict[str, dict[str, float]]]:
+    """By round and arm: images/s of all its workers together and, of psys, MB that its servers hold after the turn."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        started: dict[str, Running] = {}
+        for arm in arms:
+            started[arm] = stack.enter_context(start(arm, config, folder / arm))
+            started[arm].wait(partial(all_work, config, folder / arm), START_SECONDS)
+            turn(started[arm], warm_up)
+        memory: list[dict[str, float]] = []
+        for number in range(rounds):
+            memory.append({})
+            for arm, running in started.items():
+                turn(running, seconds)
+                if servers := list(running.named("psys-server")):
+                    memory[-1][arm] = sum(process.memory_info().rss for process in servers) / 1e6
+            print(f"{config.model}, round {number + 1} of {rounds}", file=sys.stderr, flush=True)
+        pause = (len(arms) - 1) * seconds
+        speeds = {arm: speed_by_turn(events_of(folder / arm), pause)[1:] for arm in arms}  # the first was the warm-up
+    if wrong := [arm for arm in arms if len(speeds[arm]) != rounds]:
+        raise PsysError(f"turns of {seconds:g} s are too short to tell them apart for {', '.join(wrong)}")
+    return [
+        {
+            arm: {
+                "images_per_second": speeds[arm][number],
+                **({"server_mb": memory[number][arm]} if arm in memory[number] else {}),
+            }
+            for arm in arms
+        }
+        for number in range(rounds)
+    ]
 
-        def events() -> list[dict[str, Any]]:
-            return [event for path in folder.glob("*/events.jsonl") for event in read_events(path)]
 
-        with Running(commands, folder / "log", OMP_NUM_THREADS=config.threads) as running:
-            running.wait(lambda: sum(event["event"] == "join" for event in events()) == config.workers, START_SECONDS)
-            end = time.monotonic() + warm_up + seconds
-            # Parsed only when the window must be almost over: reading takes time from who trains.
-            running.wait(
-                lambda: time.monotonic() > end and events()[-1]["seconds"] > opening(events(), warm_up) + seconds,
-                timeout_seconds=2 * (warm_up + seconds) + START_SECONDS,
-            )
-            servers = list(running.named("psys-server"))
-            resident = sum(process.memory_info().rss for process in servers)
-        result = {"images_per_second": images_per_second(events(), warm_up, seconds)}
-        return {**result, "server_mb": resident / 1e6} if servers else result
+def start(arm: str, config: RunConfig, folder: Path) -> Running:
+    """The arm's processes, with all that they write below `folder`."""
+    folder.mkdir()
+    write_yaml(config.model_copy(update={"runs": folder}), folder / "config.yaml")
+    commands: list[list[object]]
+    if arm in PSYS:
+        commands = [["launch/ps.py", "--config", folder / "config.yaml", *PSYS[arm]]]
+    else:
+        assert config.workers is not None
+        baseline = ["-m", "benchmarks.baselines", arm, "--config", folder / "config.yaml"]
+        commands = [[*baseline, "--rank", rank] for rank in range(config.workers)]
+    return Running(commands, folder / "log", OMP_NUM_THREADS=config.threads)
 
 
-def opening(events: Sequence[dict[str, Any]], warm_up: float) -> float:
-    """When the window opens, on the events' clock: `warm_up` seconds after the last worker has joined."""
-    return float(max(event["seconds"] for event in events if event["event"] == "join")) + warm_up
+def turn(running: Running, seconds: float) -> None:
+    """Let them work for so long."""
+    running.resume()
+    end = time.monotonic() + seconds
+    running.wait(lambda: time.monotonic() > end, timeout_seconds=2 * seconds)
+    running.pause()
 
 
-def images_per_second(events: Sequence[dict[str, Any]], warm_up: float, seconds: float) -> float:
-    """Sum over workers of images per second in the window.
+def events_of(folder: Path) -> list[dict[str, Any]]:
+    return [event for path in folder.glob("*/events.jsonl") for event in read_events(path)]
 
-    Raises PsysError if a worker left, a gradient was refused, or a worker updated less than twice in the window.
+
+def all_work(config: RunConfig, folder: Path) -> bool:
+    return [event["event"] for event in events_of(folder)].count("join") == config.workers
+
+
+def speed_by_turn(events: Sequence[dict[str, Any]], pause: float) -> list[float]:
+    """Images per second of all workers in each turn; before a turn nothing happens for `pause` seconds or more.
+
+    Raises PsysError if a worker left or a gradient was refused, or a worker updated less than twice in a turn.
     """
-    opens = opening(events, warm_up)
-    inside = [event for event in events if opens <= event.get("seconds", 0.0) <= opens + seconds]
-    stamps: dict[object, list[tuple[float, float]]] = {
-        event["worker"]: [] for event in events if event["event"] == "join"
-    }
-    for event in inside:
-        if event["event"] in ("leave", "refused"):
-            raise PsysError(f"not all workers worked through the window: {event}")
-        if event["event"] == "update":
-            for worker in event["workers"]:
-                stamps[worker].append((event["seconds"], event["images"] / len(event["workers"])))
-    if idle := [worker for worker, of in stamps.items() if len(of) < 2]:
-        raise PsysError(f"a window of {seconds:g} s is too short: less than two updates of {idle}")
-    return sum(sum(images for _, images in of[1:]) / (of[-1][0] - of[0][0]) for of in stamps.values())
+    if wrong := [event for event in events if event["event"] in ("leave", "refused")]:
+        raise PsysError(f"not all workers worked all the time: {wrong[0]}")
+    workers = [event["worker"] for event in events if event["event"] == "join"]
+    updates = sorted((event for event in events if event["event"] == "update"), key=itemgetter("seconds"))
+    turns = [updates[:1]]
+    for before, update in pairwise(updates):
+        if update["seconds"] - before["seconds"] > pause / 2:
+            turns.append([])
+        turns[-1].append(update)
+    return [sum(speed(turn, worker) for worker in workers) for turn in turns]
+
+
+def speed(turn: Sequence[dict[str, Any]], worker: object) -> float:
+    """Images per second of one worker, from its first update in a turn to its last."""
+    own = [update for update in turn if worker in update["workers"]]
+    if len(own) < 2:
+        raise PsysError(f"a turn is too short: less than two updates of {worker}")
+    images = sum(update["images"] / len(update["workers"]) for update in own[1:])
+    return float(images / (own[-1]["seconds"] - own[0]["seconds"]))
 
 
 def report(model: str, arms: Sequence[str], rounds: Sequence[dict[str, dict[str, float]]]) -> list[str]:
@@ -139,13 +172,13 @@ def report(model: str, arms: Sequence[str], rounds: Sequence[dict[str, dict[str,
 
     def cells(arm: str) -> list[str]:
         speeds = [results[arm]["images_per_second"] for results in rounds]
-        alone = [results["alone"]["images_per_second"] for results in rounds if "alone" in results]
-        shares = [speed / free for speed, free in zip(speeds, alone, strict=False)]
+        alone = [results["alone"]["images_per_second"] for results in rounds]
+        shares = [speed / free for speed, free in zip(speeds, alone, strict=True)]
         memory = [results[arm]["server_mb"] for results in rounds if "server_mb" in results[arm]]
         return [
             arm,
             median_spread(speeds),
-            median_spread(shares, digits=3) if shares else "",
+            median_spread(shares, digits=3),
             median_spread(memory, digits=0) if memory else "",
         ]
 
