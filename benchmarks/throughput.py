@@ -53,8 +53,10 @@ def main() -> None:
     parser.add_argument("--store", type=Path, default=ROOT / "stores" / "sample", help="prepared from the sample")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "throughput")
     arguments = parser.parse_args()
-    prepared_sample(arguments.store)
     arms = ["alone", *(arm for arm in arguments.arms if arm != "alone")]
+    if len(arms) == 1:
+        parser.error("--arms: name one to compare with alone")
+    prepared_sample(arguments.store)
     for model in arguments.models:
         config = RunConfig(
             store=arguments.store.absolute(),
