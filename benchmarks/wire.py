@@ -43,6 +43,7 @@ from psys.events import EventLog
 from psys.ps.coordinator import Coordinator
 from psys.ps.ledger import Ledger
 from psys.ps.policy import make_policy
+from psys.ps.schedule import ScheduleConfig
 from psys.ps.store import OptimizerConfig, ParameterStore
 
 RESULTS = Path(__file__).parent / "wire" / "wire.json"
@@ -139,7 +140,11 @@ def summary(series: dict[str, list[dict[str, Any]]]) -> list[str]:
 
 
 def _config(case: dict[str, Any]) -> RunConfig:
-    return RunConfig(mode="async", wire=case["wire"], servers=case["servers"], heartbeat_timeout=600.0)
+    # What comes is handed in as the gradient: the rate is low, that it may come back almost the same for ever.
+    schedule = ScheduleConfig(kind="constant", learning_rate=1e-12)
+    return RunConfig(
+        mode="async", wire=case["wire"], servers=case["servers"], heartbeat_timeout=600.0, schedule=schedule
+    )
 
 
 def _shard(number: int, case: dict[str, Any]) -> Shard:
@@ -147,7 +152,8 @@ def _shard(number: int, case: dict[str, Any]) -> Shard:
     layout = config.layout(case["numel"], 0)
     part = layout.slices[number]
     numel = part.stop - part.start
-    store = ParameterStore(torch.zeros(numel), numel, torch.zeros(0), OptimizerConfig())
+    parameters = torch.randn(numel, generator=torch.Generator().manual_seed(number))
+    store = ParameterStore(parameters, numel, torch.zeros(0), OptimizerConfig())
     return Shard(number, store, layout, config.wire, config.topk_share)
 
 
@@ -184,7 +190,6 @@ def _work(case: dict[str, Any], arguments: argparse.Namespace) -> None:
     session = Session("127.0.0.1", arguments.port, "")
     module = nn.Linear(case["numel"], 1, bias=False)
     laned = LanedModel(module, _config(case))
-    laned.model.gradient.normal_(generator=torch.Generator().manual_seed(session.admission.number))
     if case["apart"]:
         laned.lane.address = laned.lane.address._replace(token=bytes(len(laned.lane.address.token)))
     session.attach(laned.lane)
@@ -196,7 +201,8 @@ def _work(case: dict[str, Any], arguments: argparse.Namespace) -> None:
         assert lease is not None
         laned.send(lease.slot)
         lease = session.push_pull(Push(lease, 0.0, 0, 1, 1.0)).lease
-        laned.receive()
+        assert lease is not None
+        laned.receive(lease.slot)
 
     operations = {
         "copy": lambda: target.copy_(source),
@@ -209,7 +215,7 @@ def _work(case: dict[str, Any], arguments: argparse.Namespace) -> None:
         for name, operation in operations.items():
             operation()  # the others have emptied the caches
             for _ in range(_BLOCK):
-                laned.model.gradient.neg_()  # as a step would have written it
+                laned.models[0].gradient.neg_()  # as a step would have written it
                 start = time.perf_counter()
                 operation()
                 taken[name].append(time.perf_counter() - start)

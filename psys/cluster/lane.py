@@ -1,4 +1,4 @@
-"""A worker's lane: the memory through which its gradients go out and parameters come in.
+"""A worker's lane: the memory in which its gradients go out and parameters come in.
 
 It belongs to the worker and has no name on disk: a server on the same host opens it through /proc and reads and writes
 it in place, so nothing is left when either dies. A server elsewhere keeps a copy of its part, which the worker fills
@@ -19,7 +19,6 @@ from psys.ps.codec import Wire, gradient_codec, parameter_codec
 _NAME = "psys-lane"
 _TOKEN_BYTES = 16
 _ALIGNMENT = 4096  # the same on every host, whatever its pages
-_SMALL = 1 << 24  # bytes of a lane that may count as its servers' memory as well
 
 
 class LaneAddress(NamedTuple):
@@ -31,10 +30,11 @@ class LaneAddress(NamedTuple):
 
 
 class Layout:
-    """Where everything stands in a lane, in bytes: one copy of parameters and statistics, `slots` of gradients.
+    """Where everything stands in a lane, in bytes: `slots`, each with statistics and a vector.
 
-    `slices` are the servers' parts of the flat vector, whose payloads follow one another: of a format without
-    overhead they make one vector.
+    A slot holds what its lease reads, and then, in the same place, what it hands in: parameters become a gradient in the
+    worker's hands and the gradient parameters in the servers'. `slices` are the servers' parts of the flat vector,
+    whose payloads follow one another: of a format without overhead they make one vector.
     """
 
     def __init__(
@@ -43,19 +43,23 @@ class Layout:
         self.slices, self.slots = slices, slots
         self._end = _ALIGNMENT  # what comes first is the token
         numels = [part.stop - part.start for part in slices]
-        self.statistics_in = self._reserve([4 * statistics])[0]
-        self._statistics_out = [self._reserve([4 * statistics])[0] for _ in range(slots)]
-        self.parameters = self._reserve([parameter_codec(wire).nbytes(numel) for numel in numels])
-        gradient_bytes = [gradient_codec(wire, topk_share).nbytes(numel) for numel in numels]
-        self._gradients = [self._reserve(gradient_bytes) for _ in range(slots)]
+        self._parameter_bytes = [parameter_codec(wire).nbytes(numel) for numel in numels]
+        self._gradient_bytes = [gradient_codec(wire, topk_share).nbytes(numel) for numel in numels]
+        self._statistics = [self._reserve([4 * statistics])[0] for _ in range(slots)]
+        both = list(map(max, self._parameter_bytes, self._gradient_bytes))
+        self._vectors = [self._reserve(both) for _ in range(slots)]
         self.nbytes = self._end
+
+    def parameters(self, slot: int) -> list[slice]:
+        """Each server's part of the parameters in `slot`."""
+        return list(map(_first, self._vectors[slot], self._parameter_bytes))
 
     def gradient(self, slot: int) -> list[slice]:
         """Each server's part of the gradient in `slot`."""
-        return self._gradients[slot]
+        return list(map(_first, self._vectors[slot], self._gradient_bytes))
 
-    def statistics_out(self, slot: int) -> slice:
-        return self._statistics_out[slot]
+    def statistics(self, slot: int) -> slice:
+        return self._statistics[slot]
 
     def _reserve(self, sizes: list[int]) -> list[slice]:
         parts = []
@@ -64,6 +68,10 @@ class Layout:
             self._end += size
         self._end += -self._end % _ALIGNMENT
         return parts
+
+
+def _first(span: slice, nbytes: int) -> slice:
+    return slice(span.start, span.start + nbytes)
 
 
 class _Memory:
@@ -98,30 +106,13 @@ class RemoteLane(_Memory):
     """The server's side: `memory` is the worker's own where it can be seen (`shared`), else this server's copy."""
 
     def __init__(self, nbytes: int, address: LaneAddress | None) -> None:
-        self._file = _opened(address, nbytes) if address else None
-        self.shared = self._file is not None
+        file = _opened(address, nbytes) if address else None
+        self.shared = file is not None
         # Pages of a copy that are never touched, those of other servers' parts, take no memory.
-        mapped = mmap.mmap(self._file.fileno() if self._file else -1, nbytes)
+        mapped = mmap.mmap(file.fileno() if file else -1, nbytes)
         self.memory = torch.frombuffer(mapped, dtype=torch.uint8)
-        self._written_to = self._file if nbytes > _SMALL else None
-
-    def place(self, span: slice, spare: Tensor) -> Tensor:
-        """Where to make what is to be written at `span`: in the lane itself, or else in `spare`."""
-        return spare if self._written_to else self.memory[span]
-
-    def write(self, span: slice, payload: Tensor) -> None:
-        """Put a contiguous CPU tensor's bytes at `span`, unless they were made there."""
-        payload = payload.view(torch.uint8)
-        if self._written_to is None:
-            place = self.memory[span]
-            if place.data_ptr() != payload.data_ptr():
-                place.copy_(payload)
-            return
-        # Slower, but what a worker reads does not count as this process's memory as well.
-        rest, offset = payload.numpy().data, span.start
-        while rest:
-            written = os.pwrite(self._written_to.fileno(), rest, offset)
-            rest, offset = rest[written:], offset + written
+        if file:
+            file.close()
 
 
 def _opened(address: LaneAddress, nbytes: int) -> BinaryIO | None:

@@ -1,7 +1,9 @@
-"""A model's vectors in its worker's lane: gradients out, parameters in, in the run's wire format."""
+"""A model's vectors in its worker's lane: parameters in, gradients out, in the run's wire format."""
+
+import copy
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from psys.cluster.config import RunConfig
 from psys.cluster.lane import Lane
@@ -10,10 +12,10 @@ from psys.ps.codec import gradient_codec, parameter_codec
 
 
 class LanedModel:
-    """A FlatModel with the lane it is trained through.
+    """FlatModels with the lane they are trained through: `models` by the slot of the lease they compute.
 
-    Where the lane's bytes are what the model computes with (float32, on the CPU, one slot), the model lives in the
-    lane: a push and a pull copy nothing.
+    Where the lane's bytes are what a model computes with (float32, on the CPU), there is one in each slot, and its
+    gradient takes its parameters' place: a push and a pull copy nothing. Else it is one and the same.
     """
 
     def __init__(self, module: nn.Module, config: RunConfig) -> None:
@@ -24,32 +26,31 @@ class LanedModel:
         self._gradient_codecs = [gradient_codec(config.wire, config.topk_share) for _ in layout.slices]
         self._parameter_codec = parameter_codec(config.wire)
         device = next(module.parameters()).device
-        if config.wire == "fp32" and layout.slots == 1 and device.type == "cpu":
-            self.model = FlatModel(module, self._whole(layout.parameters), self._whole(layout.gradient(0)))
+        if config.wire == "fp32" and device.type == "cpu":
+            modules = [module, *(copy.deepcopy(module) for _ in range(1, layout.slots))]
+            vectors = [layout.parameters(slot) for slot in range(layout.slots)]
+            places = [self.lane[slice(spans[0].start, spans[-1].stop)].view(torch.float32) for spans in vectors]
+            self.models = list(map(FlatModel, modules, places))
         else:
-            self.model = FlatModel(module)
+            self.models = [FlatModel(module)] * layout.slots
+        # Between device and lane, and for what has to be decoded.
         pinned = device.type == "cuda"
-        # Between device and lane; on the CPU the gradient itself, and a buffer that is not touched in float32.
-        self._outgoing = torch.empty(parameters, pin_memory=True) if pinned else self.model.gradient
+        self._outgoing = torch.empty(parameters, pin_memory=True) if pinned else None
         self._incoming = torch.empty(parameters, pin_memory=pinned)
 
     def send(self, slot: int) -> None:
-        """Put the model's gradient and statistics into `slot`."""
-        lane, layout, model = self.lane, self.lane.layout, self.model
-        if self._outgoing is not model.gradient:
-            self._outgoing.copy_(model.gradient)
+        """Put the gradient and the statistics of the model in `slot` where servers find them."""
+        lane, layout, model = self.lane, self.lane.layout, self.models[slot]
+        outgoing = model.gradient if self._outgoing is None else self._outgoing.copy_(model.gradient)
         for codec, part, span in zip(self._gradient_codecs, layout.slices, layout.gradient(slot), strict=True):
-            codec.encode(self._outgoing[part], lane[span])
-        lane[layout.statistics_out(slot)].view(torch.float32).copy_(model.statistics)
+            codec.encode(outgoing[part], lane[span])
+        lane[layout.statistics(slot)].view(torch.float32).copy_(model.statistics)
 
-    def receive(self) -> None:
-        """Take the parameters and statistics that stand in the lane."""
-        lane, layout, model = self.lane, self.lane.layout, self.model
-        for part, span in zip(layout.slices, layout.parameters, strict=True):
+    def receive(self, slot: int) -> None:
+        """Give the model in `slot` the parameters and statistics that servers have put there."""
+        lane, layout, model = self.lane, self.lane.layout, self.models[slot]
+        for part, span in zip(layout.slices, layout.parameters(slot), strict=True):
             values, place = self._parameter_codec.decode(lane[span], self._incoming[part]), model.parameters[part]
             if values.data_ptr() != place.data_ptr():
                 place.copy_(values, non_blocking=True)
-        model.statistics.copy_(lane[layout.statistics_in].view(torch.float32))
-
-    def _whole(self, spans: list[slice]) -> Tensor:
-        return self.lane[slice(spans[0].start, spans[-1].stop)].view(torch.float32)
+        model.statistics.copy_(lane[layout.statistics(slot)].view(torch.float32))

@@ -8,6 +8,7 @@ from torch.futures import Future
 from psys.cluster.transport import Push
 from psys.errors import LostServerError
 from psys.ps.coordinator import Grant, Update
+from psys.ps.ledger import Lease
 from psys.ps.store import Snapshot
 
 T = TypeVar("T")
@@ -36,6 +37,13 @@ class Reached(NamedTuple):
     version: int
     epochs: float
     seconds: float
+
+
+class Request(NamedTuple):
+    """A worker waits for an answer, beside the leases that it is still holding."""
+
+    answer: "Future[Grant]"
+    holding: tuple[Lease, ...]
 
 
 class Answer(NamedTuple):

@@ -17,8 +17,8 @@ from psys.cluster.config import RunConfig
 from psys.cluster.door import Admission, Knock
 from psys.cluster.progress import Status
 from psys.cluster.reception import Reception
-from psys.cluster.records import Answer, Made, Reached, Stamped, lost, waited
-from psys.cluster.transport import Advance, Push, ShardControl
+from psys.cluster.records import Answer, Made, Reached, Request, Stamped, lost, waited
+from psys.cluster.transport import Advance, Push, Reader, ShardControl
 from psys.errors import PsysError
 from psys.events import EventLog
 from psys.ps.coordinator import Coordinator, Decision, Grant
@@ -57,7 +57,7 @@ class Server:
         self._coordinator, self._events, self._save, self._checkpoints = coordinator, events, save, checkpoints
         self._membership = Membership(config.heartbeat_timeout)
         self._lock = threading.Condition()
-        self._waiting: dict[str, Future[Grant]] = {}
+        self._waiting: dict[str, Request] = {}
         self._answers: list[Answer] = []
         self._steps = 0
         self._gone: set[str] = set()  # workers whose lanes are to be released
@@ -95,7 +95,8 @@ class Server:
         with self._guarded():
             now = time.monotonic()
             if self._membership.state(worker) is State.DEAD and worker in self._waiting:
-                self._enlist(worker, (), now, Decision([], {}))  # it was taken for dead while it waited for an answer
+                # It was taken for dead while it waited for an answer.
+                self._enlist(worker, self._waiting[worker].holding, now, Decision([], {}))
             else:
                 self._follow(self._membership.heard(worker, now))
         self._send_answers()
@@ -131,7 +132,7 @@ class Server:
             now = time.monotonic()
             self._first_call = self._first_call or now
             taken = self._take(push) if push else Decision([], {})
-            self._waiting[worker] = answer
+            self._waiting[worker] = Request(answer, holding)
             self._enlist(worker, holding, now, taken)
         self._send_answers()
         return answer
@@ -299,10 +300,12 @@ class Server:
         if decision.grants:
             self._first_lease = self._first_lease or time.monotonic()
         for worker, grant in decision.grants.items():
-            self._answers.append(Answer(self._waiting.pop(worker), grant, done))
+            self._answers.append(Answer(self._waiting.pop(worker).answer, grant, done))
 
     def _advance(self, decision: Decision) -> "list[Future[None]]":
-        readers = {worker: grant.drift for worker, grant in decision.grants.items() if grant.lease}
+        readers = {
+            worker: Reader(grant.lease.slot, grant.drift) for worker, grant in decision.grants.items() if grant.lease
+        }
         # A gradient is needed until an update of this step has it: those of the next step are decided already.
         applied = {lease for update in decision.updates for lease in update.leases}
         released = tuple(self._gone - {lease.worker for lease in self._accepted.keys() - applied})

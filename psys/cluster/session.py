@@ -52,7 +52,7 @@ class Session:
             self._recover(error)
 
     def push_pull(self, push: Push | None, holding: tuple[Lease, ...] = ()) -> Grant:
-        """Hand in the gradient in the lease's slot and wait for work; its parameters then stand in the lane.
+        """Hand in the gradient in the lease's slot and wait for work; its parameters then stand in its slot.
 
         Repeated, naming the same lease, until it is answered: nothing is applied twice. Raises RestartedError.
         """

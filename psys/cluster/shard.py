@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.futures import Future
 
 from psys.cluster.lane import LaneAddress, Layout, RemoteLane
-from psys.cluster.transport import Advance
+from psys.cluster.transport import Advance, Reader
 from psys.ps.codec import Fp32, Wire, gradient_codec, parameter_codec
 from psys.ps.coordinator import Update
 from psys.ps.store import Contribution, ParameterStore, Snapshot, StoreState
@@ -29,10 +29,6 @@ class Shard:
         self._next = 0
         self.finished = threading.Event()
         self._scratch = [torch.empty_like(store.parameters) for _ in range(2)]  # takes no memory until it is written
-        # A format that sends parameters as they are sends them from where they are.
-        self._as_they_are = isinstance(self._parameters, Fp32)
-        span = layout.parameters[index]
-        self._payload = torch.empty(0 if self._as_they_are else span.stop - span.start, dtype=torch.uint8)
 
     def attach(self, worker: str, address: LaneAddress, nbytes: int) -> bool:
         if nbytes != self.layout.nbytes:
@@ -55,19 +51,24 @@ class Shard:
     def advance(self, step: Advance) -> "Future[None]":
         with self._lock:
             assert step.number == self._next, f"step {step.number} came instead of {self._next}"
-            # Parameters that go as they are leave while the last step has them in the cache.
-            deliver = partial(self._deliver, step.readers) if self._as_they_are else None
+            places = [
+                (self._lane(worker)[self.layout.parameters(slot)[self._index]], drift)
+                for worker, (slot, drift) in step.readers.items()
+            ]
+            # Parameters that go as they are leave while the last step has them in the cache, and often the gradient
+            # whose place they take.
+            deliver = partial(self._deliver, places) if isinstance(self._parameters, Fp32) else None
             for update in step.updates:
                 stepped = deliver if update is step.updates[-1] else None
                 self._store.apply(self._contributions(update), update.learning_rate, update.statistics_share, stepped)
             if deliver is None:
-                self._deliver_encoded(step.readers)
+                self._deliver_encoded(places)
             elif not step.updates:
                 for piece in self._store.pieces:
                     deliver(piece)
             if self._index == 0:
-                for worker in step.readers:
-                    self._lane(worker).write(self.layout.statistics_in, self._store.statistics)
+                for worker, (slot, _) in step.readers.items():
+                    self._lane(worker)[self.layout.statistics(slot)].view(torch.float32).copy_(self._store.statistics)
             for worker in step.released:
                 self._lanes.pop(worker, None)
             self._next += 1  # not of a step that failed: none may follow it
@@ -108,23 +109,21 @@ class Shard:
             payload = lane[self.layout.gradient(lease.slot)[self._index]]
             # The first is where the sum is made, the others are used up one by one.
             gradient = self._gradients.decode(payload, self._scratch[min(position, 1)])
-            statistics = lane[self.layout.statistics_out(lease.slot)].view(torch.float32)
+            statistics = lane[self.layout.statistics(lease.slot)].view(torch.float32)
             yield Contribution(gradient, statistics if self._index == 0 else statistics[:0], share)
 
-    def _deliver(self, readers: dict[str, float], piece: slice) -> None:
-        """Put a piece of the parameters into the readers' lanes, for each as far ahead as it says."""
-        start = self.layout.parameters[self._index].start
-        span = slice(start + 4 * piece.start, start + 4 * piece.stop)
-        spare = self._scratch[1][: piece.stop - piece.start].view(torch.uint8)  # contributions need it no more
-        for worker, drift in readers.items():
-            lane = self._lane(worker)
-            lane.write(span, self._store.ahead(piece, drift, lane.place(span, spare).view(torch.float32)))
+    def _deliver(self, places: list[tuple[Tensor, float]], piece: slice) -> None:
+        """Put a piece of the parameters into its place in each reader's lane, as far ahead as it says there."""
+        for payload, drift in places:
+            place = payload.view(torch.float32)[piece]
+            values = self._store.ahead(piece, drift, place)
+            if values is not place:
+                place.copy_(values)
 
-    def _deliver_encoded(self, readers: dict[str, float]) -> None:
+    def _deliver_encoded(self, places: list[tuple[Tensor, float]]) -> None:
         """The same in a format that needs to see all parameters before it writes any."""
-        for drift in set(readers.values()):
-            values = self._store.ahead(slice(None), drift, self._scratch[1])
-            self._parameters.encode(values, self._payload)
-            for worker, its in readers.items():
-                if its == drift:
-                    self._lane(worker).write(self.layout.parameters[self._index], self._payload)
+        for drift in {drift for _, drift in places}:
+            first, *others = [payload for payload, its in places if its == drift]
+            self._parameters.encode(self._store.ahead(slice(None), drift, self._scratch[1]), first)
+            for payload in others:
+                payload.copy_(first)

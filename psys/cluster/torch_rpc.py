@@ -115,20 +115,20 @@ class Client:
         self._apart = [number for number, call in enumerate(calls) if not call.wait()]
 
     def push_pull(self, push: Push | None, holding: tuple[Lease, ...] = ()) -> Grant:
-        """Hand in the gradient in the lease's slot and wait for work; its parameters then stand in the lane."""
+        """Hand in the gradient in the lease's slot and wait for work; its parameters then stand in its slot."""
         if push is not None:
             self._put(push.lease.slot)
         arguments = (self._name, push, holding)
         grant = cast(Grant, rpc.rpc_sync(self._servers[0], _push_pull, args=arguments, timeout=self._timeout))
         if grant.lease is not None:
-            self._get()
+            self._get(grant.lease.slot)
         return grant
 
     def _put(self, slot: int) -> None:
         assert self._lane is not None
         layout, window = self._lane.layout, _Window()
         for number in self._apart:
-            spans = [layout.gradient(slot)[number], *([layout.statistics_out(slot)] if number == 0 else [])]
+            spans = [layout.gradient(slot)[number], *([layout.statistics(slot)] if number == 0 else [])]
             for start, stop in _chunks(spans):
                 chunk = self._lane.chunk(start, stop)
                 arguments = (self._name, start, chunk)
@@ -136,11 +136,11 @@ class Client:
                 window.add(call, None)
         window.drain()
 
-    def _get(self) -> None:
+    def _get(self, slot: int) -> None:
         assert self._lane is not None
         layout, window = self._lane.layout, _Window()
         for number in self._apart:
-            spans = [layout.parameters[number], *([layout.statistics_in] if number == 0 else [])]
+            spans = [layout.parameters(slot)[number], *([layout.statistics(slot)] if number == 0 else [])]
             for start, stop in _chunks(spans):
                 arguments = (self._name, start, stop - start)
                 call = rpc.rpc_async(self._servers[number], _get, args=arguments, timeout=self._timeout)

@@ -21,12 +21,19 @@ class Push(NamedTuple):
     gradient_norm: float  # Euclidean
 
 
+class Reader(NamedTuple):
+    """Where in a worker's lane parameters go, and how far ahead of the version made last (see Grant.drift)."""
+
+    slot: int
+    drift: float
+
+
 class Advance(NamedTuple):
     """What every server does next; all do the same in the same order, so a version is the same on all of them."""
 
     number: int  # 0, 1, 2 ...
     updates: tuple[Update, ...]
-    readers: dict[str, float]  # workers into whose lanes the parameters go afterwards, and how far ahead (Grant.drift)
+    readers: dict[str, Reader]  # by worker: into their lanes the parameters go afterwards
     released: tuple[str, ...]  # workers whose lanes are not used any more
 
 

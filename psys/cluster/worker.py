@@ -28,15 +28,16 @@ from psys.ps.ledger import Lease
 class BatchGradient:
     """Computes the gradient of any batch of the run, which depends on batch and parameters, not on who computes it."""
 
-    def __init__(self, config: RunConfig, store: PreparedStore, model: FlatModel) -> None:
-        device = model.parameters.device
+    def __init__(self, config: RunConfig, store: PreparedStore, *models: FlatModel) -> None:
+        device = models[0].parameters.device
         self.batches = Batches(config, store, device)
         self.samples = self.batches.samples
-        self._step = GradientStep(model, choose_precision(config.precision, device), config.label_smoothing)
+        precision = choose_precision(config.precision, device)
+        self._steps = {model: GradientStep(model, precision, config.label_smoothing) for model in models}
 
-    def __call__(self, batch: int) -> StepResult:
+    def __call__(self, batch: int, model: FlatModel) -> StepResult:
         """Leave the batch's gradient at the model's parameters in the model's gradient, and its statistics there."""
-        return self._step(*self.batches[batch])
+        return self._steps[model](*self.batches[batch])
 
 
 class Leaving(BaseException):
@@ -60,7 +61,7 @@ def work(host: str, port: int, threads: int, token: str, store_path: Path | None
             raise PsysError(f"the store at {store.path} is not the server's: copy that one, or name it with --store")
         device = choose_device(int(os.environ.get("LOCAL_RANK", admission.number)))
         laned = LanedModel(build(config.model, len(store.classes)).to(device), config)
-        compute = BatchGradient(config, store, laned.model)
+        compute = BatchGradient(config, store, *laned.models)
         steps = _Steps(session, laned, compute)
         session.attach(laned.lane)
         run = _run_ahead if config.prefetch else _run
@@ -101,12 +102,13 @@ class _Steps:
 
     def __call__(self, lease: Lease) -> Push:
         """Leave the gradient of the batch in the lease's slot."""
-        result = self._compute(lease.batch)
+        model = self._laned.models[lease.slot]
+        result = self._compute(lease.batch, model)
         admission = self._session.admission
         for fault in admission.faults.at(admission.number, self._step):
             self._session.tell(fault.model_dump(mode="json", exclude={"worker"}))
             if fault.kind == "nan":
-                self._laned.model.gradient[0] = math.nan
+                model.gradient[0] = math.nan
                 result = result._replace(gradient_norm=math.nan)
             elif fault.kind == "drop_reply":
                 self._session.drop_next_reply()
@@ -120,7 +122,7 @@ class _Steps:
 def _run(session: Session, laned: LanedModel, compute: _Steps) -> None:
     lease = session.push_pull(None).lease
     while lease is not None:
-        laned.receive()
+        laned.receive(lease.slot)
         lease = session.push_pull(compute(lease)).lease
 
 
@@ -135,18 +137,18 @@ def _run_ahead(session: Session, laned: LanedModel, compute: _Steps) -> None:
     with ThreadPoolExecutor(1, "courier") as courier:
         lease = session.push_pull(None).lease
         while lease is not None:
-            laned.receive()
+            laned.receive(lease.slot)
             coming = courier.submit(fetch, None, lease)
             while True:
                 push = compute(lease)
                 following = coming.result()
                 if following.lease is None:
                     break
-                # What has come stands in the lane until the next request: it must be taken out before that.
-                laned.receive()
+                laned.receive(following.lease.slot)
                 if math.isfinite(push.gradient_norm):
                     # Nobody else knows yet what this gradient will change.
-                    laned.model.parameters.sub_(laned.model.gradient, alpha=following.reach)
+                    gradient = laned.models[lease.slot].gradient
+                    laned.models[following.lease.slot].parameters.sub_(gradient, alpha=following.reach)
                 lease = following.lease
                 coming = courier.submit(fetch, push, lease)
             # Nothing to have ahead: the run ends, or the last batches are with others and may come back.

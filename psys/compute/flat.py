@@ -13,18 +13,18 @@ class FlatModel:
     buffer (batch norm's running mean and variance). The module's tensors alias these vectors from here on; `leaves` are
     its parameters in the vectors' order and `slopes` their gradients.
 
-    `parameters` and `gradient` are memory to live in, shared with another process say, on the module's device; the
-    module's values are copied there.
+    `memory`: (n,) to live in, shared with another process say, on the module's device: there parameters and gradient
+    take turns, the one written over the other. The module's values are copied to it.
     """
 
-    def __init__(self, module: nn.Module, parameters: Tensor | None = None, gradient: Tensor | None = None) -> None:
+    def __init__(self, module: nn.Module, memory: Tensor | None = None) -> None:
         self.module = module
         self.leaves = sorted(module.parameters(), key=lambda p: p.dim() < 2)
         sizes = [p.numel() for p in self.leaves]
         device = self.leaves[0].device
         self.decayed = sum(p.numel() for p in self.leaves if p.dim() >= 2)
-        self.parameters = torch.empty(sum(sizes), device=device) if parameters is None else parameters
-        self.gradient = torch.zeros_like(self.parameters) if gradient is None else gradient
+        self.parameters = torch.empty(sum(sizes), device=device) if memory is None else memory
+        self.gradient = torch.zeros_like(self.parameters) if memory is None else memory
         shapes = [p.shape for p in self.leaves]
         self.slopes = [_shaped(*pair) for pair in zip(self.gradient.split(sizes), shapes, strict=True)]
         for leaf, value, slope in zip(self.leaves, self.parameters.split(sizes), self.slopes, strict=True):

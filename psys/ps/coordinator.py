@@ -44,8 +44,9 @@ class Coordinator:
 
     Nobody starts before `awaited` workers have joined, so that a synchronous run is the same each time. A worker asks
     for one lease at a time, and is answered in a later Decision if not in the one its request caused. Each worker has
-    `slots` places for gradients: a slot is leased again only when what stood in it is applied or given up. A run that
-    is resumed goes on at `version`, with its ledger.
+    `slots` places, each for what a lease reads and then for its gradient: a slot is leased again only when its gradient
+    is applied or given up, and the worker holds no lease of it. A run that is resumed goes on at `version`, with its
+    ledger.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Coordinator:
         self._policy, self._optimizer, self._schedule, self._epochs = policy, optimizer, schedule, epochs
         self._awaited, self._slots = awaited, range(slots)
         self._stopping = False
-        self._waiting: dict[str, None] = {}  # in order of asking
+        self._waiting: dict[str, set[int]] = {}  # in order of asking: slots of the leases that each holds
         self._members: set[str] = set()
         self._pushed: set[Lease] = set()
 
@@ -80,13 +81,14 @@ class Coordinator:
     def request(self, worker: str, holding: Collection[Lease] = ()) -> Decision:
         """`worker` (joining if unknown) wants a batch, beside those it holds and has not pushed.
 
-        A lease it has and does not name was lost on the way to it: that batch is due again.
+        A lease it has and does not name was lost on the way to it: that batch is due again. One that it names and does
+        not have, for it was taken for dead meanwhile, it may still be computing.
         """
         self._join(worker)
         if unheard := [lease for lease in self.ledger.outstanding(worker) if lease not in holding]:
             self.ledger.take_back(unheard)
             self._forget(worker, unheard)
-        self._waiting[worker] = None
+        self._waiting[worker] = {lease.slot for lease in holding}
         return self._decide()
 
     def push(self, lease: Lease, finite: bool = True) -> tuple[Receipt, Decision]:
@@ -146,7 +148,7 @@ class Coordinator:
             grants[worker] = Grant(None)
         else:
             taken = {lease.slot for lease in (*held, *self._pushed) if lease.worker == worker}
-            free = [slot for slot in self._slots if slot not in taken]
+            free = [slot for slot in self._slots if slot not in taken | self._waiting[worker]]
             if self._awaited or self.ledger.exhausted or not free or not self._policy.admits(worker):
                 return
             lease = self.ledger.lease(worker, self.version, free[0])

@@ -20,7 +20,7 @@ from psys.cluster.door import Door, knock
 from psys.cluster.lane import Layout
 from psys.cluster.reception import Reception
 from psys.cluster.shard import Shard
-from psys.cluster.transport import Advance
+from psys.cluster.transport import Advance, Reader
 from psys.ps.coordinator import Grant, Update
 from psys.ps.ledger import Lease
 from psys.ps.partition import partition
@@ -46,7 +46,7 @@ class Pairs:
         if all(pushes):
             leases = tuple(push.lease for push in pushes)
             updates = (Update(1, leases, (0.5, 0.5), (0, 0), 1.0, 1.0, 0.0),)
-        step = Advance(self.steps, updates, dict.fromkeys(workers, 0.0), ())
+        step = Advance(self.steps, updates, dict.fromkeys(workers, Reader(1, 0.0)), ())
         self.waiting, self.steps = [], self.steps + 1
         def tell(done):
             for worker, answer in zip(workers, answers):
@@ -123,15 +123,15 @@ except RuntimeError as error:
     client.attach(lane)
     work = client.push_pull(None)
 assert work.lease.batch == 7
-assert torch.equal(whole(lane.layout.parameters), torch.arange(3_000_001.0))
-assert torch.equal(lane[lane.layout.statistics_in].view(torch.float32), torch.arange(5.0))
+assert torch.equal(whole(lane.layout.parameters(work.lease.slot)), torch.arange(3_000_001.0))
+assert torch.equal(lane[lane.layout.statistics(work.lease.slot)].view(torch.float32), torch.arange(5.0))
 print("answered", flush=True)
 if "train" in sys.argv:
     whole(lane.layout.gradient(work.lease.slot)).copy_(torch.arange(3_000_001.0) % 100)
-    lane[lane.layout.statistics_out(work.lease.slot)].view(torch.float32).fill_(3)
+    lane[lane.layout.statistics(work.lease.slot)].view(torch.float32).fill_(3)
     assert client.push_pull(Push(work.lease, 0.0, 0, 1, 1.0)).lease is not None
-    assert torch.equal(whole(lane.layout.parameters), torch.arange(3_000_001.0) - torch.arange(3_000_001.0) % 100)
-    assert lane[lane.layout.statistics_in].view(torch.float32).tolist() == [3] * 5
+    assert torch.equal(whole(lane.layout.parameters(work.lease.slot)), torch.arange(3_000_001.0) - torch.arange(3_000_001.0) % 100)
+    assert lane[lane.layout.statistics(work.lease.slot)].view(torch.float32).tolist() == [3] * 5
     print("trained", flush=True)
 if "leave" in sys.argv:
     lifeline.say(left=True)

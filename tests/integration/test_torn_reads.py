@@ -77,9 +77,8 @@ from psys.ps.partition import partition
 numel, servers, port, seen = map(int, sys.argv[1:])
 layout = Layout(partition(numel, servers), 1, slots=1)
 lane = Lane(layout)
-parameters, gradient = (
-    lane[slice(spans[0].start, spans[-1].stop)].view(torch.float32) for spans in (layout.parameters, layout.gradient(0))
-)
+spans = layout.parameters(0)
+parameters = gradient = lane[slice(spans[0].start, spans[-1].stop)].view(torch.float32)
 if not seen:
     lane.address = lane.address._replace(token=bytes(16))
 session = Session("127.0.0.1", port, "")

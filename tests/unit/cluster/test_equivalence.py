@@ -128,7 +128,7 @@ class Cluster:
         """Of the parameters as they are."""
         now = self.snapshot()
         self._model.load(now.parameters, now.statistics)
-        return self._compute(batch).loss
+        return self._compute(batch, self._model).loss
 
     def _work(self, worker: str) -> None:
         lease = self._held[worker].pop(0)
@@ -136,7 +136,7 @@ class Cluster:
         self._model.load(parameters, statistics)
         if reach:
             self._model.parameters.sub_(self._latest[worker], alpha=reach)
-        self._compute(lease.batch)
+        self._compute(lease.batch, self._model)
         gradient = self._latest[worker] = self._model.gradient.clone()
         self._pushed[lease] = gradient, self._model.statistics.clone()
         self._follow(self._coordinator.push(lease)[1])
@@ -303,7 +303,7 @@ def test_images_held_out_are_never_trained_on(small_store: PreparedStore, tmp_pa
         compute, found = BatchGradient(config, data, model), []
         assert (compute.samples, len(held)) == (120, 40)
         for batch in range(4):
-            compute(batch)
+            compute(batch, model)
             found.append(model.gradient.clone())
         return torch.stack(found)
 

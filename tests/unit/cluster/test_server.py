@@ -116,12 +116,12 @@ class Rig:
             gradient = self.lanes[worker][span].view(torch.float32)
             gradient.zero_()
             gradient[lease.batch] = 1
-        self.lanes[worker][self.layout.statistics_out(lease.slot)].view(torch.float32).fill_(lease.batch)
+        self.lanes[worker][self.layout.statistics(lease.slot)].view(torch.float32).fill_(lease.batch)
         return self.server.push_pull(f"worker{worker}", Push(lease, 1.5, 3, 10, norm), holding)
 
     def parameters(self, worker: int) -> list[Tensor]:
-        """Each server's part as it stands in the worker's lane."""
-        return [self.lanes[worker][span].view(torch.float32) for span in self.layout.parameters]
+        """Each server's part as it stands in the worker's first slot."""
+        return [self.lanes[worker][span].view(torch.float32) for span in self.layout.parameters(0)]
 
     def run(self) -> Proof:
         return self.server.run(stopped=lambda status: False, tick=lambda status: None)
@@ -230,7 +230,7 @@ def test_a_worker_is_answered_when_every_server_has_done_its_part(tmp_path: Path
     following = rig.push(0, lease_of(first))
     assert not following.done()
     assert rig.parameters(0)[0][0] == -1
-    assert rig.parameters(0)[1][0] == 0
+    assert rig.parameters(0)[1][0] == 1  # the gradient still
     rig.afar.catch_up()
     assert lease_of(following).batch == 2
     assert rig.parameters(0)[1][0] == -1

@@ -10,7 +10,7 @@ from psys.cluster.config import RunConfig
 from psys.cluster.lane import LaneAddress
 from psys.cluster.laned import LanedModel
 from psys.cluster.shard import Shard
-from psys.cluster.transport import Advance
+from psys.cluster.transport import Advance, Reader
 from psys.models.registry import build
 from psys.ps.codec import Wire, gradient_codec, parameter_codec
 from psys.ps.coordinator import Update
@@ -34,23 +34,24 @@ class Worker:
 
     def send(self, shards: list[Shard], slot: int, gradient: Tensor, statistics: Tensor) -> None:
         layout, lane = self.laned.lane.layout, self.laned.lane
-        self.laned.model.gradient.copy_(gradient)
-        self.laned.model.statistics.copy_(statistics)
+        self.laned.models[slot].gradient.copy_(gradient)
+        self.laned.models[slot].statistics.copy_(statistics)
         self.laned.send(slot)
         if not self.seen:
             for shard, span in zip(shards, layout.gradient(slot), strict=True):
                 for start in range(span.start, span.stop, 50_000):
                     shard.put(self.name, start, lane.chunk(start, min(start + 50_000, span.stop)))
-            span = layout.statistics_out(slot)
+            span = layout.statistics(slot)
             shards[0].put(self.name, span.start, lane[span])
 
-    def receive(self, shards: list[Shard]) -> tuple[Tensor, Tensor]:
+    def receive(self, shards: list[Shard], slot: int) -> tuple[Tensor, Tensor]:
         layout, lane = self.laned.lane.layout, self.laned.lane
         if not self.seen:
-            for shard, span in [*zip(shards, layout.parameters, strict=True), (shards[0], layout.statistics_in)]:
+            parts = zip(shards, layout.parameters(slot), strict=True)
+            for shard, span in [*parts, (shards[0], layout.statistics(slot))]:
                 lane[span].copy_(shard.get(self.name, span.start, span.stop - span.start))
-        self.laned.receive()
-        return self.laned.model.parameters.clone(), self.laned.model.statistics.clone()
+        self.laned.receive(slot)
+        return self.laned.models[slot].parameters.clone(), self.laned.models[slot].statistics.clone()
 
 
 class Rig:
@@ -59,7 +60,7 @@ class Rig:
     def __init__(self, wire: Wire, seen: tuple[bool, ...], servers: int = 2, prefetch: int = 1) -> None:
         config = RunConfig(model="resnet8", mode="sync", wire=wire, servers=servers, prefetch=prefetch)
         self.workers = [Worker(f"worker{number}", config, each) for number, each in enumerate(seen)]
-        model = self.workers[0].laned.model
+        model = self.workers[0].laned.models[0]
         self.numel, self.numel_of_statistics = len(model.parameters), len(model.statistics)
         layout = config.layout(self.numel, self.numel_of_statistics)
         self.initial, statistics = draw(-1, self.numel), torch.zeros(self.numel_of_statistics)
@@ -88,24 +89,33 @@ class Rig:
         readers: tuple[str, ...] = (),
         released: tuple[str, ...] = (),
         drift: tuple[float, ...] = (),
+        into: int = 0,
     ) -> None:
-        """With an update of what all workers have sent to `slot`, if one is given; each reader's `drift`, or none."""
+        """With an update of what all workers have sent to `slot`, if one is given; each reader's `drift`, or none.
+
+        What is read comes `into` a slot.
+        """
         leases = tuple(Lease(self.steps, 0, worker.name, self.steps, slot or 0) for worker in self.workers)
         shares = tuple((1 + number) / sum(range(1 + len(leases))) for number in range(len(leases)))
         update = Update(self.steps + 1, leases, shares, (0,) * len(leases), RATE, STATISTICS_SHARE, 0.0)
-        drifts = dict(zip(readers, drift or [0.0] * len(readers), strict=True))
-        step = Advance(self.steps, () if slot is None else (update,), drifts, released)
+        reading = {name: Reader(into, far) for name, far in zip(readers, drift or [0.0] * len(readers), strict=True)}
+        step = Advance(self.steps, () if slot is None else (update,), reading, released)
         for shard in self.shards:
             shard.advance(step).wait()
         self.steps += 1
 
     def train(self, steps: int) -> list[tuple[Tensor, Tensor]]:
-        """What the workers have after so many updates, which all read."""
+        """What the workers have after so many updates, which all read: in turns where the gradient was and elsewhere."""
+        slots = [(0, 0), (0, 1), (1, 1), (1, 0)]
         for step in range(steps):
+            slot, into = slots[step % 4]
             for number, worker in enumerate(self.workers):
-                worker.send(self.shards, step % 2, *self.sent(number, step))
-            self.advance(step % 2, readers=tuple(worker.name for worker in self.workers))
-        return [worker.receive(self.shards) for worker in self.workers]
+                worker.send(self.shards, slot, *self.sent(number, step))
+            self.advance(slot, readers=tuple(worker.name for worker in self.workers), into=into)
+        return self.receive(into)
+
+    def receive(self, slot: int) -> list[tuple[Tensor, Tensor]]:
+        return [worker.receive(self.shards, slot) for worker in self.workers]
 
     def sent(self, worker: int, step: int) -> tuple[Tensor, Tensor]:
         return draw(10 * step + worker, self.numel), draw(1000 + 10 * step + worker, self.numel_of_statistics)
@@ -168,16 +178,15 @@ def test_a_lane_that_cannot_be_seen_gives_the_same_as_one_that_can(wire: Wire, s
     assert torch.equal(together.snapshot().parameters, apart.snapshot().parameters)
 
 
-def test_a_model_that_lives_in_its_lane_is_the_same_as_one_that_is_copied_there() -> None:
-    """As it does on the CPU in float32 with one slot: what arrives is in the model before anybody has copied it."""
-    inside, outside = (Rig("fp32", seen=(True,), prefetch=prefetch) for prefetch in (0, 1))
-    for step in range(3):
-        for rig in (inside, outside):
-            rig.workers[0].send(rig.shards, 0, *rig.sent(0, step))
-            rig.advance(0, readers=("worker0",))
-        parameters = inside.workers[0].laned.model.parameters.clone()
-        assert torch.equal(parameters, outside.workers[0].receive(outside.shards)[0])
-        assert torch.equal(parameters, inside.workers[0].receive(inside.shards)[0])
+@pytest.mark.parametrize("prefetch", [0, 1])
+def test_models_live_in_the_slots_of_their_lane(prefetch: int) -> None:
+    """As on the CPU in float32: what arrives is in the model before anybody has copied it."""
+    rig = Rig("fp32", seen=(True,), prefetch=prefetch)
+    for slot, model in enumerate(rig.workers[0].laned.models):
+        rig.workers[0].send(rig.shards, slot, *rig.sent(0, slot))
+        rig.advance(slot, readers=("worker0",), into=slot)
+        assert torch.equal(model.parameters, rig.snapshot().parameters)
+    assert slot == prefetch
 
 
 @pytest.mark.parametrize("wire", WIRES)
@@ -195,7 +204,7 @@ def test_each_reader_gets_the_parameters_as_far_ahead_as_it_will_be_late(
     rig.advance(slot, readers=tuple(worker.name for worker in rig.workers), drift=drifts)
     after = rig.snapshot()
     assert after.version == (2 if slot is None else 3)
-    got = [worker.receive(rig.shards) for worker in rig.workers]
+    got = rig.receive(0)
     codec = parameter_codec(wire)
     for (parameters, statistics), drift in zip(got, drifts, strict=True):
         for shard in rig.shards:
@@ -213,29 +222,30 @@ def test_each_reader_gets_the_parameters_as_far_ahead_as_it_will_be_late(
     assert torch.equal(got[0][0], got[1][0])
 
 
-def test_only_readers_are_written_to() -> None:
+def test_only_readers_are_written_to_and_only_where_they_read() -> None:
     rig = Rig("fp32", seen=(True, False))
-    before = [worker.receive(rig.shards)[0] for worker in rig.workers]
+    before = rig.receive(1)
     for worker in rig.workers:
         worker.send(rig.shards, 0, *rig.sent(0, 0))
-    rig.advance(0, readers=("worker1",))
-    assert torch.equal(rig.workers[0].receive(rig.shards)[0], before[0])
-    assert torch.equal(rig.workers[1].receive(rig.shards)[0], rig.snapshot().parameters)
-    rig.advance(None, readers=("worker0",))
-    assert torch.equal(rig.workers[0].receive(rig.shards)[0], rig.snapshot().parameters)
+    rig.advance(0, readers=("worker1",), into=1)
+    first, second = rig.receive(1)
+    assert torch.equal(first[0], before[0][0])
+    assert torch.equal(second[0], rig.snapshot().parameters)
+    rig.advance(None, readers=("worker0",), into=0)
+    assert torch.equal(rig.receive(1)[0][0], before[0][0])
+    assert torch.equal(rig.receive(0)[0][0], rig.snapshot().parameters)
 
 
 def test_what_was_received_stays_while_later_versions_are_made() -> None:
     rig = Rig("fp32", seen=(True, False))
-    first = rig.train(1)
-    for step in range(1, 4):
+    first = rig.train(2)  # into slot 1
+    for step in range(2, 5):
         for worker in rig.workers:
             worker.send(rig.shards, 0, *rig.sent(0, step))
         rig.advance(0)
-    for worker, (parameters, statistics) in zip(rig.workers, first, strict=True):
-        again = worker.receive(rig.shards)
-        assert torch.equal(again[0], parameters)
-        assert torch.equal(again[1], statistics)
+    for now, then in zip(rig.receive(1), first, strict=True):
+        assert torch.equal(now[0], then[0])
+        assert torch.equal(now[1], then[1])
     assert not torch.equal(rig.snapshot().parameters, first[0][0])
 
 
@@ -267,7 +277,8 @@ def test_a_worker_that_attaches_anew_has_a_new_lane() -> None:
     config = RunConfig(model="resnet8", mode="sync", servers=2, prefetch=1)
     rig.workers = [Worker("worker0", config, seen=True)]
     rig.workers[0].attach(rig.shards)
+    rig.workers[0].send(rig.shards, 0, torch.zeros(rig.numel), torch.zeros(rig.numel_of_statistics))
     rig.advance(0, readers=("worker0",))  # of a gradient of 0, with which only weight decay moves the parameters
     expected = ParameterStore(rig.initial, rig.numel, torch.zeros(0), OPTIMIZER)
     expected.apply([Contribution(torch.zeros(rig.numel), torch.zeros(0), 1)], RATE, 1)
-    assert torch.equal(rig.workers[0].receive(rig.shards)[0], expected.snapshot().parameters)
+    assert torch.equal(rig.receive(0)[0][0], expected.snapshot().parameters)

@@ -45,20 +45,18 @@ def test_it_lives_in_the_memory_it_is_given(views: Batch) -> None:
     module = resnet(8)
     plain = FlatModel(resnet(8))
     plain.module.load_state_dict(module.state_dict())
-    parameters, gradient = torch.full((2, len(plain.parameters)), float("nan"))
-    model = FlatModel(module, parameters, gradient)
-    assert torch.equal(parameters, plain.parameters)
-    GradientStep(plain, torch.float32)(*views)
-    GradientStep(model, torch.float32)(*views)
-    assert torch.equal(gradient, plain.gradient)
-    for vector, tensors in (
-        (parameters, [p.detach() for p in module.parameters()]),
-        (gradient, [p.grad for p in module.parameters()]),
-    ):
-        starts = sorted((tensor.data_ptr(), tensor.nbytes) for tensor in tensors if tensor is not None)
-        assert starts[0][0] == vector.data_ptr()
-        assert all(start + size == following for (start, size), (following, _) in pairwise(starts))
-        assert sum(size for _, size in starts) == vector.nbytes
+    memory = torch.full((len(plain.parameters),), float("nan"))
+    model = FlatModel(module, memory)
+    assert torch.equal(memory, plain.parameters)
+    starts = sorted((tensor.data_ptr(), tensor.nbytes) for tensor in module.parameters())
+    assert starts[0][0] == memory.data_ptr()
+    assert all(start + size == following for (start, size), (following, _) in pairwise(starts))
+    assert sum(size for _, size in starts) == memory.nbytes
+    for _ in range(2):  # the gradient has taken the parameters' place: they come anew for each step
+        model.load(plain.parameters, plain.statistics)
+        expected = GradientStep(plain, torch.float32)(*views)
+        assert GradientStep(model, torch.float32)(*views) == expected
+        assert torch.equal(memory, plain.gradient)
 
 
 def test_convolutions_lie_channels_last() -> None:

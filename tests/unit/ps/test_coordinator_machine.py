@@ -116,6 +116,7 @@ class CoordinatorMachine(RuleBasedStateMachine):
             if lease is not None:
                 assert lease.worker == name
                 taken = {other.slot for other in self.valid | self.standing if other.worker == name}
+                taken |= {other.slot for other in worker.held}  # even if in vain: it may be computing there
                 assert lease.slot in set(range(self.slots)) - taken
                 self.lanes[name, lease.slot].fill_(math.nan)
                 self.valid.add(lease)
@@ -143,9 +144,9 @@ class CoordinatorMachine(RuleBasedStateMachine):
         self.follow(self.coordinator.request(worker.name, tuple(worker.held)))
 
     def beat(self, worker: Worker) -> None:
-        """It was taken for dead while it waited for an answer; the server asks in its place, holding nothing."""
+        """It was taken for dead while it waited for an answer; the server asks in its place."""
         worker.forgotten = False
-        self.follow(self.coordinator.request(worker.name))
+        self.follow(self.coordinator.request(worker.name, tuple(worker.held)))
 
     def act(self, worker: Worker) -> Lease | None:
         """What a worker does next that is not waiting for an answer; returns the lease if it pushed one."""
