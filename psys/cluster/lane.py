@@ -32,9 +32,9 @@ class LaneAddress(NamedTuple):
 class Layout:
     """Where everything stands in a lane, in bytes: `slots`, each with statistics and a vector.
 
-    A slot holds what its lease reads, and then, in the same place, what it hands in: parameters become a gradient in the
-    worker's hands and the gradient parameters in the servers'. `slices` are the servers' parts of the flat vector,
-    whose payloads follow one another: of a format without overhead they make one vector.
+    A slot holds what its lease reads, and then, in the same place, what it hands in: in the worker's hands parameters
+    become a gradient, and in the servers' the gradient becomes parameters. `slices` are the servers' parts of the flat
+    vector, whose payloads follow one another: of a format without overhead they make one vector.
     """
 
     def __init__(

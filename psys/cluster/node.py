@@ -52,6 +52,8 @@ def serve(
     Goes on from the run's newest checkpoint, if it has one. Raises PsysError for what the user must mend.
     """
     share_freed_memory()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # an update is divided among the cores that are idle, not each of its operations
     config = run.config()
     store = PreparedStore.open(config.store)
     training, _ = holdout(store.split("train").labels, config.validation_share, config.seed)
@@ -146,11 +148,13 @@ def serve(
             door.close()
         torch_rpc.close()
         events.close()
+        torch.set_num_threads(threads)
 
 
 def serve_shard(number: int, host: str, port: int, token: str, stopped: Callable[[], bool] = lambda: False) -> None:
     """Be server `number` > 0 of the run that server 0 conducts at host:port, until it says so or `stopped()`."""
     share_freed_memory()
+    torch.set_num_threads(1)
     lifeline = knock(host, port, token, "server", GATHERING_SECONDS, number)
     where = f"settings of the server at {host}:{port}"
     config = validate(RunConfig, json.loads(lifeline.admission.settings), where)
@@ -181,7 +185,7 @@ def _shard(number: int, config: RunConfig, store: PreparedStore) -> Shard:
     return Shard(number, parameters, layout, config.wire, config.topk_share)
 
 
-def serve_as_child(run: RunDirectory, listener: socket.socket, workers: int, threads: int, token: str) -> None:
+def serve_as_child(run: RunDirectory, listener: socket.socket, workers: int, token: str) -> None:
     """Be server 0 of a supervisor's run; what the exit code says stands above."""
     asked: list[int] = []
     for number in (STOP, STOP_WHEN_ALONE):
@@ -191,15 +195,13 @@ def serve_as_child(run: RunDirectory, listener: socket.socket, workers: int, thr
         # Without its supervisor nobody would end this process: it saves and goes.
         return is_orphan() or STOP in asked or (STOP_WHEN_ALONE in asked and status.workers == 0)
 
-    torch.set_num_threads(threads)
     with _exit_codes():
         proof = serve(run, listener, workers, stopped, token)
         sys.exit(STOPPED_EARLY if proof.unfinished else 0)
 
 
-def serve_shard_as_child(number: int, host: str, port: int, threads: int, token: str) -> None:
+def serve_shard_as_child(number: int, host: str, port: int, token: str) -> None:
     """Be another server of a supervisor's run."""
-    torch.set_num_threads(threads)
     with _exit_codes():
         serve_shard(number, host, port, token, stopped=is_orphan)
 

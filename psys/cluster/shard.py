@@ -1,6 +1,8 @@
 """One server's slice of the parameters, with all workers' lanes: gradients are read there, parameters put there."""
 
 import threading
+from collections.abc import Callable, Set
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 
 import torch
@@ -8,10 +10,13 @@ from torch import Tensor
 from torch.futures import Future
 
 from psys.cluster.lane import LaneAddress, Layout, RemoteLane
-from psys.cluster.transport import Advance, Reader
+from psys.cluster.transport import Advance
+from psys.compute.device import available_cores
 from psys.ps.codec import Fp32, Wire, gradient_codec, parameter_codec
 from psys.ps.coordinator import Update
-from psys.ps.store import Contribution, ParameterStore, Snapshot, StoreState
+from psys.ps.store import Contribution, ForAll, ParameterStore, Snapshot, StoreState, in_turn
+
+_FAIR_SHARE = 8  # pieces of a thread: for less it is not worth waking
 
 
 class Shard:
@@ -27,6 +32,7 @@ class Shard:
         self._lock = threading.Lock()
         self._next = 0
         self.finished = threading.Event()
+        self._helpers = ThreadPoolExecutor(thread_name_prefix="psys-step")  # that starts none until one is needed
         self._scratch = [torch.empty_like(store.parameters) for _ in range(2)]  # takes no memory until it is written
 
     def attach(self, worker: str, address: LaneAddress, nbytes: int) -> bool:
@@ -54,12 +60,14 @@ class Shard:
                 (self._lane(worker)[self.layout.parameters(slot)[self._index]], drift)
                 for worker, (slot, drift) in step.readers.items()
             ]
+            for_all = self._for_all(waiting=step.readers.keys())
             # Parameters that go as they are leave while the last step has them in the cache, and often the gradient
             # whose place they take.
             deliver = partial(self._deliver, places) if isinstance(self._parameters, Fp32) else None
             for update in step.updates:
                 stepped = deliver if update is step.updates[-1] else None
-                self._store.apply(self._contributions(update), update.learning_rate, update.statistics_share, stepped)
+                contributions = self._contributions(update)
+                self._store.apply(contributions, update.learning_rate, update.statistics_share, stepped, for_all)
             if deliver is None:
                 self._deliver_encoded(places)
             elif not step.updates:
@@ -99,6 +107,28 @@ class Shard:
             address, shared = self._attached[worker]
             self._lanes[worker] = RemoteLane(self.layout.nbytes, address if shared else None)
         return self._lanes[worker]
+
+    def _for_all(self, waiting: Set[str]) -> ForAll:
+        """With a thread for each core that is idle: of this host's workers, some are `waiting` for what comes."""
+        here = {worker for worker, lane in self._lanes.items() if lane.shared}
+        idle = available_cores() * len(here & waiting) // len(here) if here else available_cores()
+        helpers = min(idle, len(self._store.pieces) // _FAIR_SHARE) - 1
+        return partial(self._at_once, helpers) if helpers > 0 else in_turn
+
+    def _at_once(self, helpers: int, function: Callable[[int], None], count: int) -> None:
+        numbers = iter(range(count))
+
+        def work() -> None:
+            for number in numbers:
+                function(number)
+
+        working = [self._helpers.submit(work) for _ in range(helpers)]
+        try:
+            work()
+        finally:
+            wait(working)
+        for each in working:
+            each.result()
 
     def _contributions(self, update: Update) -> list[Contribution]:
         """The update's gradients where they stand, or, of a format that has to be decoded, their mean."""

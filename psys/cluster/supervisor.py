@@ -95,7 +95,8 @@ class Supervisor:
     ) -> None:
         self._run, self._listener, self._count, self._awaited = run, listener, servers, workers
         host, port = listener.getsockname()[:2]
-        self._way = ("localhost" if host in ("0.0.0.0", "::") else host, port, threads, token)
+        self._way = ("localhost" if host in ("0.0.0.0", "::") else host, port)
+        self._threads, self._token = threads, token
         self._patience = _Patience()
         self._start_servers()
         self._workers = [self._worker(number) for number in range(workers)]
@@ -133,17 +134,20 @@ class Supervisor:
         raise PsysError(f"a server {_ended(code)} and did not come back; {saved}, --resume {self._run.path} goes on")
 
     def _start_servers(self) -> None:
-        _, _, threads, token = self._way
-        first = start_child("psys-server0", serve_as_child, self._run, self._listener, self._awaited, threads, token)
-        others = range(1, self._count)
-        self._servers = [first, *(start_child(f"psys-server{n}", serve_shard_as_child, n, *self._way) for n in others)]
+        first = start_child("psys-server0", serve_as_child, self._run, self._listener, self._awaited, self._token)
+        others = [
+            start_child(f"psys-server{number}", serve_shard_as_child, number, *self._way, self._token)
+            for number in range(1, self._count)
+        ]
+        self._servers = [first, *others]
         self._patience.started()
 
     def _worker(self, number: int) -> _Worker:
         log = self._run.logs / f"worker{number}.log"
         log.touch()
         name = f"psys-worker{number}"
-        return _Worker(number, log, lambda: start_child(name, work_as_child, number, *self._way, log=log))
+        arguments = (*self._way, self._threads, self._token)
+        return _Worker(number, log, lambda: start_child(name, work_as_child, number, *arguments, log=log))
 
     def _look_after_servers(self, interrupted: list[int]) -> int | None:
         """The exit code that ends the run, None while it goes on."""

@@ -143,6 +143,15 @@ class Contribution(NamedTuple):
     share: float  # of the update's samples; those of an update add up to 1
 
 
+ForAll = Callable[[Callable[[int], None], int], None]
+"""Calls a function with each number below another, in any order."""
+
+
+def in_turn(function: Callable[[int], None], count: int) -> None:
+    for number in range(count):
+        function(number)
+
+
 class ParameterStore:
     """A slice of the flat parameter vector, the optimizer's state for it, and how many updates it has seen.
 
@@ -173,28 +182,34 @@ class ParameterStore:
         learning_rate: float,
         statistics_share: float,
         stepped: Callable[[slice], None] | None = None,
+        for_all: ForAll = in_turn,
     ) -> None:
         """One optimizer step with the mean gradient of the contributions (one or more), summed in the order given.
 
         The running statistics move towards the contributions' mean by `statistics_share`: 1 replaces them. The sum is
         made in the first one's memory, piece by piece: no big vector is copied, or read twice from memory. `stepped` is
         called with each of `pieces` as soon as that has been stepped, when nobody needs it of any gradient any more.
+        `for_all` may take pieces at once: they have nothing to do with each other.
         """
         (gradient, statistics, share), *others = contributions
         statistics = statistics * share
         for other in others:
             statistics.add_(other.statistics, alpha=other.share)
         self.statistics.lerp_(statistics, statistics_share)
-        for piece, parts in zip(self.pieces, self._parts, strict=True):
+
+        def step(number: int) -> None:
+            piece = self.pieces[number]
             if share != 1:
                 gradient[piece].mul_(share)
             for other in others:
                 gradient[piece].add_(other.gradient[piece], alpha=other.share)
-            for part, decay in parts:
+            for part, decay in self._parts[number]:
                 state = {name: vector[part] for name, vector in self._state.items()}
                 self._optimizer.step(self.parameters[part], gradient[part], state, self.version, learning_rate, decay)
             if stepped:
                 stepped(piece)
+
+        for_all(step, len(self.pieces))
         self.version += 1
         self._snapshot = None
 

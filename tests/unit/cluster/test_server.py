@@ -1,5 +1,6 @@
 """The server driven by direct calls, without a wire: repeated pushes, futures, several shards, snapshots."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -293,6 +294,23 @@ def test_a_broken_connection_gives_the_lease_to_another_at_once(tmp_path: Path) 
     assert [event["worker"] for event in rig.events("join")] == ["worker0", "worker1", "worker0"]
     assert [event["receipt"] for event in rig.events("refused")] == ["expired"]
     assert [lease[:2] for event in rig.events("returned") for lease in event["leases"]] == [[0, 0]]
+
+
+def test_where_one_taken_for_dead_may_still_be_computing_nothing_is_delivered(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, "async", prefetch=1)
+    rig.ask(1)
+    first = lease_of(rig.ask(0))
+    second = lease_of(rig.ask(0, first))
+    waiting = rig.ask(0, first, second)
+    with rig.server._lock:
+        rig.server._look_after(time.monotonic() + 1000, stopped=False)
+    assert [event["reason"] for event in rig.events("leave")] == ["silent"] * 2
+    rig.server.beat("worker0")
+    assert [event["worker"] for event in rig.events("join")] == ["worker1", "worker0", "worker0"]
+    assert not waiting.done()
+    again = lease_of(rig.push(0, first, second))
+    assert (again.slot, again.batch, again.attempt) == (first.slot, first.batch, 1)
+    assert [event["receipt"] for event in rig.events("refused")] == ["expired"]
 
 
 def test_who_did_not_come_through_the_door_gets_nothing(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Servers' slices fed through workers' lanes, seen or apart, in every wire format; no wire between them."""
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -105,7 +106,7 @@ class Rig:
         self.steps += 1
 
     def train(self, steps: int) -> list[tuple[Tensor, Tensor]]:
-        """What the workers have after so many updates, which all read: in turns where the gradient was and elsewhere."""
+        """What the workers have after so many updates, which all read where the gradient was, or elsewhere."""
         slots = [(0, 0), (0, 1), (1, 1), (1, 0)]
         for step in range(steps):
             slot, into = slots[step % 4]
@@ -220,6 +221,46 @@ def test_each_reader_gets_the_parameters_as_far_ahead_as_it_will_be_late(
         assert torch.equal(statistics, after.statistics)
     assert not torch.equal(got[0][0], got[2][0])
     assert torch.equal(got[0][0], got[1][0])
+
+
+def test_cores_that_are_idle_take_part_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def trained(cores: int) -> tuple[Snapshot, list[tuple[Tensor, Tensor]], int]:
+        monkeypatch.setattr("psys.cluster.shard.available_cores", lambda: cores)
+        rig = Rig("fp32", seen=(True, True, False), servers=1)
+        before = threading.active_count()
+        got = rig.train(3)
+        return rig.snapshot(), got, threading.active_count() - before
+
+    monkeypatch.setattr("psys.ps.store._PIECE", 1008)  # of which there are 78: as many as 9 threads get their share
+    one, its, alone = trained(1)
+    three, theirs, helpers = trained(3)
+    assert (alone, helpers) == (0, 2)
+    assert torch.equal(one.parameters, three.parameters)
+    assert all(torch.equal(ours[0], others[0]) for ours, others in zip(its, theirs, strict=True))
+
+
+def test_what_goes_wrong_with_a_helper_is_told_when_nobody_writes_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("psys.cluster.shard.available_cores", lambda: 2)
+    monkeypatch.setattr("psys.ps.store._PIECE", 1008)
+    rig = Rig("fp32", seen=(True,), servers=1)
+    rig.workers[0].send(rig.shards, 0, *rig.sent(0, 0))
+    main, both = threading.current_thread(), threading.Barrier(2)
+    here: list[slice] = []
+
+    def ahead(part: slice, drift: float, out: Tensor) -> Tensor:
+        if not here:
+            both.wait(60)  # each has a piece
+        if threading.current_thread() is not main:
+            raise ValueError("a piece is bad")
+        here.append(part)
+        return out
+
+    monkeypatch.setattr(rig.shards[0]._store, "ahead", ahead)
+    with pytest.raises(ValueError, match="a piece is bad"):
+        rig.advance(0, readers=("worker0",))
+    assert len(here) == len(rig.shards[0]._store.pieces) - 1  # the others were done
+    with pytest.raises(AssertionError, match="step 1 came instead of 0"):
+        rig.shards[0].advance(Advance(1, (), {}, ()))
 
 
 def test_only_readers_are_written_to_and_only_where_they_read() -> None:
