@@ -16,7 +16,7 @@ from psys.ps.codec import Fp32, Wire, gradient_codec, parameter_codec
 from psys.ps.coordinator import Update
 from psys.ps.store import Contribution, ForAll, ParameterStore, Snapshot, StoreState, in_turn
 
-_FAIR_SHARE = 8  # pieces of a thread: for less it is not worth waking
+_FAIR_SHARE = 16  # pieces of a thread: for less it is not worth waking
 
 
 class Shard:
@@ -63,7 +63,9 @@ class Shard:
             for_all = self._for_all(waiting=step.readers.keys())
             # Parameters that go as they are leave while the last step has them in the cache, and often the gradient
             # whose place they take.
-            deliver = partial(self._deliver, places) if isinstance(self._parameters, Fp32) else None
+            deliver = None
+            if isinstance(self._parameters, Fp32):
+                deliver = partial(self._deliver, [(payload.view(torch.float32), drift) for payload, drift in places])
             for update in step.updates:
                 stepped = deliver if update is step.updates[-1] else None
                 contributions = self._contributions(update)
@@ -147,8 +149,8 @@ class Shard:
 
     def _deliver(self, places: list[tuple[Tensor, float]], piece: slice) -> None:
         """Put a piece of the parameters into its place in each reader's lane, as far ahead as it says there."""
-        for payload, drift in places:
-            place = payload.view(torch.float32)[piece]
+        for vector, drift in places:
+            place = vector[piece]
             values = self._store.ahead(piece, drift, place)
             if values is not place:
                 place.copy_(values)

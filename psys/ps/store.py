@@ -12,7 +12,7 @@ from torch.optim.rmsprop import rmsprop
 from psys.config import Config
 from psys.ps.partition import LINE
 
-_PIECE = 1 << 17  # elements
+_PIECE = 1 << 16  # elements
 
 
 class OptimizerConfig(Config):

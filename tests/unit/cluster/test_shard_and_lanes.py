@@ -231,7 +231,7 @@ def test_cores_that_are_idle_take_part_and_change_nothing(monkeypatch: pytest.Mo
         got = rig.train(3)
         return rig.snapshot(), got, threading.active_count() - before
 
-    monkeypatch.setattr("psys.ps.store._PIECE", 1008)  # of which there are 78: as many as 9 threads get their share
+    monkeypatch.setattr("psys.ps.store._PIECE", 1008)  # of which there are 78: as many as 4 threads get their share
     one, its, alone = trained(1)
     three, theirs, helpers = trained(3)
     assert (alone, helpers) == (0, 2)
