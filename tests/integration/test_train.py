@@ -9,6 +9,9 @@ from pathlib import Path
 import onnxruntime
 import psutil
 import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
 
 from psys.data.store import PreparedStore
 from psys.events import read_events
@@ -69,6 +72,25 @@ def test_a_run_in_every_mode(small_store_path: Path, tmp_path: Path, mode: str, 
     (probabilities,) = session.run(None, {"images": store.split("test").images[:7]})
     assert probabilities.shape == (7, 10)
     assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == list(store.classes)
+
+
+def test_a_worker_that_prefetches_ends_where_one_that_does_not_for_it_looks_exactly_ahead(
+    small_store_path: Path, tmp_path: Path
+) -> None:
+    """In real processes: of four updates, for rounding grows with each. In a single worker's slots by turns."""
+
+    def trained(name: str, *more: str) -> Tensor:
+        once = ("--mode", "async", "--epochs", "1", "--batch-size", "40", "--schedule.kind", "constant", *more)
+        done = run(PS, *small_run(small_store_path, name, *once, workers=1), cwd=tmp_path)
+        assert done.code == 0, done.err
+        path = tmp_path / "runs" / name
+        assert len(updates(path)) == 4
+        tensors = load_file(path / "last.safetensors")
+        return torch.cat([tensors[name].flatten() for name in sorted(tensors) if name.endswith(("weight", "bias"))])
+
+    plain, exact = trained("plain"), trained("exact", "--prefetch", "1")
+    late = trained("late", "--prefetch", "1", "--no-optimizer.look-ahead")
+    assert (exact - plain).norm() < 0.02 * (late - plain).norm()
 
 
 def test_several_servers_a_sparse_wire_and_prefetch_together(small_store_path: Path, tmp_path: Path) -> None:
