@@ -19,6 +19,7 @@ from psys.cluster.progress import Status
 from psys.cluster.reception import Reception
 from psys.cluster.records import Answer, Made, Reached, Request, Stamped, lost, waited
 from psys.cluster.transport import Advance, Push, Reader, ShardControl
+from psys.compute.device import return_freed_memory
 from psys.errors import PsysError
 from psys.events import EventLog
 from psys.ps.coordinator import Coordinator, Decision, Grant
@@ -182,11 +183,14 @@ class Server:
                 self._status.workers = len(self._coordinator.members)
             self._send_answers()
             self.flush()
+            saving = bool(unsaved or checkpoint)
             while unsaved:
                 self._save_slices(*unsaved.pop(0))  # so that no vector is kept until the next one is due
             if checkpoint:
                 self._save_checkpoint(*checkpoint)
                 checkpoint = None
+            if saving:
+                return_freed_memory()
             tick(self._status)
             if ended:
                 break

@@ -58,3 +58,9 @@ def share_freed_memory() -> None:
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
+
+
+def return_freed_memory() -> None:
+    """Give back to the kernel what this process has freed: vectors that were copied to be saved, say."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)

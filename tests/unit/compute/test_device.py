@@ -42,3 +42,19 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
         done = subprocess.run([sys.executable, "-c", script, kind], capture_output=True, text=True, check=True)
         faults[kind] = int(done.stdout)
     assert faults["keep"] < faults["give back"] / 20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the other systems' allocators are left as they are")
+def test_freed_memory_goes_back_when_it_is_asked_to() -> None:
+    """Even if it lies below what is still held."""
+    script = """
+import psutil, torch
+from psys.compute.device import return_freed_memory
+vectors = [torch.ones(25_000) for _ in range(1000)]  # too small for memory of their own from the kernel
+del vectors[:-1]
+before = psutil.Process().memory_info().rss
+return_freed_memory()
+print(before - psutil.Process().memory_info().rss)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 90e6
