@@ -20,8 +20,8 @@ _FAIR_SHARE = 16  # pieces of a thread: for less it is not worth waking
 
 
 class Shard:
-    """A `ShardService` over one ParameterStore. A reader's lane is written between its call and the answer, when it
-    does not read, so nobody sees half an update and nothing is copied for the sake of it.
+    """A `ShardService` over one ParameterStore. A slot is written between its worker's call and the answer, when that
+    does not read there, so nobody sees half an update and nothing is copied for the sake of it.
     """
 
     def __init__(self, index: int, store: ParameterStore, layout: Layout, wire: Wire, topk_share: float) -> None:
