@@ -5,6 +5,7 @@ import math
 from torch import Tensor, nn
 
 from psys.errors import PsysError
+from psys.models.linear import Linear
 
 IMAGE = (3, 32, 32)
 
@@ -20,11 +21,11 @@ class MLP(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(
             nn.Flatten(),
-            nn.Linear(math.prod(IMAGE), hidden),
+            Linear(math.prod(IMAGE), hidden),
             nn.ReLU(),
-            nn.Linear(hidden, hidden),
+            Linear(hidden, hidden),
             nn.ReLU(),
-            nn.Linear(hidden, num_classes),
+            Linear(hidden, num_classes),
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,0 +1,54 @@
+"""The linear layer: what nn.Linear computes, wherever and however it is asked."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from psys.models.linear import Linear
+
+
+def both(dtype: torch.dtype = torch.float32) -> tuple[Linear, nn.Linear, Tensor]:
+    torch.manual_seed(0)
+    layer, plain = Linear(96, 40).to(dtype), nn.Linear(96, 40).to(dtype)
+    plain.load_state_dict(layer.state_dict())
+    return layer, plain, torch.randn(8, 96, dtype=dtype)
+
+
+@pytest.mark.parametrize("rows", [8, 1, 0])
+def test_has_the_output_and_the_gradients_of_the_plain_layer(rows: int) -> None:
+    outputs, gradients = [], []
+    for layer in both()[:2]:
+        x = both()[2][:rows].requires_grad_()
+        y = layer(x)
+        outputs.append(y.detach())
+        gradients.append(torch.autograd.grad(y.square().sum(), [x, *layer.parameters()]))
+    torch.testing.assert_close(*outputs)
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this build of torch has no oneDNN")
+def test_onednn_multiplies_in_float32() -> None:
+    layer, _, x = both()
+    with torch.profiler.profile() as profile:
+        layer(x).sum().backward()
+    names = {event.key for event in profile.key_averages()}
+    assert {"aten::mkldnn_linear", "aten::mkldnn_linear_backward"} <= names
+    assert not {"aten::addmm", "aten::mm"} & names
+
+
+def test_other_precisions_and_inference_are_those_of_the_plain_layer() -> None:
+    layer, plain, x = both()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer(x), plain(x))
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x), plain(x))
+    layer, plain, x = both(torch.float64)
+    assert torch.equal(layer(x), plain(x))
+
+
+def test_is_exported_as_the_plain_layer() -> None:
+    layer, _, x = both()
+    program = torch.export.export(copy.deepcopy(layer), (x,))
+    assert "mkldnn" not in str(program.graph)
