@@ -140,7 +140,7 @@ def summary(series: dict[str, list[dict[str, Any]]]) -> list[str]:
 
 
 def _config(case: dict[str, Any]) -> RunConfig:
-    # What comes is handed in as the gradient: the rate is low, that it may come back almost the same for ever.
+    # In float32 what comes is handed in as the gradient: the rate is low, that it may come back much the same for ever.
     schedule = ScheduleConfig(kind="constant", learning_rate=1e-12)
     return RunConfig(
         mode="async", wire=case["wire"], servers=case["servers"], heartbeat_timeout=600.0, schedule=schedule
@@ -190,6 +190,8 @@ def _work(case: dict[str, Any], arguments: argparse.Namespace) -> None:
     session = Session("127.0.0.1", arguments.port, "")
     module = nn.Linear(case["numel"], 1, bias=False)
     laned = LanedModel(module, _config(case))
+    # In float32 the parameters that come take its place; in the other formats it is handed in again and again.
+    laned.models[0].gradient.normal_(generator=torch.Generator().manual_seed(session.admission.number))
     if case["apart"]:
         laned.lane.address = laned.lane.address._replace(token=bytes(len(laned.lane.address.token)))
     session.attach(laned.lane)
