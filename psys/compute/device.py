@@ -41,7 +41,7 @@ def keep_freed_memory() -> None:
     """Let this process keep what it frees and use it again: a step allocates the same tensors every time.
 
     By default glibc gives memory of this size back to the kernel, which then clears it page by page at the next step:
-    some 25,000 page faults with 25.6 million parameters.
+    some 5,000 page faults with a ResNet-8 and 64 images.
     """
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)

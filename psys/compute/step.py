@@ -57,7 +57,8 @@ class GradientStep:
             logits = self._model.module(views)
         logits = logits.float()
         loss = F.cross_entropy(logits, labels, label_smoothing=self._label_smoothing)
-        # Accumulating into zeros, as backward() would, reads and writes the whole gradient once more.
+        # Accumulating into zeros, as backward() would, reads and writes the whole gradient once more. What a layer has
+        # left in its place is that tensor itself, which is not copied.
         torch._foreach_copy_(self._model.slopes, torch.autograd.grad(loss, self._model.leaves))
         logits = logits.detach()
         classes = labels if labels.dim() == 1 else labels.argmax(1)

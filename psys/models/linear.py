@@ -1,22 +1,58 @@
-"""A linear layer that is as fast on one maker's processors as on another's."""
+"""A linear layer for big ones: fast on every maker's processors, its weight's gradient where it is wanted."""
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 class Linear(nn.Linear):
-    """(B, in_features) -> (B, out_features), as nn.Linear; oneDNN multiplies in float32 where MKL would be slow.
+    """(B, in_features) -> (B, out_features), as nn.Linear; to be used once in a forward.
 
-    torch has MKL do it, which leaves AVX-512 alone on processors that are not Intel's: half of oneDNN's speed. On
-    Intel's it is oneDNN's backward that takes twice as long. To be exported as ONNX it is the plain layer.
+    `slope`: (out_features, in_features) float32, where the weight's gradient is to be left; it may be the weight's own
+    memory. Else autograd leaves it anywhere, and to copy it from there takes as long as one of the products.
+
+    In float32 it is oneDNN that multiplies where MKL, which torch would take, would be slow: it leaves AVX-512 alone on
+    processors that are not Intel's, and makes half of oneDNN's speed. On Intel's it is oneDNN's backward that takes
+    twice as long. On a GPU, and to be exported as ONNX, this is the plain layer.
     """
 
+    slope: Tensor | None = None
+
     def forward(self, x: Tensor) -> Tensor:
-        plain = torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
-        if plain or x.device.type != "cpu" or x.dtype != torch.float32 or not _mkl_leaves_avx512_alone():
+        if torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype != torch.float32:
             return super().forward(x)
-        return F.linear(x.to_mkldnn(), self.weight, self.bias).to_dense()
+        if _mkl_leaves_avx512_alone() and not torch.is_autocast_enabled("cpu"):
+            return F.linear(x.to_mkldnn(), self.weight, self.bias).to_dense()
+        if self.slope is None:
+            return super().forward(x)
+        output: Tensor = _Product.apply(x, self.weight, self.bias, self.slope)  # type: ignore[no-untyped-call]
+        return output
+
+
+class _Product(torch.autograd.Function):
+    """F.linear, in the precision of autocast if that is on, with a backward that fills `slope`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor) -> Tensor:
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        x, weight = x.to(dtype), weight.to(dtype)
+        ctx.save_for_backward(x, weight)
+        ctx.slope = slope
+        return F.linear(x, weight, bias.to(dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
+        x, weight = ctx.saved_tensors
+        before = gradient @ weight if ctx.needs_input_grad[0] else None  # first: the slope may be the weight's memory
+        if gradient.dtype == ctx.slope.dtype:
+            torch.mm(gradient.t(), x, out=ctx.slope)
+        else:
+            ctx.slope.copy_(gradient.t() @ x)
+        return before, ctx.slope, gradient.sum(0), None
 
 
 def _mkl_leaves_avx512_alone() -> bool:

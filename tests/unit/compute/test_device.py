@@ -18,8 +18,8 @@ def test_precision_as_asked() -> None:
 def test_freed_memory_is_kept_for_the_next_step() -> None:
     """Page faults of twelve gradient steps, in processes of their own that do and do not keep it.
 
-    A step frees all that it allocated: a weight's gradient of 56 MB is new to the kernel each time, unless it is kept.
-    The heap takes some steps to settle.
+    A step frees all that it allocated: the images between layers, of 4 MB each, are new to the kernel each time, unless
+    they are kept. The heap takes some steps to settle.
     """
     script = """
 import resource, sys, torch
@@ -29,8 +29,8 @@ from psys.compute.step import GradientStep
 from psys.models.registry import build
 if sys.argv[1] == "keep":
     keep_freed_memory()
-step = GradientStep(FlatModel(build("mlp3748", 10)), torch.float32)
-images, labels = torch.zeros(8, 3, 32, 32), torch.zeros(8, dtype=torch.int64)
+step = GradientStep(FlatModel(build("resnet8", 10)), torch.float32)
+images, labels = torch.zeros(64, 3, 32, 32), torch.zeros(64, dtype=torch.int64)
 for number in range(24):
     if number == 12:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -61,3 +61,22 @@ def test_is_exported_as_the_plain_layer() -> None:
     layer, _, x = both()
     program = torch.export.export(copy.deepcopy(layer), (x,))
     assert "mkldnn" not in str(program.graph)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("in_the_weights_memory", [False, True])
+def test_leaves_the_gradient_of_its_weight_in_its_slope(
+    in_the_weights_memory: bool, precision: torch.dtype, processor: str
+) -> None:
+    found, expected = [], []
+    layer, plain, _ = both()
+    layer.slope = layer.weight.detach() if in_the_weights_memory else torch.empty(40, 96)
+    for each, gradients in ((layer, found), (plain, expected)):
+        x = both()[2].requires_grad_()
+        with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+            y = each(x)
+        gradients.extend(torch.autograd.grad(y.float().square().sum(), [x, *each.parameters()]))
+    assert [tensor.dtype for tensor in found] == [torch.float32] * 3
+    torch.testing.assert_close(found, expected)
+    if not processor.startswith("AMD") or precision != torch.float32:
+        assert found[1] is layer.slope
