@@ -65,7 +65,8 @@ class Shard:
             # whose place they take.
             deliver = None
             if isinstance(self._parameters, Fp32):
-                deliver = partial(self._deliver, [(payload.view(torch.float32), drift) for payload, drift in places])
+                vectors = [(self._store.split(payload.view(torch.float32)), drift) for payload, drift in places]
+                deliver = partial(self._deliver, vectors)
             for update in step.updates:
                 stepped = deliver if update is step.updates[-1] else None
                 contributions = self._contributions(update)
@@ -73,8 +74,8 @@ class Shard:
             if deliver is None:
                 self._deliver_encoded(places)
             elif not step.updates:
-                for piece in self._store.pieces:
-                    deliver(piece)
+                for number in range(len(self._store.pieces)):
+                    deliver(number)
             if self._index == 0:
                 for worker, (slot, _) in step.readers.items():
                     self._lane(worker)[self.layout.statistics(slot)].view(torch.float32).copy_(self._store.statistics)
@@ -147,19 +148,16 @@ class Shard:
                 found = [_sum(*found)]
         return found
 
-    def _deliver(self, places: list[tuple[Tensor, float]], piece: slice) -> None:
+    def _deliver(self, places: list[tuple[tuple[Tensor, ...], float]], number: int) -> None:
         """Put a piece of the parameters into its place in each reader's lane, as far ahead as it says there."""
-        for vector, drift in places:
-            place = vector[piece]
-            values = self._store.ahead(piece, drift, place)
-            if values is not place:
-                place.copy_(values)
+        for pieces, drift in places:
+            self._store.piece_ahead(number, drift, pieces[number])
 
     def _deliver_encoded(self, places: list[tuple[Tensor, float]]) -> None:
         """The same in a format that needs to see all parameters before it writes any."""
         for drift in {drift for _, drift in places}:
             first, *others = [payload for payload, its in places if its == drift]
-            self._parameters.encode(self._store.ahead(slice(None), drift, self._scratch[1]), first)
+            self._parameters.encode(self._store.ahead(drift, self._scratch[1]), first)
             for payload in others:
                 payload.copy_(first)
 

@@ -1,7 +1,7 @@
 """One server's slice of the flat parameters with the optimizer on it: gradients in, immutable snapshots out."""
 
 from collections.abc import Callable, Sequence
-from itertools import groupby, pairwise
+from itertools import pairwise
 from typing import Literal, NamedTuple, Self
 
 import torch
@@ -143,6 +143,14 @@ class Contribution(NamedTuple):
     share: float  # of the update's samples; those of an update add up to 1
 
 
+class Piece(NamedTuple):
+    """A stretch of the vectors that is stepped alike and stays in a core's cache; views, made once."""
+
+    parameters: Tensor  # (k,) float32
+    state: dict[str, Tensor]  # (k,) float32 each, see OptimizerConfig.state
+    decay: float
+
+
 ForAll = Callable[[Callable[[int], None], int], None]
 """Calls a function with each number below another, in any order."""
 
@@ -170,10 +178,14 @@ class ParameterStore:
             decayed = numel  # all are stepped alike
         # The line in which decay ends is rounded by itself: those after it are whole then, wherever the slice begins.
         line_end = min(-(-decayed // LINE) * LINE, numel)
-        bounds = pairwise(sorted({*range(0, numel, _PIECE), decayed, line_end, numel}))
-        parts = [(slice(*bound), optimizer.weight_decay if bound[0] < decayed else 0.0) for bound in bounds]
-        self._parts = [list(each) for _, each in groupby(parts, key=lambda part: part[0].start // _PIECE)]
-        self.pieces = [slice(of[0][0].start, of[-1][0].stop) for of in self._parts]  # that stay in a core's cache
+        bounds = list(pairwise(sorted({*range(0, numel, _PIECE), decayed, line_end, numel})))
+        self._sizes = [stop - start for start, stop in bounds]
+        decays = [optimizer.weight_decay if start < decayed else 0.0 for start, _ in bounds]
+        states = {name: self.split(vector) for name, vector in self._state.items()}
+        self.pieces = [
+            Piece(values, {name: parts[number] for name, parts in states.items()}, decay)
+            for number, (values, decay) in enumerate(zip(self.split(self.parameters), decays, strict=True))
+        ]
         self._snapshot: Snapshot | None = None
 
     def apply(
@@ -181,43 +193,57 @@ class ParameterStore:
         contributions: Sequence[Contribution],
         learning_rate: float,
         statistics_share: float,
-        stepped: Callable[[slice], None] | None = None,
+        stepped: Callable[[int], None] | None = None,
         for_all: ForAll = in_turn,
     ) -> None:
         """One optimizer step with the mean gradient of the contributions (one or more), summed in the order given.
 
         The running statistics move towards the contributions' mean by `statistics_share`: 1 replaces them. The sum is
         made in the first one's memory, piece by piece: no big vector is copied, or read twice from memory. `stepped` is
-        called with each of `pieces` as soon as that has been stepped, when nobody needs it of any gradient any more.
-        `for_all` may take pieces at once: they have nothing to do with each other.
+        called with the number of each of `pieces` as soon as that has been stepped, when nobody needs it of any
+        gradient any more. `for_all` may take pieces at once: they have nothing to do with each other.
         """
-        (gradient, statistics, share), *others = contributions
+        (first, statistics, share), *others = contributions
         statistics = statistics * share
         for other in others:
             statistics.add_(other.statistics, alpha=other.share)
         self.statistics.lerp_(statistics, statistics_share)
+        gradients = self.split(first)
+        summands = [(self.split(other.gradient), other.share) for other in others]
 
         def step(number: int) -> None:
-            piece = self.pieces[number]
+            gradient, piece = gradients[number], self.pieces[number]
             if share != 1:
-                gradient[piece].mul_(share)
-            for other in others:
-                gradient[piece].add_(other.gradient[piece], alpha=other.share)
-            for part, decay in self._parts[number]:
-                state = {name: vector[part] for name, vector in self._state.items()}
-                self._optimizer.step(self.parameters[part], gradient[part], state, self.version, learning_rate, decay)
+                gradient.mul_(share)
+            for its, of_it in summands:
+                gradient.add_(its[number], alpha=of_it)
+            self._optimizer.step(piece.parameters, gradient, piece.state, self.version, learning_rate, piece.decay)
             if stepped:
-                stepped(piece)
+                stepped(number)
 
         for_all(step, len(self.pieces))
         self.version += 1
         self._snapshot = None
 
-    def ahead(self, part: slice, drift: float, out: Tensor) -> Tensor:
-        """A part as it will be when momentum has carried it on by `drift`: `out`, filled, or a view if that is 0."""
+    def split(self, vector: Tensor) -> tuple[Tensor, ...]:
+        """Views of a vector (n,), one for each of `pieces`."""
+        return vector.split_with_sizes(self._sizes)
+
+    def piece_ahead(self, number: int, drift: float, out: Tensor) -> None:
+        """Fill `out` with a piece as it will be when momentum has carried it on by `drift`."""
+        piece = self.pieces[number]
+        if drift:
+            torch.sub(piece.parameters, piece.state["momentum"], alpha=drift, out=out)
+        else:
+            out.copy_(piece.parameters)
+
+    def ahead(self, drift: float, out: Tensor) -> Tensor:
+        """All of them so: `out`, filled, or the parameters themselves if `drift` is 0."""
         if not drift:
-            return self.parameters[part]
-        return torch.sub(self.parameters[part], self._state["momentum"][part], alpha=drift, out=out)
+            return self.parameters
+        for number, place in enumerate(self.split(out)):
+            self.piece_ahead(number, drift, place)
+        return out
 
     def snapshot(self) -> Snapshot:
         """The present version, copied once however many ask for it."""

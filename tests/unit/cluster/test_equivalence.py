@@ -121,8 +121,7 @@ class Cluster:
         return Snapshot(parts[0].version, torch.cat([part.parameters for part in parts]), parts[0].statistics)
 
     def _ahead(self, drift: float) -> Tensor:
-        whole = [(store, slice(0, len(store.parameters))) for store in self._stores]
-        return torch.cat([store.ahead(part, drift, torch.empty(part.stop)) for store, part in whole])
+        return torch.cat([store.ahead(drift, torch.empty_like(store.parameters)) for store in self._stores])
 
     def loss(self, batch: int) -> float:
         """Of the parameters as they are."""
@@ -176,6 +175,14 @@ def plain_torch(module: nn.Module, rate: float = RATE) -> torch.optim.SGD:
         {"params": [p for p in module.parameters() if p.dim() < 2], "weight_decay": 0.0},
     ]
     return torch.optim.SGD(groups, lr=rate, momentum=MOMENTUM, nesterov=True, fused=True)
+
+
+def accumulating(config: RunConfig) -> FlatModel:
+    """A fresh model, to whose gradient torch's backward() adds."""
+    model = FlatModel(fresh_module(config).train())
+    for leaf, slope in zip(model.leaves, model.slopes, strict=True):
+        leaf.grad = slope
+    return model
 
 
 def ghost_batch_gradient(model: FlatModel, config: RunConfig, data: PreparedStore, batches: tuple[int, int]) -> None:
@@ -233,7 +240,7 @@ def test_sync_with_batch_norm_is_one_process_with_ghost_batches(small_store: Pre
     """Each half is normalised by itself; the running statistics are the mean of the halves' (Hoffer et al. 2017)."""
     config = settings(mode="sync")
     got = Cluster(config, small_store, workers=2).train(20)
-    model = FlatModel(fresh_module(config).train())
+    model = accumulating(config)
     optimizer = plain_torch(model.module)
     for update in range(20):
         ghost_batch_gradient(model, config, small_store, (2 * update, 2 * update + 1))
@@ -246,7 +253,7 @@ def test_sync_with_prefetch_is_sgd_whose_gradients_come_one_update_late(small_st
     config = settings(mode="sync", prefetch=1, optimizer=plain)
     got, again = (Cluster(config, small_store, 2, random.Random(seed)).train(8) for seed in (1, 2))
     assert same(got, again)
-    reads, writes = FlatModel(fresh_module(config).train()), FlatModel(fresh_module(config).train())
+    reads, writes = accumulating(config), accumulating(config)
     optimizer = plain_torch(writes.module)
     versions = [(writes.parameters.clone(), writes.statistics.clone())]
     for update in range(8):

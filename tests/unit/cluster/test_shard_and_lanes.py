@@ -245,17 +245,16 @@ def test_what_goes_wrong_with_a_helper_is_told_when_nobody_writes_any_more(monke
     rig = Rig("fp32", seen=(True,), servers=1)
     rig.workers[0].send(rig.shards, 0, *rig.sent(0, 0))
     main, both = threading.current_thread(), threading.Barrier(2)
-    here: list[slice] = []
+    here: list[int] = []
 
-    def ahead(part: slice, drift: float, out: Tensor) -> Tensor:
+    def piece_ahead(number: int, drift: float, out: Tensor) -> None:
         if not here:
             both.wait(60)  # each has a piece
         if threading.current_thread() is not main:
             raise ValueError("a piece is bad")
-        here.append(part)
-        return out
+        here.append(number)
 
-    monkeypatch.setattr(rig.shards[0]._store, "ahead", ahead)
+    monkeypatch.setattr(rig.shards[0]._store, "piece_ahead", piece_ahead)
     with pytest.raises(ValueError, match="a piece is bad"):
         rig.advance(0, readers=("worker0",))
     assert len(here) == len(rig.shards[0]._store.pieces) - 1  # the others were done

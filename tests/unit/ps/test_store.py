@@ -59,14 +59,14 @@ def test_a_step_in_pieces_is_that_of_the_whole_and_each_is_told_when_it_is_done(
     whole = ParameterStore(draw(0, 1001), decayed, torch.zeros(0), OPTIMIZERS[kind])
     monkeypatch.setattr("psys.ps.store._PIECE", 64)
     pieces = ParameterStore(draw(0, 1001), decayed, torch.zeros(0), OPTIMIZERS[kind])
-    told: list[tuple[slice, torch.Tensor]] = []
+    told: list[torch.Tensor] = []
     for step in range(3):
         told.clear()
         contribution = Contribution(draw(step + 1, 1001), torch.zeros(0), 1)
         whole.apply([contribution], 0.05, 1.0)
-        pieces.apply([contribution], 0.05, 1.0, lambda part: told.append((part, pieces.parameters[part].clone())))
-        assert [part.start for part, _ in told] == list(range(0, 1001, 64))
-        assert torch.equal(torch.cat([values for _, values in told]), whole.parameters)
+        pieces.apply([contribution], 0.05, 1.0, lambda number: told.append(pieces.pieces[number].parameters.clone()))
+        assert max(map(len, told)) == 64
+        assert torch.equal(torch.cat(told), whole.parameters)
     assert torch.equal(pieces.parameters, whole.parameters)
 
 
@@ -122,7 +122,7 @@ def test_looking_ahead_foretells_what_momentum_and_a_gradient_will_do(
         store = ParameterStore(draw(0, 40), 0, nothing, config)
         for step in range(3):
             store.apply([Contribution(draw(1 + step, 40), nothing, 1)], rate, 1.0)
-        foretold.append(store.ahead(slice(0, 40), rate * config.drift(steps), torch.empty(40)) if momentum else None)
+        foretold.append(store.ahead(rate * config.drift(steps), torch.empty(40)) if momentum else None)
         for step in range(steps):
             store.apply([Contribution(first.clone() if step == 0 else torch.zeros(40), nothing, 1)], rate, 1.0)
         return store.snapshot().parameters
@@ -142,13 +142,16 @@ def test_others_than_sgd_and_whoever_says_so_do_not_look_ahead(config: Optimizer
     assert (config.drift(5), config.reach(5)) == (0, 0)
 
 
-def test_a_part_ahead_is_that_part_of_the_whole_ahead() -> None:
+@pytest.mark.parametrize("drift", [0.0, 0.3])
+def test_a_piece_ahead_is_that_piece_of_the_whole_ahead(drift: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("psys.ps.store._PIECE", 30)
     store = ParameterStore(draw(0, 100), 50, torch.zeros(0), OptimizerConfig())
     store.apply([Contribution(draw(1, 100), torch.zeros(0), 1)], 0.1, 1.0)
-    whole = store.ahead(slice(0, 100), 0.3, torch.empty(100))
-    parts = [store.ahead(slice(start, start + 25), 0.3, torch.empty(25)) for start in range(0, 100, 25)]
-    assert torch.equal(torch.cat(parts), whole)
-    assert not torch.equal(whole, store.snapshot().parameters)
+    whole, pieces = store.ahead(drift, torch.empty(100)), torch.empty(100)
+    for number, piece in enumerate(store.split(pieces)):
+        store.piece_ahead(number, drift, piece)
+    assert torch.equal(pieces, whole)
+    assert torch.equal(whole, store.snapshot().parameters) == (drift == 0)
 
 
 def test_a_snapshot_never_changes_and_is_shared_within_a_version() -> None:
