@@ -150,8 +150,8 @@ class Shard:
 
     def _deliver(self, places: list[tuple[tuple[Tensor, ...], float]], number: int) -> None:
         """Put a piece of the parameters into its place in each reader's lane, as far ahead as it says there."""
-        for pieces, drift in places:
-            self._store.piece_ahead(number, drift, pieces[number])
+        for parts, drift in places:
+            self._store.piece_ahead(number, drift, parts[number])
 
     def _deliver_encoded(self, places: list[tuple[Tensor, float]]) -> None:
         """The same in a format that needs to see all parameters before it writes any."""

@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-from psys.models.linear import Linear
-
 
 class FlatModel:
     """Wraps `module` in place; loading and pushing need no loop over its parameters.
@@ -31,10 +29,6 @@ class FlatModel:
         self.slopes = [_shaped(*pair) for pair in zip(self.gradient.split(sizes), shapes, strict=True)]
         for leaf, value in zip(self.leaves, self.parameters.split(sizes), strict=True):
             leaf.data = _shaped(value, leaf.shape).copy_(leaf.detach())
-        slope_of: dict[Tensor, Tensor] = dict(zip(self.leaves, self.slopes, strict=True))
-        for layer in module.modules():
-            if isinstance(layer, Linear):
-                layer.slope = slope_of[layer.weight]
         buffers = [b for b in module.buffers() if b.is_floating_point()]
         self.statistics = torch.cat([b.flatten() for b in buffers]) if buffers else torch.zeros(0, device=device)
         for buffer, value in zip(buffers, self.statistics.split([b.numel() for b in buffers]), strict=True):

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from psys.compute.flat import FlatModel
 from psys.compute.graph import Replay
+from psys.models.linear import Linear
 
 
 class StepResult(NamedTuple):
@@ -28,6 +29,10 @@ class GradientStep:
     def __init__(self, model: FlatModel, precision: torch.dtype, label_smoothing: float = 0.0) -> None:
         self._model, self._precision, self._label_smoothing = model, precision, label_smoothing
         self._replays: dict[torch.Size, Replay] = {}
+        slopes: dict[Tensor, Tensor] = dict(zip(model.leaves, model.slopes, strict=True))
+        for layer in model.module.modules():
+            if isinstance(layer, Linear):
+                layer.slope = slopes[layer.weight]
 
     def __call__(self, views: Tensor, labels: Tensor) -> StepResult:
         """views: (V, 3, H, W) float32, normalised; labels: (V,) int64, or probabilities (V, classes) float32.

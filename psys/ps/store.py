@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.optim.rmsprop import rmsprop
 
 from psys.config import Config
-from psys.ps.partition import LINE
+from psys.ps.partition import LINE, partition
 
-_PIECE = 1 << 16  # elements
+_PIECE = 1 << 16  # elements, about
 
 
 class OptimizerConfig(Config):
@@ -178,7 +178,8 @@ class ParameterStore:
             decayed = numel  # all are stepped alike
         # The line in which decay ends is rounded by itself: those after it are whole then, wherever the slice begins.
         line_end = min(-(-decayed // LINE) * LINE, numel)
-        bounds = list(pairwise(sorted({*range(0, numel, _PIECE), decayed, line_end, numel})))
+        starts = [part.start for part in partition(numel, max(1, round(numel / _PIECE)))]
+        bounds = list(pairwise(sorted({*starts, decayed, line_end, numel})))
         self._sizes = [stop - start for start, stop in bounds]
         decays = [optimizer.weight_decay if start < decayed else 0.0 for start, _ in bounds]
         states = {name: self.split(vector) for name, vector in self._state.items()}
@@ -215,8 +216,8 @@ class ParameterStore:
             gradient, piece = gradients[number], self.pieces[number]
             if share != 1:
                 gradient.mul_(share)
-            for its, of_it in summands:
-                gradient.add_(its[number], alpha=of_it)
+            for parts, of_them in summands:
+                gradient.add_(parts[number], alpha=of_them)
             self._optimizer.step(piece.parameters, gradient, piece.state, self.version, learning_rate, piece.decay)
             if stepped:
                 stepped(number)
@@ -229,21 +230,19 @@ class ParameterStore:
         """Views of a vector (n,), one for each of `pieces`."""
         return vector.split_with_sizes(self._sizes)
 
+    def ahead(self, drift: float, out: Tensor) -> Tensor:
+        """The parameters as momentum will have carried them on by `drift`: `out`, filled; themselves if that is 0."""
+        if not drift:
+            return self.parameters
+        return torch.sub(self.parameters, self._state["momentum"], alpha=drift, out=out)
+
     def piece_ahead(self, number: int, drift: float, out: Tensor) -> None:
-        """Fill `out` with a piece as it will be when momentum has carried it on by `drift`."""
+        """Fill `out` with one of `pieces` so."""
         piece = self.pieces[number]
         if drift:
             torch.sub(piece.parameters, piece.state["momentum"], alpha=drift, out=out)
         else:
             out.copy_(piece.parameters)
-
-    def ahead(self, drift: float, out: Tensor) -> Tensor:
-        """All of them so: `out`, filled, or the parameters themselves if `drift` is 0."""
-        if not drift:
-            return self.parameters
-        for number, place in enumerate(self.split(out)):
-            self.piece_ahead(number, drift, place)
-        return out
 
     def snapshot(self) -> Snapshot:
         """The present version, copied once however many ask for it."""

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from psys.models.linear import Linear
 
+HERE = torch.cpu.get_capabilities()
+
 
 @pytest.fixture(params=["AMD EPYC", "Intel Xeon"], autouse=True)
 def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -47,6 +49,11 @@ def test_the_faster_library_of_the_processor_multiplies_in_float32(processor: st
     assert called == (mkl if processor.startswith("Intel") else onednn)
 
 
+@pytest.mark.skipif(HERE["architecture"] != "x86_64", reason="elsewhere there is no MKL")
+def test_torch_tells_the_processors_maker() -> None:
+    assert HERE["cpu_name"].split()[0] in ("AMD", "Intel")
+
+
 def test_other_precisions_and_inference_are_those_of_the_plain_layer() -> None:
     layer, plain, x = both()
     with torch.autocast("cpu", torch.bfloat16):
@@ -69,14 +76,20 @@ def test_leaves_the_gradient_of_its_weight_in_its_slope(
     in_the_weights_memory: bool, precision: torch.dtype, processor: str
 ) -> None:
     found, expected = [], []
-    layer, plain, _ = both()
-    layer.slope = layer.weight.detach() if in_the_weights_memory else torch.empty(40, 96)
-    for each, gradients in ((layer, found), (plain, expected)):
+    first, plain, _ = both()
+    second = Linear(40, 10)
+    for layer in (first, second):
+        layer.slope = layer.weight.detach() if in_the_weights_memory else torch.empty_like(layer.weight)
+    plain_second = nn.Linear(40, 10)
+    plain_second.load_state_dict(second.state_dict())
+    for layers, gradients in (((first, second), found), ((plain, plain_second), expected)):
         x = both()[2].requires_grad_()
         with torch.autocast("cpu", precision, enabled=precision != torch.float32):
-            y = each(x)
-        gradients.extend(torch.autograd.grad(y.float().square().sum(), [x, *each.parameters()]))
-    assert [tensor.dtype for tensor in found] == [torch.float32] * 3
+            y = layers[1](layers[0](x))
+        parameters = [parameter for layer in layers for parameter in layer.parameters()]
+        gradients.extend(torch.autograd.grad(y.float().square().sum(), [x, *parameters]))
+    assert {tensor.dtype for tensor in found} == {torch.float32}
     torch.testing.assert_close(found, expected)
-    if not processor.startswith("AMD") or precision != torch.float32:
-        assert found[1] is layer.slope
+    if processor.startswith("Intel") or precision != torch.float32:
+        assert found[1] is first.slope
+        assert found[3] is second.slope

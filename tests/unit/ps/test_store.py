@@ -44,10 +44,9 @@ def test_slices_on_several_servers_equal_the_whole_on_one(kind: str, shards: int
         for s in slices
     ]
     for step in range(5):
-        gradient = draw(step + 1, 1001)
-        whole.apply([Contribution(gradient, statistics, 1)], 0.05, 1.0)
-        for part, s in zip(parts, slices, strict=True):
-            part.apply([Contribution(gradient[s], statistics, 1)], 0.05, 1.0)
+        gradients = [(draw(2 * step + i, 1001), share) for i, share in ((1, 1 / 3), (2, 2 / 3))]
+        for store, s in ((whole, slice(None)), *zip(parts, slices, strict=True)):
+            store.apply([Contribution(of[s].clone(), statistics, share) for of, share in gradients], 0.05, 1.0)
     assert torch.equal(whole.snapshot().parameters, torch.cat([part.snapshot().parameters for part in parts]))
 
 
@@ -65,7 +64,7 @@ def test_a_step_in_pieces_is_that_of_the_whole_and_each_is_told_when_it_is_done(
         contribution = Contribution(draw(step + 1, 1001), torch.zeros(0), 1)
         whole.apply([contribution], 0.05, 1.0)
         pieces.apply([contribution], 0.05, 1.0, lambda number: told.append(pieces.pieces[number].parameters.clone()))
-        assert max(map(len, told)) == 64
+        assert max(map(len, told)) < 2 * 64
         assert torch.equal(torch.cat(told), whole.parameters)
     assert torch.equal(pieces.parameters, whole.parameters)
 
