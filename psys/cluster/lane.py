@@ -74,10 +74,27 @@ def _first(span: slice, nbytes: int) -> slice:
     return slice(span.start, span.start + nbytes)
 
 
-class _Memory:
-    """`memory`: (nbytes,) uint8."""
+class Slot(NamedTuple):
+    """Views of what stands in a slot, made once: a small model's step is short."""
 
-    memory: Tensor
+    parameters: list[Tensor]  # each server's part of the payload, uint8
+    gradient: list[Tensor]  # the same
+    statistics: Tensor  # (m,) float32
+
+
+class _Memory:
+    """`memory`: (layout.nbytes,) uint8."""
+
+    def __init__(self, layout: Layout, memory: Tensor) -> None:
+        self.layout, self.memory = layout, memory
+        self.slots = [
+            Slot(
+                [memory[span] for span in layout.parameters(slot)],
+                [memory[span] for span in layout.gradient(slot)],
+                memory[layout.statistics(slot)].view(torch.float32),
+            )
+            for slot in range(layout.slots)
+        ]
 
     def __getitem__(self, span: slice) -> Tensor:
         return self.memory[span]
@@ -91,7 +108,6 @@ class Lane(_Memory):
     """The worker's side, in memory shared with the servers on its host."""
 
     def __init__(self, layout: Layout) -> None:
-        self.layout = layout
         self._file = os.fdopen(os.memfd_create(_NAME), "r+b", buffering=0)
         fd = self._file.fileno()
         os.ftruncate(fd, layout.nbytes)
@@ -99,18 +115,18 @@ class Lane(_Memory):
         token = secrets.token_bytes(_TOKEN_BYTES)
         mapped[:_TOKEN_BYTES] = token
         self.address = LaneAddress(os.getpid(), fd, token)
-        self.memory = torch.frombuffer(mapped, dtype=torch.uint8)
+        super().__init__(layout, torch.frombuffer(mapped, dtype=torch.uint8))
 
 
 class RemoteLane(_Memory):
     """The server's side: `memory` is the worker's own where it can be seen (`shared`), else this server's copy."""
 
-    def __init__(self, nbytes: int, address: LaneAddress | None) -> None:
-        file = _opened(address, nbytes) if address else None
+    def __init__(self, layout: Layout, address: LaneAddress | None) -> None:
+        file = _opened(address, layout.nbytes) if address else None
         self.shared = file is not None
         # Pages of a copy that are never touched, those of other servers' parts, take no memory.
-        mapped = mmap.mmap(file.fileno() if file else -1, nbytes)
-        self.memory = torch.frombuffer(mapped, dtype=torch.uint8)
+        mapped = mmap.mmap(file.fileno() if file else -1, layout.nbytes)
+        super().__init__(layout, torch.frombuffer(mapped, dtype=torch.uint8))
         if file:
             file.close()
 

@@ -40,17 +40,17 @@ class LanedModel:
 
     def send(self, slot: int) -> None:
         """Put the gradient and the statistics of the model in `slot` where servers find them."""
-        lane, layout, model = self.lane, self.lane.layout, self.models[slot]
+        there, model = self.lane.slots[slot], self.models[slot]
         outgoing = model.gradient if self._outgoing is None else self._outgoing.copy_(model.gradient)
-        for codec, part, span in zip(self._gradient_codecs, layout.slices, layout.gradient(slot), strict=True):
-            codec.encode(outgoing[part], lane[span])
-        lane[layout.statistics(slot)].view(torch.float32).copy_(model.statistics)
+        for codec, part, payload in zip(self._gradient_codecs, self.lane.layout.slices, there.gradient, strict=True):
+            codec.encode(outgoing[part], payload)
+        there.statistics.copy_(model.statistics)
 
     def receive(self, slot: int) -> None:
         """Give the model in `slot` the parameters and statistics that servers have put there."""
-        lane, layout, model = self.lane, self.lane.layout, self.models[slot]
-        for part, span in zip(layout.slices, layout.parameters(slot), strict=True):
-            values, place = self._parameter_codec.decode(lane[span], self._incoming[part]), model.parameters[part]
+        there, model = self.lane.slots[slot], self.models[slot]
+        for part, payload in zip(self.lane.layout.slices, there.parameters, strict=True):
+            values, place = self._parameter_codec.decode(payload, self._incoming[part]), model.parameters[part]
             if values.data_ptr() != place.data_ptr():
                 place.copy_(values, non_blocking=True)
-        model.statistics.copy_(lane[layout.statistics(slot)].view(torch.float32))
+        model.statistics.copy_(there.statistics)

@@ -41,7 +41,7 @@ class Shard:
         with self._lock:
             # One that comes back may have a gradient in its lane that was accepted before.
             known = worker in self._lanes and self._attached[worker][0] == address
-            lane = self._lanes[worker] if known else RemoteLane(nbytes, address)
+            lane = self._lanes[worker] if known else RemoteLane(self.layout, address)
             self._lanes[worker], self._attached[worker] = lane, (address, lane.shared)
             return lane.shared
 
@@ -57,7 +57,7 @@ class Shard:
         with self._lock:
             assert step.number == self._next, f"step {step.number} came instead of {self._next}"
             places = [
-                (self._lane(worker)[self.layout.parameters(slot)[self._index]], drift)
+                (self._lane(worker).slots[slot].parameters[self._index], drift)
                 for worker, (slot, drift) in step.readers.items()
             ]
             for_all = self._for_all(waiting=step.readers.keys())
@@ -78,7 +78,7 @@ class Shard:
                     deliver(number)
             if self._index == 0:
                 for worker, (slot, _) in step.readers.items():
-                    self._lane(worker)[self.layout.statistics(slot)].view(torch.float32).copy_(self._store.statistics)
+                    self._lane(worker).slots[slot].statistics.copy_(self._store.statistics)
             for worker in step.released:
                 self._lanes.pop(worker, None)
             self._next += 1  # not of a step that failed: none may follow it
@@ -108,14 +108,16 @@ class Shard:
     def _lane(self, worker: str) -> RemoteLane:
         if worker not in self._lanes:
             address, shared = self._attached[worker]
-            self._lanes[worker] = RemoteLane(self.layout.nbytes, address if shared else None)
+            self._lanes[worker] = RemoteLane(self.layout, address if shared else None)
         return self._lanes[worker]
 
     def _for_all(self, waiting: Set[str]) -> ForAll:
         """With a thread for each core that is idle: of this host's workers, some are `waiting` for what comes."""
+        if (most := len(self._store.pieces) // _FAIR_SHARE) < 2:
+            return in_turn
         here = {worker for worker, lane in self._lanes.items() if lane.shared}
         idle = available_cores() * len(here & waiting) // len(here) if here else available_cores()
-        helpers = min(idle, len(self._store.pieces) // _FAIR_SHARE) - 1
+        helpers = min(idle, most) - 1
         return partial(self._at_once, helpers) if helpers > 0 else in_turn
 
     def _at_once(self, helpers: int, function: Callable[[int], None], count: int) -> None:
@@ -140,10 +142,10 @@ class Shard:
             lane = self._lanes[lease.worker]  # a new one would have no gradient in it
             if self._attached[lease.worker][1] and not lane.shared:
                 raise RuntimeError(f"the memory of {lease.worker} cannot be opened any more")
-            payload = lane[self.layout.gradient(lease.slot)[self._index]]
-            gradient = self._gradients.decode(payload, self._scratch[1 if found else 0])
-            statistics = lane[self.layout.statistics(lease.slot)].view(torch.float32)
-            found.append(Contribution(gradient, statistics if self._index == 0 else statistics[:0], share))
+            slot = lane.slots[lease.slot]
+            gradient = self._gradients.decode(slot.gradient[self._index], self._scratch[1 if found else 0])
+            statistics = slot.statistics if self._index == 0 else slot.statistics[:0]
+            found.append(Contribution(gradient, statistics, share))
             if gradient is self._scratch[1]:  # there is room for one beside the sum
                 found = [_sum(*found)]
         return found

@@ -205,7 +205,8 @@ class ParameterStore:
         gradient any more. `for_all` may take pieces at once: they have nothing to do with each other.
         """
         (first, statistics, share), *others = contributions
-        statistics = statistics * share
+        if others:
+            statistics = statistics * share
         for other in others:
             statistics.add_(other.statistics, alpha=other.share)
         self.statistics.lerp_(statistics, statistics_share)

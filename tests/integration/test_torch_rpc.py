@@ -124,15 +124,15 @@ except RuntimeError as error:
     work = client.push_pull(None)
 assert work.lease.batch == 7
 assert torch.equal(whole(lane.layout.parameters(work.lease.slot)), torch.arange(3_000_001.0))
-assert torch.equal(lane[lane.layout.statistics(work.lease.slot)].view(torch.float32), torch.arange(5.0))
+assert torch.equal(lane.slots[work.lease.slot].statistics, torch.arange(5.0))
 print("answered", flush=True)
 if "train" in sys.argv:
     whole(lane.layout.gradient(work.lease.slot)).copy_(torch.arange(3_000_001.0) % 100)
-    lane[lane.layout.statistics(work.lease.slot)].view(torch.float32).fill_(3)
+    lane.slots[work.lease.slot].statistics.fill_(3)
     assert client.push_pull(Push(work.lease, 0.0, 0, 1, 1.0)).lease is not None
     expected = torch.arange(3_000_001.0) - torch.arange(3_000_001.0) % 100
     assert torch.equal(whole(lane.layout.parameters(work.lease.slot)), expected)
-    assert lane[lane.layout.statistics(work.lease.slot)].view(torch.float32).tolist() == [3] * 5
+    assert lane.slots[work.lease.slot].statistics.tolist() == [3] * 5
     print("trained", flush=True)
 if "leave" in sys.argv:
     lifeline.say(left=True)

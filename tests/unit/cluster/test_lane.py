@@ -22,9 +22,11 @@ SMALL = Layout(partition(100, 2), statistics=7, slots=2)
 
 ANOTHER_PROCESS = """
 import sys, torch
-from psys.cluster.lane import LaneAddress, RemoteLane
-pid, fd, token, nbytes = sys.argv[1:]
-lane = RemoteLane(int(nbytes), LaneAddress(int(pid), int(fd), bytes.fromhex(token)))
+from psys.cluster.lane import LaneAddress, Layout, RemoteLane
+from psys.ps.partition import partition
+pid, fd, token = sys.argv[1:]
+layout = Layout(partition(100, 2), statistics=7, slots=2)
+lane = RemoteLane(layout, LaneAddress(int(pid), int(fd), bytes.fromhex(token)))
 assert lane.shared
 print(lane[slice(5000, 5004)].tolist())
 lane.memory[6000:6003] = torch.tensor([7, 8, 9], dtype=torch.uint8)
@@ -65,11 +67,23 @@ def test_the_servers_parts_follow_one_another_so_that_a_model_can_live_in_them()
         assert spans[1].stop - spans[0].start == 400
 
 
+def test_a_slot_has_views_of_what_stands_in_it() -> None:
+    lane = Lane(SMALL)
+    for number, slot in enumerate(lane.slots):
+        for views, spans in (
+            (slot.parameters, SMALL.parameters(number)),
+            (slot.gradient, SMALL.gradient(number)),
+            ([slot.statistics.view(torch.uint8)], [SMALL.statistics(number)]),
+        ):
+            for view, span in zip(views, spans, strict=True):
+                assert (view.data_ptr(), len(view)) == (lane[span].data_ptr(), span.stop - span.start)
+
+
 def test_another_process_reads_and_writes_a_lane(tmp_path: Path) -> None:
     lane = Lane(SMALL)
     lane.memory[5000:5004] = torch.tensor([1, 2, 3, 4], dtype=torch.uint8)
     pid, fd, token = lane.address
-    done = run("-c", ANOTHER_PROCESS, str(pid), str(fd), token.hex(), str(SMALL.nbytes), cwd=tmp_path)
+    done = run("-c", ANOTHER_PROCESS, str(pid), str(fd), token.hex(), cwd=tmp_path)
     assert done.out == "[1, 2, 3, 4]\n", done.err
     assert lane.memory[6000:6003].tolist() == [7, 8, 9]
 
@@ -137,7 +151,7 @@ def test_what_is_not_that_lane_gets_a_copy_of_its_own(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     lane = Lane(SMALL)
     before = lane.memory.clone()
-    apart = RemoteLane(SMALL.nbytes, address_of(lane))
+    apart = RemoteLane(SMALL, address_of(lane))
     assert not apart.shared
     assert not apart.memory.any()
     apart[slice(5000, 5008)].fill_(1)
@@ -149,18 +163,19 @@ def test_a_lane_outlives_its_worker_for_the_server_that_has_it_open(tmp_path: Pa
     script = """
 import os, signal, sys, torch
 from psys.cluster.lane import Lane, Layout
-lane = Lane(Layout((slice(0, 100),), 7, 2))
+lane = Lane(Layout((slice(0, 100),), statistics=7, slots=2))
 lane.memory[5000] = 42
 pid, fd, token = lane.address
-print(pid, fd, token.hex(), lane.layout.nbytes, flush=True)
+print(pid, fd, token.hex(), flush=True)
 sys.stdin.readline()
 os.kill(os.getpid(), signal.SIGKILL)
 """
     with Popen([sys.executable, "-c", script], stdin=PIPE, stdout=PIPE, text=True, cwd=tmp_path) as worker:
         assert worker.stdin
         assert worker.stdout
-        pid, fd, token, nbytes = worker.stdout.readline().split()
-        lane = RemoteLane(int(nbytes), LaneAddress(int(pid), int(fd), bytes.fromhex(token)))
+        pid, fd, token = worker.stdout.readline().split()
+        layout = Layout((slice(0, 100),), statistics=7, slots=2)
+        lane = RemoteLane(layout, LaneAddress(int(pid), int(fd), bytes.fromhex(token)))
         assert lane.shared
         assert os.readlink(f"/proc/{pid}/fd/{fd}").endswith("(deleted)")
         worker.stdin.write("\n")

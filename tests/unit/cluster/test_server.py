@@ -113,16 +113,17 @@ class Rig:
     def push(self, worker: int, lease: Lease | None, *holding: Lease, norm: float = 1.0) -> "Future[Grant]":
         """A gradient that is 1 at its batch in every server's slice."""
         assert lease
-        for span in self.layout.gradient(lease.slot):
-            gradient = self.lanes[worker][span].view(torch.float32)
+        slot = self.lanes[worker].slots[lease.slot]
+        for payload in slot.gradient:
+            gradient = payload.view(torch.float32)
             gradient.zero_()
             gradient[lease.batch] = 1
-        self.lanes[worker][self.layout.statistics(lease.slot)].view(torch.float32).fill_(lease.batch)
+        slot.statistics.fill_(lease.batch)
         return self.server.push_pull(f"worker{worker}", Push(lease, 1.5, 3, 10, norm), holding)
 
     def parameters(self, worker: int) -> list[Tensor]:
         """Each server's part as it stands in the worker's first slot."""
-        return [self.lanes[worker][span].view(torch.float32) for span in self.layout.parameters(0)]
+        return [payload.view(torch.float32) for payload in self.lanes[worker].slots[0].parameters]
 
     def run(self) -> Proof:
         return self.server.run(stopped=lambda status: False, tick=lambda status: None)
