@@ -37,7 +37,9 @@ def run(small_store: PreparedStore, tmp_path: Path) -> RunDirectory:
     _, held = holdout(train.labels, 0.2, seed=0)
     views = normalise(torch.tensor(train.images[held]), small_store.channel_mean, small_store.channel_std)
     labels = torch.tensor(train.labels[held])
-    optimizer = torch.optim.Adam(model.module.parameters(), lr=0.01)
+    parameters = torch.nn.Parameter(model.parameters)
+    parameters.grad = model.gradient
+    optimizer = torch.optim.Adam([parameters], lr=0.01)
     for _ in range(60):
         GradientStep(model, torch.float32)(views, labels)
         optimizer.step()
