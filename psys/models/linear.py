@@ -13,7 +13,7 @@ class Linear(nn.Linear):
 
     `slope`: (out_features, in_features) float32, where backward puts the weight's gradient; it may be the weight's own
     memory. Without it autograd leaves that gradient anywhere, and to copy it from there takes as long as one of the
-    products. Gradients are to be had by `torch.autograd.grad`: backward() would add the slope to itself.
+    products. Gradients are to be had by `torch.autograd.grad`: backward() would add to a weight.grad that is the slope.
 
     In float32 on AMD's processors oneDNN multiplies, and the slope is not used: MKL, which torch would take, leaves
     AVX-512 alone there and is half as fast. (On Intel's it is oneDNN whose backward takes twice as long.) On a GPU, and

@@ -217,8 +217,8 @@ class ParameterStore:
             gradient, piece = gradients[number], self.pieces[number]
             if share != 1:
                 gradient.mul_(share)
-            for parts, of_them in summands:
-                gradient.add_(parts[number], alpha=of_them)
+            for parts, part_share in summands:
+                gradient.add_(parts[number], alpha=part_share)
             self._optimizer.step(piece.parameters, gradient, piece.state, self.version, learning_rate, piece.decay)
             if stepped:
                 stepped(number)
