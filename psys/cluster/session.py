@@ -1,7 +1,9 @@
 """A worker's part in a run: it comes through the door, calls the servers, and finds them again when they were away."""
 
+import contextlib
 import json
 import sys
+import threading
 import time
 
 from psys.cluster import torch_rpc
@@ -15,7 +17,7 @@ from psys.ps.coordinator import Grant
 from psys.ps.ledger import Lease
 
 _ARRIVAL_SECONDS = 30.0  # how long a newcomer looks for the run
-_RETRY_SECONDS = 0.5
+_RETRY_SECONDS, _TRY_SECONDS = 0.5, 2.0
 
 
 class RestartedError(Exception):
@@ -32,7 +34,8 @@ class Session:
     def __init__(self, host: str, port: int, token: str) -> None:
         self._host, self._port, self._token = host, port, token
         self._lane: Lane | None = None
-        self._dropping = False
+        self._dropped: Lease | None = None
+        self._closed = threading.Event()
         self._enter(knock(host, port, token, "worker", _ARRIVAL_SECONDS))
         where = f"settings of the server at {host}:{port}"
         self.config = validate(RunConfig, json.loads(self.admission.settings), where=where)
@@ -49,7 +52,8 @@ class Session:
         try:
             self._client.attach(lane)
         except RuntimeError as error:
-            self._recover(error)
+            with contextlib.suppress(RestartedError):  # nothing is leased yet
+                self._recover(error)
 
     def push_pull(self, push: Push | None, holding: tuple[Lease, ...] = ()) -> Grant:
         """Hand in the gradient in the lease's slot and wait for work; its parameters then stand in its slot.
@@ -61,22 +65,25 @@ class Session:
                 if self._lifeline.lost.is_set():
                     self._recover(None)
                 grant = self._client.push_pull(push, holding)
-                if not self._dropping:
+                if push is None or push.lease != self._dropped:
                     return grant
-                self._dropping = False
+                self._dropped = None
             except RuntimeError as error:
                 self._recover(error)
 
-    def drop_next_reply(self) -> None:
-        """On purpose: the next answer is treated as lost on its way."""
-        self._dropping = True
+    def drop_reply(self, lease: Lease) -> None:
+        """On purpose: the answer to its push is treated as lost on its way."""
+        self._dropped = lease
 
     def tell(self, fault: dict[str, object]) -> None:
         """The server shall know that this was done on purpose."""
         self._lifeline.say(fault=fault)
 
     def close(self) -> None:
-        """Say good-bye."""
+        """Say good-bye, once. A call under way in another thread fails."""
+        if self._closed.is_set():
+            return
+        self._closed.set()
         self._lifeline.say(left=True)
         self._lifeline.close()
         torch_rpc.close()
@@ -84,29 +91,31 @@ class Session:
     def _recover(self, error: RuntimeError | None) -> None:
         if error is not None and not torch_rpc.is_connection_error(error):
             raise error
+        if self._closed.is_set():
+            raise PsysError("this worker has left the run")
         reason = str(error).splitlines()[0] if error else "no sign of life"
         print(f"psys: lost the servers ({reason}): looking for them", file=sys.stderr, flush=True)
         before = self.admission
         deadline = time.monotonic() + self.config.patience
+        who = (before.number, before.incarnation)
         while True:
             self._lifeline.close()
             torch_rpc.close()
             try:
-                left = max(_RETRY_SECONDS, deadline - time.monotonic())
-                self._enter(
-                    knock(self._host, self._port, self._token, "worker", left, before.number, before.incarnation)
-                )
-                self._lifeline.beat()
-                if self._lane:
+                self._enter(knock(self._host, self._port, self._token, "worker", _TRY_SECONDS, *who))
+                same = self.admission.settings == before.settings
+                if self._lane and same:  # of other settings it would not have the size
+                    self._lifeline.beat()
                     self._client.attach(self._lane)
                 break
             except (PsysError, RuntimeError) as again:
                 if time.monotonic() > deadline:
                     raise PsysError(f"lost the servers of the run at {self._host}:{self._port}: {again}") from None
-                time.sleep(_RETRY_SECONDS)
-        print("psys: found them again", file=sys.stderr, flush=True)
-        if self.admission.settings != before.settings:
+                if self._closed.wait(_RETRY_SECONDS):
+                    raise PsysError("this worker has left the run") from None
+        if not same:
             raise PsysError("the run came back with other settings: start this worker again")
+        print("psys: found them again", file=sys.stderr, flush=True)
         if self.admission.incarnation != before.incarnation:
             raise RestartedError
 

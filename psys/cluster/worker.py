@@ -3,7 +3,7 @@
 import math
 import os
 import signal
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 
@@ -108,13 +108,15 @@ class _Steps:
         for fault in admission.faults.at(admission.number, self._step):
             self._session.tell(fault.model_dump(mode="json", exclude={"worker"}))
             if fault.kind == "nan":
-                model.gradient[0] = math.nan
+                model.gradient.fill_(math.nan)  # as of a loss that is not finite
                 result = result._replace(gradient_norm=math.nan)
             elif fault.kind == "drop_reply":
-                self._session.drop_next_reply()
+                self._session.drop_reply(lease)
             else:
                 suffer(fault)
-        self._laned.send(lease.slot)
+        # The server will not read what is damaged, but top-k would remember it.
+        if math.isfinite(result.gradient_norm):
+            self._laned.send(lease.slot)
         self._step += 1
         return Push(lease, *result)
 
@@ -128,28 +130,37 @@ def _run(session: Session, laned: LanedModel, compute: _Steps) -> None:
 
 def _run_ahead(session: Session, laned: LanedModel, compute: _Steps) -> None:
     """One batch is computed while the gradient of the one before is pushed and the next lease is fetched."""
+    with ThreadPoolExecutor(1, "courier") as courier:
+        try:
+            _run_with(courier, session, laned, compute)
+        except RestartedError:
+            raise
+        except BaseException:
+            session.close()  # or the courier could wait for a grant, and this thread for the courier
+            raise
 
+
+def _run_with(courier: Executor, session: Session, laned: LanedModel, compute: _Steps) -> None:
     def fetch(push: Push | None, held: Lease) -> Grant:
         following = session.push_pull(push, (held,))
         compute.expect(following.lease)
         return following
 
-    with ThreadPoolExecutor(1, "courier") as courier:
-        lease = session.push_pull(None).lease
-        while lease is not None:
-            laned.receive(lease.slot)
-            coming = courier.submit(fetch, None, lease)
-            while True:
-                push = compute(lease)
-                following = coming.result()
-                if following.lease is None:
-                    break
-                laned.receive(following.lease.slot)
-                if math.isfinite(push.gradient_norm):
-                    # Nobody else knows yet what this gradient will change.
-                    gradient = laned.models[lease.slot].gradient
-                    laned.models[following.lease.slot].parameters.sub_(gradient, alpha=following.reach)
-                lease = following.lease
-                coming = courier.submit(fetch, push, lease)
-            # Nothing to have ahead: the run ends, or the last batches are with others and may come back.
-            lease = session.push_pull(push).lease
+    lease = session.push_pull(None).lease
+    while lease is not None:
+        laned.receive(lease.slot)
+        coming = courier.submit(fetch, None, lease)
+        while True:
+            push = compute(lease)
+            following = coming.result()
+            if following.lease is None:
+                break
+            laned.receive(following.lease.slot)
+            if math.isfinite(push.gradient_norm):
+                # Nobody else knows yet what this gradient will change.
+                gradient = laned.models[lease.slot].gradient
+                laned.models[following.lease.slot].parameters.sub_(gradient, alpha=following.reach)
+            lease = following.lease
+            coming = courier.submit(fetch, push, lease)
+        # Nothing to have ahead: the run ends, or the last batches are with others and may come back.
+        lease = session.push_pull(push).lease

@@ -6,8 +6,10 @@ import shutil
 import signal
 import subprocess
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 
+import psutil
 import pytest
 from safetensors.torch import load_file
 
@@ -19,6 +21,7 @@ from tests.support.processes import (
     events,
     family,
     finished,
+    free_port,
     run,
     servers_of,
     small_run,
@@ -145,7 +148,10 @@ def test_a_run_that_was_killed_altogether_is_resumed_with_other_workers(small_st
         launch(resumed(path))
 
 
-def test_faults_happen_where_the_plan_says_and_cost_nothing_but_time(small_store_path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [(), ("--wire", "topk", "--prefetch", "1")], ids=" ".join)
+def test_faults_happen_where_the_plan_says_and_cost_nothing_but_time(
+    small_store_path: Path, tmp_path: Path, more: tuple[str, ...]
+) -> None:
     path, plan = tmp_path / "runs" / "r", tmp_path / "plan.yaml"
     plan.write_text(
         """
@@ -157,7 +163,7 @@ faults:
   - {worker: 0, step: 6, kind: kill}
 """
     )
-    more = ("--epochs", "12", "--faults", str(plan), "--heartbeat-timeout", "1")
+    more = ("--epochs", "12", "--faults", str(plan), "--heartbeat-timeout", "1", *more)
     done = run(PS, *small_run(small_store_path, "r", *more), cwd=tmp_path)
     assert done.code == 0, done.err
     happened = [(event["worker"], event["step"], event["kind"]) for event in events(path, "fault")]
@@ -174,6 +180,67 @@ faults:
     assert reasons["broken"] == 1
     assert reasons["silent"] >= 1
     audited(path)
+
+
+def test_a_worker_told_to_leave_waits_for_nobody(small_store_path: Path, tmp_path: Path) -> None:
+    """Not for its own call either, which is answered when the other worker, that hangs, has done its part."""
+    path = tmp_path / "runs" / "r"
+    more = (*SYNC, "--prefetch", "1", "--heartbeat-timeout", "60")
+    with started(PS, *small_run(small_store_path, "r", *more), cwd=tmp_path) as process:
+        wait_until(lambda: len(updates(path)) > 3, "updates")
+        hanging, leaving = workers_of(process)
+        hanging.suspend()
+        looks: list[float] = []
+
+        def idle() -> bool:
+            looks.append(leaving.cpu_times().user)
+            return len(looks) > 25 and looks[-1] == looks[-25]
+
+        wait_until(idle, "its being out of work")
+        leaving.terminate()
+        leaving.wait(timeout=8)  # after 10 it would have been killed
+
+
+def joining(port: str) -> tuple[str, ...]:
+    return ("--role", "worker", "--join", f"127.0.0.1:{port}", "--threads", "1")
+
+
+def test_a_server_that_comes_back_while_a_worker_gets_ready(small_store_path: Path, tmp_path: Path) -> None:
+    path, port = tmp_path / "runs" / "r", str(free_port())
+    more = ("--epochs", "5000", "--checkpoint-every", "1", "--port", port)
+    with started(PS, *small_run(small_store_path, "r", *more, workers=1), cwd=tmp_path) as process:
+        wait_until(lambda: bool(updates(path)), "the first update")
+        (server,) = servers_of(process)
+        with started(PS, *joining(port), cwd=tmp_path) as newcomer:
+            through_the_door = psutil.Process(newcomer.pid)
+            wait_until(lambda: bool(through_the_door.net_connections()), "its coming")
+            through_the_door.suspend()
+            server.kill()
+            wait_until(lambda: bool(servers_of(process)) and servers_of(process) != [server], "another server")
+            through_the_door.resume()
+            wait_until(lambda: any(update["workers"] != ["worker0"] for update in updates(path)), "its first gradient")
+            process.send_signal(signal.SIGINT)
+            joined, done = finished(newcomer), finished(process)
+    assert (joined.code, done.code) == (0, 130), joined.err + done.err
+    audited(path)
+
+
+def test_a_worker_is_told_when_another_run_has_taken_the_place_of_its_own(
+    small_store_path: Path, tmp_path: Path
+) -> None:
+    port = str(free_port())
+    more = ("--epochs", "5000", "--port", port)
+    with ExitStack() as stack:
+        path = tmp_path / "runs" / "first"
+        with started(PS, *small_run(small_store_path, "first", *more, workers=1), cwd=tmp_path):
+            wait_until(lambda: bool(updates(path)), "the first update")
+            newcomer = stack.enter_context(started(PS, *joining(port), cwd=tmp_path))
+            wait_until(lambda: any(update["workers"] != ["worker0"] for update in updates(path)), "its first gradient")
+        second = small_run(small_store_path, "second", *more, "--model", "mlp16", workers=1)
+        stack.enter_context(started(PS, *second, cwd=tmp_path))
+        joined = finished(newcomer)
+    assert joined.code == 2, joined.err
+    assert joined.err.splitlines()[-1].startswith("psys: error: the run came back with other settings")
 
 
 def test_a_checkpoint_that_cannot_be_written_is_told_and_the_run_goes_on(
