@@ -147,13 +147,15 @@ def _end_run(run: RunDirectory, complete: bool) -> None:
 
 
 def _start_run(config: LaunchConfig, workers: int) -> RunDirectory:
-    build(config.model, num_classes=2)  # an unknown name must not be found out after minutes of preparing
+    model = build(config.model, num_classes=2)  # an unknown name must not be found out after minutes of preparing
     if not config.store.exists():
         _prepare(config)
-    # A damaged store or a holdout of everything is found out here, and not by every process of the run.
+    # A damaged store, a holdout of everything, a model for other images are found out here, and not by every process.
     store = PreparedStore.open(config.store, config.image_size)
     check_source(config, store)
     holdout(store.split("train").labels, config.validation_share, config.seed)
+    with torch.inference_mode():
+        model.eval()(torch.zeros(1, 3, *store.image_size))
     fields = {name: getattr(config, name) for name in RunConfig.model_fields}
     settings = RunConfig(**{**fields, "workers": workers})
     if config.resume:

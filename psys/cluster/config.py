@@ -31,7 +31,7 @@ class RunConfig(Config):
     image_size: int | None = Field(None, ge=8, le=1024)
     """side of the images trained on, in pixels; by default the store's, and only an encoded one has any other"""
     model: str = "resnet8"
-    """resnet<6n+2>: resnet8, resnet20, resnet44 ..."""
+    """resnet8, 14, 20, 32, 44, 56 or 110; mlp<hidden units>, much to send for little to compute"""
     mode: Mode = "async"
     """sync: one update of all workers' mean gradient; async: an update per gradient; ssp: rounds, some of them ahead"""
     staleness: int = Field(2, ge=0, le=64)

@@ -33,10 +33,10 @@ class LanedModel:
             self.models = list(map(FlatModel, modules, places))
         else:
             self.models = [FlatModel(module)] * layout.slots
-        # Between device and lane, and for what has to be decoded.
-        pinned = device.type == "cuda"
-        self._outgoing = torch.empty(parameters, pin_memory=True) if pinned else None
-        self._incoming = torch.empty(parameters, pin_memory=pinned)
+        # Between a GPU and the lane, each way.
+        gpu = device.type == "cuda"
+        self._outgoing = torch.empty(parameters, pin_memory=True) if gpu else None
+        self._incoming = torch.empty(parameters, pin_memory=True) if gpu else None
 
     def send(self, slot: int) -> None:
         """Put the gradient and the statistics of the model in `slot` where servers find them."""
@@ -49,8 +49,12 @@ class LanedModel:
     def receive(self, slot: int) -> None:
         """Give the model in `slot` the parameters and statistics that servers have put there."""
         there, model = self.lane.slots[slot], self.models[slot]
+        incoming = model.parameters if self._incoming is None else self._incoming
         for part, payload in zip(self.lane.layout.slices, there.parameters, strict=True):
-            values, place = self._parameter_codec.decode(payload, self._incoming[part]), model.parameters[part]
+            place = incoming[part]
+            values = self._parameter_codec.decode(payload, place)
             if values.data_ptr() != place.data_ptr():
-                place.copy_(values, non_blocking=True)
+                place.copy_(values)
+        if incoming is not model.parameters:
+            model.parameters.copy_(incoming, non_blocking=True)
         model.statistics.copy_(there.statistics)

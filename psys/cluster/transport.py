@@ -43,7 +43,7 @@ class CoordinatorService(Protocol):
     def push_pull(self, worker: str, push: Push | None, holding: tuple[Lease, ...]) -> "Future[Grant]":
         """Hand in a gradient (None: nothing to hand in) and ask for work beside the leases that are still `holding`.
 
-        Answered when the policy lets it start. Raises KeyError of a worker that was not admitted at the door.
+        Answered when the policy lets it start. Raises PsysError of a worker that was not admitted at the door.
         """
 
 

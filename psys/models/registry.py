@@ -15,6 +15,6 @@ def build(name: str, num_classes: int) -> nn.Module:
     """A freshly initialised network by name: (B, 3, H, W) -> logits (B, num_classes). Raises PsysError if unknown."""
     if name in _DEPTHS:
         return resnet(_DEPTHS[name], num_classes)
-    if match := re.fullmatch(r"mlp([1-9]\d{0,4})", name):
+    if match := re.fullmatch(r"mlp([1-9]\d{0,3})", name):
         return MLP(int(match[1]), num_classes)
-    raise PsysError(f"unknown model '{name}' (known: {', '.join(_DEPTHS)}, mlp<hidden units, 1 to 99999>)")
+    raise PsysError(f"unknown model '{name}' (known: {', '.join(_DEPTHS)}, mlp<hidden units, 1 to 9999>)")

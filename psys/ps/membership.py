@@ -1,6 +1,5 @@
 """Who takes part: what is known of each worker, from its calls, its beats and its connection."""
 
-from collections.abc import Iterable
 from enum import Enum
 from typing import NamedTuple
 
@@ -95,11 +94,6 @@ class Membership:
             elif self._states[worker] is State.ACTIVE and silence > self._timeout / 2:
                 changes += self._become(worker, State.SUSPECT, "silent")
         return changes
-
-    def those(self, states: Iterable[State]) -> list[str]:
-        """Workers in one of `states`, in the order they came."""
-        wanted = set(states)
-        return [worker for worker, state in self._states.items() if state in wanted]
 
     def _lives(self, worker: str) -> bool:
         return self._states.get(worker) in (State.JOINING, State.ACTIVE, State.SUSPECT)

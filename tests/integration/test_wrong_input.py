@@ -84,6 +84,13 @@ def test_a_holdout_of_everything(refused: Refused, small_store_path: Path, tmp_p
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_model_for_other_images(refused: Refused, small_store_path: Path, tmp_path: Path) -> None:
+    store = write_small_store(tmp_path / "encoded", train_per_class=2, test_per_class=1, layout="encoded")
+    done = refused(PS, "--store", str(store.path), "--image-size", "40", "--model", "mlp16")
+    check(done, "an mlp takes images of shape (3, 32, 32)", "(3, 40, 40)")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_run_that_diverged(small_store_path: Path, tmp_path: Path) -> None:
     arguments = small_run(small_store_path, "r", "--epochs", "2", "--schedule.learning-rate", "1e30")
     check(run(PS, *arguments, cwd=tmp_path), "diverged", "--schedule.learning-rate")
