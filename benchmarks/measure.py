@@ -1,5 +1,6 @@
 """What the benchmarks share: commands under watch, medians and spreads, tables, results with what they depend on."""
 
+import argparse
 import contextlib
 import json
 import os
@@ -108,6 +109,13 @@ class Running:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(alive)
+
+
+def count(text: str) -> int:
+    """An argument of at least 1. Raises argparse.ArgumentTypeError."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 on, got '{text}'")
+    return int(text)
 
 
 def prepared_sample(path: Path) -> None:

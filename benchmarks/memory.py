@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.measure import ROOT, Running, prepared_sample, table, write
+from benchmarks.measure import ROOT, Running, count, prepared_sample, table, write
 from psys.data.store import PreparedStore
 from psys.errors import exit_with_message
 from psys.models.registry import build
@@ -22,7 +22,7 @@ _LIMIT_SECONDS = 3600.0
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.memory", description=__doc__)
     parser.add_argument("--model", default="resnet44")
-    parser.add_argument("--pushes", type=int, default=20_000)
+    parser.add_argument("--pushes", type=count, default=20_000)
     parser.add_argument("--store", type=Path, default=ROOT / "stores" / "sample", help="prepared from the sample")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "memory")
     arguments = parser.parse_args()

@@ -14,9 +14,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import ROOT, table
+from benchmarks.measure import ROOT, count, table
+from psys.errors import PsysError, exit_with_message
 
-RESULTS = Path(__file__).parent / "sample"
 ARMS = {
     "sync": ["--mode", "sync"],
     "ssp": ["--mode", "ssp"],
@@ -33,36 +33,42 @@ ARMS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.sample", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=count, default=5)
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "sample")
     arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
     for seed in range(arguments.seeds):
         for arm in arguments.arms:
-            target = RESULTS / f"{arm}-{seed}.json"
+            target = arguments.out / f"{arm}-{seed}.json"
             if not target.exists():
-                target.write_text(json.dumps(run(arm, seed), indent=1) + "\n", encoding="utf-8")
-    print("\n".join(report(arguments.arms)))
+                target.write_text(json.dumps(run(arm, seed, arguments.out), indent=1) + "\n", encoding="utf-8")
+    print("\n".join(report(arguments.arms, arguments.out)))
 
 
-def run(arm: str, seed: int) -> dict[str, Any]:
-    """One run's result.json and environment.json; the first asynchronous one also leaves its curves."""
+def run(arm: str, seed: int, out: Path) -> dict[str, Any]:
+    """One run's result.json and environment.json; the first asynchronous one also leaves its curves.
+
+    Raises PsysError if it does not come to its end.
+    """
     with tempfile.TemporaryDirectory() as folder:
         flags = [*ARMS[arm], "--seed", str(seed), "--runs", folder, "--name", "run"]
-        subprocess.run([sys.executable, ROOT / "launch" / "ps.py", *flags], cwd=ROOT, check=True, stdout=sys.stderr)
+        if subprocess.run([sys.executable, ROOT / "launch" / "ps.py", *flags], cwd=ROOT, stdout=sys.stderr).returncode:
+            raise PsysError(f"no result of {arm} with seed {seed}: what is there stays, and is not repeated next time")
         path = Path(folder) / "run"
         if (arm, seed) == ("async", 0):
-            shutil.copyfile(path / "curves.png", RESULTS / "curves.png")
+            shutil.copyfile(path / "curves.png", out / "curves.png")
         environment = json.loads((path / "environment.json").read_text(encoding="utf-8"))
         environment["command"] = ["launch/ps.py", *flags[:-4]]
         return {"environment": environment, **json.loads((path / "result.json").read_text(encoding="utf-8"))}
 
 
-def report(arms: list[str]) -> list[str]:
+def report(arms: list[str], out: Path) -> list[str]:
     """The Markdown table of all results on disk, mean and, from two seeds on, standard deviation."""
     header = ["arm", "seeds", "test accuracy, best snapshot", "last snapshot", "training", "images/s", "staleness"]
     rows = []
     for arm in arms:
-        runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob(f"{arm}-[0-9]*.json"))]
+        runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob(f"{arm}-[0-9]*.json"))]
         if runs:
             best, last = (spread([100 * run[role]["test"]["accuracy"] for run in runs]) for role in ("best", "last"))
             seconds = spread([run["train_seconds"] for run in runs])
@@ -83,4 +89,5 @@ def spread(values: list[float]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_with_message():
+        main()

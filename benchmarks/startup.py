@@ -2,7 +2,8 @@
 
 The default run, a worker a core, on a prepared store. What is seen on the way, in files that the run writes: its
 directory (launcher up, settings read, store checked), the `start` event (server up), the last worker's `join`, the
-first `update`. They are looked for every 10 ms. Results go to benchmarks/startup/startup.json.
+first `update`. They are looked for every 10 ms; the server writes updates down every 200 ms, so that the last is up to
+that much late. Results go to benchmarks/startup/startup.json.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.measure import ROOT, Running, median_spread, prepared_sample, table, write
+from benchmarks.measure import ROOT, Running, count, median_spread, prepared_sample, table, write
 from psys.compute.device import available_cores
 from psys.errors import exit_with_message
 from psys.events import read_events
@@ -24,7 +25,7 @@ LIMIT_SECONDS = 120.0
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.startup", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=count, default=5)
     parser.add_argument("--store", type=Path, default=ROOT / "stores" / "sample", help="prepared from the sample")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "startup")
     arguments = parser.parse_args()

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.measure import ROOT, median_spread, table, write
+from benchmarks.measure import ROOT, count, median_spread, table, write
 from psys.augment.batch import normalise
 from psys.compute.device import choose_device, choose_precision
 from psys.compute.flat import FlatModel
@@ -46,9 +46,9 @@ class Timed(NamedTuple):
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.step", description=__doc__)
     parser.add_argument("--models", nargs="+", default=["resnet44", "resnet8"])
-    parser.add_argument("--batches", nargs="+", type=int, default=[64, 256])
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batches", nargs="+", type=count, default=[64, 256])
+    parser.add_argument("--rounds", type=count, default=9)
+    parser.add_argument("--threads", type=count, default=1)
     parser.add_argument("--store", type=Path, default=ROOT / "stores" / "sample", help="prepared from the sample")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "step")
     arguments = parser.parse_args()
@@ -58,7 +58,8 @@ def main() -> None:
     results = []
     for model in arguments.models:
         for batch in arguments.batches:
-            images, labels = (torch.from_numpy(np.array(c[:batch])).to(device) for c in (split.images, split.labels))
+            rows = np.arange(batch) % len(split.labels)
+            images, labels = (torch.from_numpy(np.array(c[rows])).to(device) for c in (split.images, split.labels))
             views = normalise(images, store.channel_mean, store.channel_std)
             print(f"{model}, batch {batch}", file=sys.stderr, flush=True)
             results.append({"model": model, "batch": batch, "arms": measure(model, views, labels, arguments.rounds)})

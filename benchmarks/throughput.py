@@ -19,7 +19,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import ROOT, Running, median_spread, prepared_sample, table, write
+from benchmarks.measure import ROOT, Running, count, median_spread, prepared_sample, table, write
 from psys.cluster.config import RunConfig
 from psys.compute.device import available_cores
 from psys.config import write_yaml
@@ -44,10 +44,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.throughput", description=__doc__)
     parser.add_argument("--models", nargs="+", default=["resnet44", "resnet8", "mlp3748"])
     parser.add_argument("--arms", nargs="+", choices=[*BASELINES, *PSYS], default=[*BASELINES, *PSYS])
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--workers", type=count, default=2)
+    parser.add_argument("--batch-size", type=count, default=64)
     parser.add_argument("--precision", default="fp32")
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rounds", type=count, default=10)
     parser.add_argument("--seconds", type=float, default=5.0, help="length of a turn")
     parser.add_argument("--warm-up", type=float, default=4.0, help="seconds before the first")
     parser.add_argument("--store", type=Path, default=ROOT / "stores" / "sample", help="prepared from the sample")

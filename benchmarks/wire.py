@@ -20,14 +20,14 @@ import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import psutil
 import torch
 from torch import nn
 from torch.distributed import rpc
 
-from benchmarks.measure import ROOT, median_spread, table, write
+from benchmarks.measure import ROOT, count, median_spread, table, write
 from psys.cluster import torch_rpc
 from psys.cluster.address import listen
 from psys.cluster.checkpoint import Checkpoints
@@ -39,7 +39,9 @@ from psys.cluster.server import Server
 from psys.cluster.session import Session
 from psys.cluster.shard import Shard
 from psys.cluster.transport import Push
+from psys.errors import PsysError, exit_with_message
 from psys.events import EventLog
+from psys.ps.codec import Wire
 from psys.ps.coordinator import Coordinator
 from psys.ps.ledger import Ledger
 from psys.ps.policy import make_policy
@@ -48,18 +50,20 @@ from psys.ps.store import OptimizerConfig, ParameterStore
 
 RESULTS = Path(__file__).parent / "wire" / "wire.json"
 SMALL, LARGE = 656_000, 25_600_000  # parameters: 2.6 MB and 102 MB in float32
+_NEVER = 3600.0  # seconds
 _BLOCK = 10  # operations of a kind before it is the next one's turn
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.wire", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=count, default=3)
     parser.add_argument("--seconds", type=float, default=5.0, help="of measuring, per case and round")
-    parser.add_argument("--wires", nargs="+", default=["fp32", "bf16", "fp16", "topk"])
+    parser.add_argument("--wires", nargs="+", choices=get_args(Wire), default=get_args(Wire))
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--case", help="for this program's own processes")
     parser.add_argument("--role", help="for this program's own processes")
     parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--folder", type=Path)
     arguments = parser.parse_args()
     if arguments.role:
         _ROLES[arguments.role](json.loads(arguments.case), arguments)
@@ -85,11 +89,12 @@ def cases(wires: list[str]) -> list[dict[str, Any]]:
 def measure(case: dict[str, Any], seconds: float) -> dict[str, Any]:
     """One case: milliseconds of a copy, an empty call and a push_pull (medians of each worker), all push_pulls/s."""
     with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
 
         def start(role: str, port: int = 0) -> "subprocess.Popen[str]":
             command = [sys.executable, "-m", "benchmarks.wire", "--role", role, "--case", json.dumps(case)]
             process = subprocess.Popen(
-                [*command, "--port", str(port), "--seconds", str(seconds)],
+                [*command, "--port", str(port), "--seconds", str(seconds), "--folder", folder],
                 cwd=ROOT,
                 env={**os.environ, "TORCH_CPP_LOG_LEVEL": "ERROR"},  # or it tells of every worker that goes
                 stdin=subprocess.PIPE,
@@ -101,12 +106,12 @@ def measure(case: dict[str, Any], seconds: float) -> dict[str, Any]:
             return process
 
         server = start("server")
-        assert server.stdout
-        port = int(server.stdout.readline())
+        port = _told(server)
         servers = [server, *(start("shard", port) for _ in range(1, case["servers"]))]
         workers = [start("worker", port) for _ in range(case["workers"])]
-        told = [json.loads(worker.communicate(timeout=120)[0].splitlines()[-1]) for worker in workers]
+        told = [_told(worker) for worker in workers]  # who has told it stays, and so does its lane
         resident = sum(psutil.Process(each.pid).memory_info().rss for each in servers) / 1e6
+        server.kill()  # first, or it would complain of the others' end
     begin, end = max(each["done"][0] for each in told), min(each["done"][-1] for each in told)
     together = sum(begin < done <= end for each in told for done in each["done"])
     return {
@@ -116,6 +121,14 @@ def measure(case: dict[str, Any], seconds: float) -> dict[str, Any]:
         "per_second": together / (end - begin),
         "server_mb": resident,
     }
+
+
+def _told(process: "subprocess.Popen[str]") -> Any:
+    """What it has to say. Raises PsysError if it ends without a word."""
+    assert process.stdout
+    if not (line := process.stdout.readline()):
+        raise PsysError(f"a process ended before it had measured anything: {process.args!r}")
+    return json.loads(line)
 
 
 def summary(series: dict[str, list[dict[str, Any]]]) -> list[str]:
@@ -143,7 +156,12 @@ def _config(case: dict[str, Any]) -> RunConfig:
     # In float32 what comes is handed in as the gradient: the rate is low, that it may come back much the same for ever.
     schedule = ScheduleConfig(kind="constant", learning_rate=1e-12)
     return RunConfig(
-        mode="async", wire=case["wire"], servers=case["servers"], heartbeat_timeout=600.0, schedule=schedule
+        mode="async",
+        wire=case["wire"],
+        servers=case["servers"],
+        schedule=schedule,
+        heartbeat_timeout=_NEVER,
+        checkpoint_every=f"{_NEVER:.0f}s",
     )
 
 
@@ -167,8 +185,8 @@ def _serve(case: dict[str, Any], arguments: argparse.Namespace) -> None:
     coordinator = Coordinator(ledger, policy, config.optimizer, config.schedule, 1, case["workers"], 1)
     reception = Reception(config, "", "127.0.0.1")
     others = [torch_rpc.RemoteShard(number) for number in range(1, case["servers"])]
-    with tempfile.TemporaryDirectory() as folder, EventLog(Path(folder) / "events.jsonl") as events:
-        checkpoints = Checkpoints(Path(folder), keep=1)
+    with EventLog(arguments.folder / "events.jsonl") as events:
+        checkpoints = Checkpoints(arguments.folder, keep=1)
         server = Server(config, reception, coordinator, [shard, *others], events, lambda stamped: None, checkpoints)
         door = Door(listener, "", server)
         torch_rpc.offer(shard)
@@ -228,10 +246,12 @@ def _work(case: dict[str, Any], arguments: argparse.Namespace) -> None:
         done.append(time.monotonic())
     medians = {f"{name}_ms": statistics.median(values) * 1e3 for name, values in taken.items()}
     print(json.dumps({**medians, "done": done}), flush=True)
+    sys.stdin.read()
     session.close()
 
 
 _ROLES = {"server": _serve, "shard": _serve_shard, "worker": _work}
 
 if __name__ == "__main__":
-    main()
+    with exit_with_message():
+        main()
