@@ -12,7 +12,7 @@ from torch.futures import Future
 from psys.cluster.lane import LaneAddress, Layout, RemoteLane
 from psys.cluster.transport import Advance
 from psys.compute.device import available_cores
-from psys.ps.codec import Fp32, Wire, gradient_codec, parameter_codec
+from psys.ps.codec import Wire, gradient_codec, parameter_codec
 from psys.ps.coordinator import Update
 from psys.ps.store import Contribution, ForAll, ParameterStore, Snapshot, StoreState, in_turn
 
@@ -61,18 +61,13 @@ class Shard:
                 for worker, (slot, drift) in step.readers.items()
             ]
             for_all = self._for_all(waiting=step.readers.keys())
-            # Parameters that go as they are leave while the last step has them in the cache, and often the gradient
-            # whose place they take.
-            deliver = None
-            if isinstance(self._parameters, Fp32):
-                vectors = [(self._store.split(payload.view(torch.float32)), drift) for payload, drift in places]
-                deliver = partial(self._deliver, vectors)
+            deliver = self._by_piece(places)
             for update in step.updates:
                 stepped = deliver if update is step.updates[-1] else None
                 contributions = self._contributions(update)
                 self._store.apply(contributions, update.learning_rate, update.statistics_share, stepped, for_all)
             if deliver is None:
-                self._deliver_encoded(places)
+                self._deliver_whole(places)
             elif not step.updates:
                 for number in range(len(self._store.pieces)):
                     deliver(number)
@@ -136,27 +131,43 @@ class Shard:
             each.result()
 
     def _contributions(self, update: Update) -> list[Contribution]:
-        """The update's gradients where they stand, or, of a format that has to be decoded, their mean."""
+        """The update's gradients where they stand, or, of a format that has to be decoded whole, their mean."""
         found: list[Contribution] = []
         for lease, share in zip(update.leases, update.shares, strict=True):
             lane = self._lanes[lease.worker]  # a new one would have no gradient in it
             if self._attached[lease.worker][1] and not lane.shared:
                 raise RuntimeError(f"the memory of {lease.worker} cannot be opened any more")
             slot = lane.slots[lease.slot]
-            gradient = self._gradients.decode(slot.gradient[self._index], self._scratch[1 if found else 0])
+            payload = slot.gradient[self._index]
+            gradient = self._gradients.elements(payload, len(self._store.parameters))
+            if gradient is None:
+                gradient = self._gradients.decode(payload, self._scratch[1 if found else 0])
             statistics = slot.statistics if self._index == 0 else slot.statistics[:0]
             found.append(Contribution(gradient, statistics, share))
             if gradient is self._scratch[1]:  # there is room for one beside the sum
                 found = [_sum(*found)]
         return found
 
-    def _deliver(self, places: list[tuple[tuple[Tensor, ...], float]], number: int) -> None:
-        """Put a piece of the parameters into its place in each reader's lane, as far ahead as it says there."""
-        for parts, drift in places:
-            self._store.piece_ahead(number, drift, parts[number])
+    def _by_piece(self, places: list[tuple[Tensor, float]]) -> Callable[[int], None] | None:
+        """Puts one of the store's pieces into each reader's payload, as far ahead as it says beside it.
 
-    def _deliver_encoded(self, places: list[tuple[Tensor, float]]) -> None:
-        """The same in a format that needs to see all parameters before it writes any."""
+        While the last step has it in the cache, and often the gradient whose place it takes. None of a format that needs
+        to see all parameters before it writes any.
+        """
+        vectors = []
+        for payload, drift in places:
+            elements = self._parameters.elements(payload, len(self._store.parameters))
+            if elements is None:
+                return None
+            vectors.append((self._store.split(elements), drift))
+
+        def deliver(number: int) -> None:
+            for parts, drift in vectors:
+                self._store.piece_ahead(number, drift, parts[number])
+
+        return deliver
+
+    def _deliver_whole(self, places: list[tuple[Tensor, float]]) -> None:
         for drift in {drift for _, drift in places}:
             first, *others = [payload for payload, its in places if its == drift]
             self._parameters.encode(self._store.ahead(drift, self._scratch[1]), first)

@@ -27,6 +27,10 @@ class Codec(Protocol):
     def decode(self, payload: Tensor, out: Tensor) -> Tensor:
         """The vector in `payload`: a view of it where no conversion is needed, else `out`, filled."""
 
+    def elements(self, payload: Tensor, numel: int) -> Tensor | None:
+        """The payload as a vector (numel,) of a float dtype, to be read and written element by element; None if it is
+        more than that."""
+
 
 def gradient_codec(wire: Wire, topk_share: float) -> Codec:
     """The codec of one worker's gradients for one server's slice. Raises ValueError on an unknown `wire`."""
@@ -59,6 +63,9 @@ class Fp32:
     def decode(self, payload: Tensor, out: Tensor) -> Tensor:
         return payload.view(torch.float32)
 
+    def elements(self, payload: Tensor, numel: int) -> Tensor:
+        return payload.view(torch.float32)
+
 
 class Bf16:
     """2 bytes per element: float32's range with 8 significant bits, rounded to nearest.
@@ -71,10 +78,13 @@ class Bf16:
         return 4 * math.ceil(numel / 2)
 
     def encode(self, vector: Tensor, payload: Tensor) -> None:
-        payload.view(torch.bfloat16)[: vector.numel()].copy_(vector)
+        self.elements(payload, vector.numel()).copy_(vector)
 
     def decode(self, payload: Tensor, out: Tensor) -> Tensor:
-        return out.copy_(payload.view(torch.bfloat16)[: out.numel()])
+        return out.copy_(self.elements(payload, out.numel()))
+
+    def elements(self, payload: Tensor, numel: int) -> Tensor:
+        return payload.view(torch.bfloat16)[:numel]
 
 
 class Fp16:
@@ -105,6 +115,9 @@ class Fp16:
         for half, block in zip(halves.split(_BLOCK), out.split(_BLOCK), strict=True):
             block.copy_(half).mul_(inverse)
         return out
+
+    def elements(self, payload: Tensor, numel: int) -> None:
+        return None  # without the scale they say nothing
 
 
 class TopK:
@@ -149,6 +162,9 @@ class TopK:
         if low < 0 or high >= out.numel():
             raise ValueError(f"damaged top-k payload: indices from {low} to {high} for {out.numel()} elements")
         return out.zero_().index_copy_(0, indices.long(), values.view(torch.float32))
+
+    def elements(self, payload: Tensor, numel: int) -> None:
+        return None
 
     def _kept(self, numel: int) -> int:
         return max(1, math.ceil(self._share * numel))

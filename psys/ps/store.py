@@ -138,7 +138,7 @@ class StoreState(NamedTuple):
 class Contribution(NamedTuple):
     """What one pushed batch adds to an update."""
 
-    gradient: Tensor  # (n,) float32, mean over the batch; `apply` may write over it
+    gradient: Tensor  # (n,) of any float dtype, mean over the batch; `apply` may write over it
     statistics: Tensor  # (m,) float32, the worker's running statistics after the batch
     share: float  # of the update's samples; those of an update add up to 1
 
@@ -214,11 +214,11 @@ class ParameterStore:
         summands = [(self.split(other.gradient), other.share) for other in others]
 
         def step(number: int) -> None:
-            gradient, piece = gradients[number], self.pieces[number]
+            gradient, piece = gradients[number].float(), self.pieces[number]
             if share != 1:
                 gradient.mul_(share)
             for parts, part_share in summands:
-                gradient.add_(parts[number], alpha=part_share)
+                gradient.add_(parts[number].float(), alpha=part_share)
             self._optimizer.step(piece.parameters, gradient, piece.state, self.version, learning_rate, piece.decay)
             if stepped:
                 stepped(number)

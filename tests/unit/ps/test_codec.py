@@ -68,6 +68,21 @@ def test_what_is_sent_whole_comes_back_within_the_bound(wire: Wire, numel: int) 
     assert (error <= bound * vector.abs() + floor).all()
 
 
+@pytest.mark.parametrize("wire", WIRES)
+def test_elements_are_what_a_payload_is_made_of_one_by_one(wire: Wire) -> None:
+    codec, vector, start = gradient_codec(wire, 0.1), uneven(1001), 300
+    payload = payload_for(codec, 1001)
+    codec.encode(vector, payload)
+    elements = codec.elements(payload, 1001)
+    assert (elements is None) == (wire in ("fp16", "topk"))
+    if elements is not None:
+        whole = codec.decode(payload, torch.empty(1001)).clone()
+        assert torch.equal(elements.float(), whole)
+        elements[start:].copy_(2 * vector[start:])
+        changed = codec.decode(payload, torch.empty(1001))
+        assert torch.equal(changed, torch.cat([whole[:start], 2 * whole[start:]]))
+
+
 @pytest.mark.parametrize("numel", [1, 3, 1000])
 @pytest.mark.parametrize("wire", WIRES)
 def test_zeros_stay_zeros(wire: Wire, numel: int) -> None:
