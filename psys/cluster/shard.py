@@ -149,10 +149,10 @@ class Shard:
         return found
 
     def _by_piece(self, places: list[tuple[Tensor, float]]) -> Callable[[int], None] | None:
-        """Puts one of the store's pieces into each reader's payload, as far ahead as it says beside it.
+        """What puts one of the store's pieces into each reader's payload, as far ahead as it says beside it: to be called
+        while the last step has it in the cache, and often the gradient whose place it takes.
 
-        While the last step has it in the cache, and often the gradient whose place it takes. None of a format that needs
-        to see all parameters before it writes any.
+        None if the format needs to see all parameters before it writes any.
         """
         vectors = []
         for payload, drift in places:
