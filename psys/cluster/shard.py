@@ -149,10 +149,10 @@ class Shard:
         return found
 
     def _by_piece(self, places: list[tuple[Tensor, float]]) -> Callable[[int], None] | None:
-        """What puts one of the store's pieces into each reader's payload, as far ahead as it says beside it: to be called
-        while the last step has it in the cache, and often the gradient whose place it takes.
+        """What puts one of the store's pieces into each reader's payload, as far ahead as it says beside it.
 
-        None if the format needs to see all parameters before it writes any.
+        To be called while the last step has it in the cache, and often the gradient whose place it takes. None if the
+        format needs to see all parameters before it writes any.
         """
         vectors = []
         for payload, drift in places:
