@@ -20,6 +20,7 @@ import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from select import select
 from typing import Any, get_args
 
 import psutil
@@ -106,10 +107,10 @@ def measure(case: dict[str, Any], seconds: float) -> dict[str, Any]:
             return process
 
         server = start("server")
-        port = _told(server)
+        port = _told(server, seconds)
         servers = [server, *(start("shard", port) for _ in range(1, case["servers"]))]
         workers = [start("worker", port) for _ in range(case["workers"])]
-        told = [_told(worker) for worker in workers]  # who has told it stays, and so does its lane
+        told = [_told(worker, seconds) for worker in workers]  # who has told it stays, and so does its lane
         resident = sum(psutil.Process(each.pid).memory_info().rss for each in servers) / 1e6
         server.kill()  # first, or it would complain of the others' end
     begin, end = max(each["done"][0] for each in told), min(each["done"][-1] for each in told)
@@ -123,11 +124,11 @@ def measure(case: dict[str, Any], seconds: float) -> dict[str, Any]:
     }
 
 
-def _told(process: "subprocess.Popen[str]") -> Any:
-    """What it has to say. Raises PsysError if it ends without a word."""
+def _told(process: "subprocess.Popen[str]", seconds: float) -> Any:
+    """What it has to say. Raises PsysError if it ends without a word, or has none in ten times the time it takes."""
     assert process.stdout
-    if not (line := process.stdout.readline()):
-        raise PsysError(f"a process ended before it had measured anything: {process.args!r}")
+    if not select([process.stdout], [], [], 120 + 10 * seconds)[0] or not (line := process.stdout.readline()):
+        raise PsysError(f"a process has not measured anything: {process.args!r}")
     return json.loads(line)
 
 

@@ -17,7 +17,7 @@ from psys.ps.coordinator import Grant
 from psys.ps.ledger import Lease
 
 _ARRIVAL_SECONDS = 30.0  # how long a newcomer looks for the run
-_RETRY_SECONDS, _TRY_SECONDS = 0.5, 2.0
+_RETRY_SECONDS = 0.5
 
 
 class RestartedError(Exception):
@@ -25,7 +25,7 @@ class RestartedError(Exception):
 
 
 class Session:
-    """Calls that outlive a broken network and a restarted server; from one thread at a time.
+    """Calls that outlive a broken network and a restarted server; from one thread at a time, but for `close`.
 
     Raises PsysError when there is no run at host:port, the token is not the run's, or servers stay away for longer
     than the run's `patience`.
@@ -35,7 +35,8 @@ class Session:
         self._host, self._port, self._token = host, port, token
         self._lane: Lane | None = None
         self._dropped: Lease | None = None
-        self._closed = threading.Event()
+        self._closed = False
+        self._lock = threading.Lock()  # of lifeline and client: one thread may close while another recovers
         self._enter(knock(host, port, token, "worker", _ARRIVAL_SECONDS))
         where = f"settings of the server at {host}:{port}"
         self.config = validate(RunConfig, json.loads(self.admission.settings), where=where)
@@ -80,29 +81,29 @@ class Session:
         self._lifeline.say(fault=fault)
 
     def close(self) -> None:
-        """Say good-bye, once. A call under way in another thread fails."""
-        if self._closed.is_set():
-            return
-        self._closed.set()
-        self._lifeline.say(left=True)
-        self._lifeline.close()
-        torch_rpc.close()
+        """Say good-bye. A call under way in another thread fails."""
+        with self._lock:
+            self._closed = True
+            self._lifeline.say(left=True)
+            self._hang_up()
 
     def _recover(self, error: RuntimeError | None) -> None:
-        if error is not None and not torch_rpc.is_connection_error(error):
+        if error is not None and (self._closed or not torch_rpc.is_connection_error(error)):
             raise error
-        if self._closed.is_set():
-            raise PsysError("this worker has left the run")
         reason = str(error).splitlines()[0] if error else "no sign of life"
         print(f"psys: lost the servers ({reason}): looking for them", file=sys.stderr, flush=True)
         before = self.admission
         deadline = time.monotonic() + self.config.patience
-        who = (before.number, before.incarnation)
         while True:
-            self._lifeline.close()
-            torch_rpc.close()
+            with self._lock:
+                if self._closed:
+                    raise PsysError("this worker has left the run")
+                self._hang_up()
             try:
-                self._enter(knock(self._host, self._port, self._token, "worker", _TRY_SECONDS, *who))
+                left = max(_RETRY_SECONDS, deadline - time.monotonic())
+                self._enter(
+                    knock(self._host, self._port, self._token, "worker", left, before.number, before.incarnation)
+                )
                 same = self.admission.settings == before.settings
                 if self._lane and same:  # of other settings it would not have the size
                     self._lifeline.beat()
@@ -111,8 +112,7 @@ class Session:
             except (PsysError, RuntimeError) as again:
                 if time.monotonic() > deadline:
                     raise PsysError(f"lost the servers of the run at {self._host}:{self._port}: {again}") from None
-                if self._closed.wait(_RETRY_SECONDS):
-                    raise PsysError("this worker has left the run") from None
+                time.sleep(_RETRY_SECONDS)
         if not same:
             raise PsysError("the run came back with other settings: start this worker again")
         print("psys: found them again", file=sys.stderr, flush=True)
@@ -120,12 +120,20 @@ class Session:
             raise RestartedError
 
     def _enter(self, lifeline: Lifeline) -> None:
-        self._lifeline = lifeline
-        admission = lifeline.admission
-        try:
-            # An answer may wait for as long as a silent worker is waited for; only then is it late itself.
-            patience = 2 * admission.heartbeat_timeout
-            self._client = torch_rpc.Client(admission.number, lifeline.address, admission.servers, patience)
-        except BaseException:
-            lifeline.close()
-            raise
+        with self._lock:
+            self._lifeline = lifeline
+            try:
+                if self._closed:
+                    lifeline.say(left=True)
+                    raise PsysError("this worker has left the run")
+                admission = lifeline.admission
+                # An answer may wait for as long as a silent worker is waited for; only then is it late itself.
+                patience = 2 * admission.heartbeat_timeout
+                self._client = torch_rpc.Client(admission.number, lifeline.address, admission.servers, patience)
+            except BaseException:
+                lifeline.close()
+                raise
+
+    def _hang_up(self) -> None:
+        self._lifeline.close()
+        torch_rpc.close()

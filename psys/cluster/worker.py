@@ -3,9 +3,13 @@
 import math
 import os
 import signal
-from concurrent.futures import Executor, ThreadPoolExecutor
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
+from queue import SimpleQueue
 from types import FrameType
+from typing import Self
 
 import torch
 
@@ -130,37 +134,56 @@ def _run(session: Session, laned: LanedModel, compute: _Steps) -> None:
 
 def _run_ahead(session: Session, laned: LanedModel, compute: _Steps) -> None:
     """One batch is computed while the gradient of the one before is pushed and the next lease is fetched."""
-    with ThreadPoolExecutor(1, "courier") as courier:
-        try:
-            _run_with(courier, session, laned, compute)
-        except RestartedError:
-            raise
-        except BaseException:
-            session.close()  # or the courier could wait for a grant, and this thread for the courier
-            raise
 
-
-def _run_with(courier: Executor, session: Session, laned: LanedModel, compute: _Steps) -> None:
     def fetch(push: Push | None, held: Lease) -> Grant:
         following = session.push_pull(push, (held,))
         compute.expect(following.lease)
         return following
 
-    lease = session.push_pull(None).lease
-    while lease is not None:
-        laned.receive(lease.slot)
-        coming = courier.submit(fetch, None, lease)
-        while True:
-            push = compute(lease)
-            following = coming.result()
-            if following.lease is None:
-                break
-            laned.receive(following.lease.slot)
-            if math.isfinite(push.gradient_norm):
-                # Nobody else knows yet what this gradient will change.
-                gradient = laned.models[lease.slot].gradient
-                laned.models[following.lease.slot].parameters.sub_(gradient, alpha=following.reach)
-            lease = following.lease
-            coming = courier.submit(fetch, push, lease)
-        # Nothing to have ahead: the run ends, or the last batches are with others and may come back.
-        lease = session.push_pull(push).lease
+    with _Courier(fetch) as courier:
+        lease = session.push_pull(None).lease
+        while lease is not None:
+            laned.receive(lease.slot)
+            coming = courier.send(None, lease)
+            while True:
+                push = compute(lease)
+                following = coming.result()
+                if following.lease is None:
+                    break
+                laned.receive(following.lease.slot)
+                if math.isfinite(push.gradient_norm):
+                    # Nobody else knows yet what this gradient will change.
+                    gradient = laned.models[lease.slot].gradient
+                    laned.models[following.lease.slot].parameters.sub_(gradient, alpha=following.reach)
+                lease = following.lease
+                coming = courier.send(push, lease)
+            # Nothing to have ahead: the run ends, or the last batches are with others and may come back.
+            lease = session.push_pull(push).lease
+
+
+class _Courier:
+    """Calls `fetch` in a thread of its own, which nobody waits for when this worker goes, as an executor would."""
+
+    def __init__(self, fetch: Callable[[Push | None, Lease], Grant]) -> None:
+        self._fetch = fetch
+        self._errands: SimpleQueue[tuple[Future[Grant], Push | None, Lease] | None] = SimpleQueue()
+        threading.Thread(target=self._run, name="courier", daemon=True).start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self._errands.put(None)
+
+    def send(self, push: Push | None, held: Lease) -> "Future[Grant]":
+        coming: Future[Grant] = Future()
+        self._errands.put((coming, push, held))
+        return coming
+
+    def _run(self) -> None:
+        while errand := self._errands.get():
+            coming, push, held = errand
+            try:
+                coming.set_result(self._fetch(push, held))
+            except BaseException as error:
+                coming.set_exception(error)

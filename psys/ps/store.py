@@ -200,9 +200,9 @@ class ParameterStore:
         """One optimizer step with the mean gradient of the contributions (one or more), summed in the order given.
 
         The running statistics move towards the contributions' mean by `statistics_share`: 1 replaces them. The sum is
-        made in the first one's memory, piece by piece: no big vector is copied, or read twice from memory. `stepped` is
-        called with the number of each of `pieces` as soon as that has been stepped, when nobody needs it of any
-        gradient any more. `for_all` may take pieces at once: they have nothing to do with each other.
+        made piece by piece, in the first one's memory if it is float32: no big vector is copied, or read twice from
+        memory. `stepped` is called with the number of each of `pieces` as soon as that has been stepped, when nobody
+        needs it of any gradient any more. `for_all` may take pieces at once: they have nothing to do with each other.
         """
         (first, statistics, share), *others = contributions
         if others:

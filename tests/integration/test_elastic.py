@@ -197,8 +197,12 @@ def test_a_worker_told_to_leave_waits_for_nobody(small_store_path: Path, tmp_pat
             return len(looks) > 25 and looks[-1] == looks[-25]
 
         wait_until(idle, "its being out of work")
+        log = path / "logs" / f"{leaving.name().removeprefix('psys-')}.log"
         leaving.terminate()
         leaving.wait(timeout=8)  # after 10 it would have been killed
+        wait_until(lambda: bool(events(path, "leave")), "its leave being noted")
+        assert [event["reason"] for event in events(path, "leave")] == ["left"]
+        assert "Traceback" not in log.read_text()
 
 
 def joining(port: str) -> tuple[str, ...]:
@@ -218,7 +222,8 @@ def test_a_server_that_comes_back_while_a_worker_gets_ready(small_store_path: Pa
             server.kill()
             wait_until(lambda: bool(servers_of(process)) and servers_of(process) != [server], "another server")
             through_the_door.resume()
-            wait_until(lambda: any(update["workers"] != ["worker0"] for update in updates(path)), "its first gradient")
+            before = len(updates(path))
+            wait_until(lambda: len({w for u in updates(path)[before:] for w in u["workers"]}) == 2, "both at work")
             process.send_signal(signal.SIGINT)
             joined, done = finished(newcomer), finished(process)
     assert (joined.code, done.code) == (0, 130), joined.err + done.err

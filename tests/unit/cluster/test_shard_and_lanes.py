@@ -223,10 +223,11 @@ def test_each_reader_gets_the_parameters_as_far_ahead_as_it_will_be_late(
     assert torch.equal(got[0][0], got[1][0])
 
 
-def test_cores_that_are_idle_take_part_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("wire", WIRES)
+def test_cores_that_are_idle_take_part_and_change_nothing(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
     def trained(cores: int) -> tuple[Snapshot, list[tuple[Tensor, Tensor]], int]:
         monkeypatch.setattr("psys.cluster.shard.available_cores", lambda: cores)
-        rig = Rig("fp32", seen=(True, True, False), servers=1)
+        rig = Rig(wire, seen=(True, True, False), servers=1)
         before = threading.active_count()
         got = rig.train(3)
         return rig.snapshot(), got, threading.active_count() - before
@@ -260,6 +261,29 @@ def test_what_goes_wrong_with_a_helper_is_told_when_nobody_writes_any_more(monke
     assert len(here) == len(rig.shards[0]._store.pieces) - 1  # the others were done
     with pytest.raises(AssertionError, match="step 1 came instead of 0"):
         rig.shards[0].advance(Advance(1, (), {}, ()))
+
+
+@pytest.mark.parametrize("wire", WIRES)
+def test_two_updates_of_one_step_are_as_one_after_the_other(wire: Wire) -> None:
+    def trained(at_once: bool) -> tuple[Snapshot, list[tuple[Tensor, Tensor]]]:
+        rig = Rig(wire, seen=(True, False))
+        updates = []
+        for number, worker in enumerate(rig.workers):
+            worker.send(rig.shards, 0, *rig.sent(number, 0))
+            lease = Lease(number, 0, worker.name, number, 0)
+            updates.append(Update(1 + number, (lease,), (1.0,), (0,), RATE, STATISTICS_SHARE, 0.0))
+        reading = {worker.name: Reader(0, 0.1) for worker in rig.workers}
+        both = [Advance(0, tuple(updates), reading, ())]
+        each = [Advance(0, (updates[0],), {}, ()), Advance(1, (updates[1],), reading, ())]
+        for step in both if at_once else each:
+            for shard in rig.shards:
+                shard.advance(step).wait()
+        return rig.snapshot(), rig.receive(0)
+
+    (one, its), (other, theirs) = trained(at_once=True), trained(at_once=False)
+    assert torch.equal(one.parameters, other.parameters)
+    assert torch.equal(one.statistics, other.statistics)
+    assert all(all(map(torch.equal, *pair)) for pair in zip(its, theirs, strict=True))
 
 
 def test_only_readers_are_written_to_and_only_where_they_read() -> None:
