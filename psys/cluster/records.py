@@ -51,7 +51,6 @@ class Answer(NamedTuple):
 
     waiting: "Future[Grant]"
     grant: Grant
-    done: "list[Future[None]]"
 
 
 def waited(futures: "Sequence[Future[T]]") -> list[T]:

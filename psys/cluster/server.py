@@ -22,7 +22,7 @@ from psys.cluster.transport import Advance, Push, Reader, ShardControl
 from psys.compute.device import return_freed_memory
 from psys.errors import PsysError
 from psys.events import EventLog
-from psys.ps.coordinator import Coordinator, Decision, Grant
+from psys.ps.coordinator import Coordinator, Decision, Grant, Update
 from psys.ps.ledger import Lease, Proof, Receipt
 from psys.ps.membership import Change, Membership, State
 from psys.ps.store import Snapshot, StoreState
@@ -30,6 +30,7 @@ from psys.ps.store import Snapshot, StoreState
 _LATECOMERS_SECONDS = 60.0  # how long the workers that came wait for those that were expected
 _FAREWELL_SECONDS = 10.0  # how long a server whose run is over waits for workers to say good-bye
 _TICK_SECONDS = 0.2
+_TOGETHER = 4  # decisions carried out in one go: of more, workers wait for longer than it saves (benchmarks.wire)
 _DAMAGED = 3  # gradients of one batch that are not finite, before the run stops: more would not be
 
 
@@ -59,6 +60,8 @@ class Server:
         self._membership = Membership(config.heartbeat_timeout)
         self._lock = threading.Condition()
         self._waiting: dict[str, Request] = {}
+        self._due: list[Decision] = []  # not carried out yet
+        self._done: list[Future[None]] = []  # the servers' parts of what was, for those who wait for an answer
         self._answers: list[Answer] = []
         self._steps = 0
         self._gone: set[str] = set()  # workers whose lanes are to be released
@@ -86,7 +89,7 @@ class Server:
                 raise PsysError(f"worker{admission.number} has left this run: come as a new one")
             with self._guarded():
                 self._follow(self._membership.admitted(f"worker{admission.number}", time.monotonic()))
-            self._send_answers()
+            self.settle()
         return admission
 
     def ready(self, server: int, address: str) -> None:
@@ -100,7 +103,7 @@ class Server:
                 self._enlist(worker, self._waiting[worker].holding, now, Decision([], {}))
             else:
                 self._follow(self._membership.heard(worker, now))
-        self._send_answers()
+        self.settle()
 
     def injected(self, worker: str, fault: dict[str, Any]) -> None:
         with self._lock:
@@ -109,7 +112,7 @@ class Server:
     def leave(self, worker: str) -> None:
         with self._guarded():
             self._follow(self._membership.left(worker))
-        self._send_answers()
+        self.settle()
 
     def lost(self, name: str) -> None:
         with self._guarded():
@@ -117,7 +120,7 @@ class Server:
                 self._failure = self._failure or lost(ConnectionError(f"{name} has gone"))
                 self._lock.notify_all()
             self._follow(self._membership.broken(name))
-        self._send_answers()
+        self.settle()
 
     def refused(self, address: str, reason: str) -> None:
         with self._lock:
@@ -135,7 +138,9 @@ class Server:
             taken = self._take(push) if push else Decision([], {})
             self._waiting[worker] = Request(answer, holding)
             self._enlist(worker, holding, now, taken)
-        self._send_answers()
+            enough = len(self._due) >= _TOGETHER
+        if enough:
+            self.settle()
         return answer
 
     @contextlib.contextmanager
@@ -171,6 +176,7 @@ class Server:
                     raise self._failure
                 now = time.monotonic()
                 self._look_after(now, stopped(self._status) or self._ending is not None)
+                self._advance()
                 if self._coordinator.over and over_since is None:
                     over_since = now
                 ended = over_since is not None and (
@@ -181,7 +187,7 @@ class Server:
                 unsaved, self._unsaved = self._unsaved, []
                 checkpoint = self._begin_checkpoint() if ended or self._checkpoint_due(now) else None
                 self._status.workers = len(self._coordinator.members)
-            self._send_answers()
+            self.settle()
             self.flush()
             saving = bool(unsaved or checkpoint)
             while unsaved:
@@ -292,53 +298,60 @@ class Server:
             self._lock.notify_all()
 
     def _carry_out(self, decision: Decision) -> None:
-        done = self._advance(decision)
-        before = self._snapshots_due()
-        for update in decision.updates:
-            pushes = [self._accepted.pop(lease) for lease in update.leases]
-            seconds = self._train_seconds()
-            self._unlogged.append(Made(update, seconds, pushes))
-            self._reached = Reached(update.version, update.epochs_done, seconds)
-        if self._snapshots_due() > before:
-            self._stamp()
+        """When it is settled, or before a snapshot that is due of what it makes."""
+        self._due.append(decision)
+        self._answers += [Answer(self._waiting.pop(worker).answer, grant) for worker, grant in decision.grants.items()]
         if decision.grants:
             self._first_lease = self._first_lease or time.monotonic()
-        for worker, grant in decision.grants.items():
-            self._answers.append(Answer(self._waiting.pop(worker).answer, grant, done))
+        if decision.updates and self._is_snapshot_due(decision.updates[-1].epochs_done):
+            self._advance()
+            self._stamp()
 
-    def _advance(self, decision: Decision) -> "list[Future[None]]":
-        readers = {
-            worker: Reader(grant.lease.slot, grant.drift) for worker, grant in decision.grants.items() if grant.lease
-        }
-        # A gradient is needed until an update of this step has it: those of the next step are decided already.
-        applied = {lease for update in decision.updates for lease in update.leases}
-        released = tuple(self._gone - {lease.worker for lease in self._accepted.keys() - applied})
-        self._gone.difference_update(released)
-        if not (decision.updates or readers or released):
-            return []
-        step = Advance(self._steps, tuple(decision.updates), readers, released)
-        self._steps += 1
-        # Its own slice last, for the other servers work meanwhile.
-        done = [shard.advance(step) for shard in reversed(self._shards)]
+    def _advance(self) -> None:
+        """Have all servers do what is due, their own slice last, for the others work meanwhile."""
+        due, self._due = self._due, []
+        steps, made = [], list[tuple[Update, list[Push]]]()
+        for decision in due:
+            readers = {
+                worker: Reader(grant.lease.slot, grant.drift)
+                for worker, grant in decision.grants.items()
+                if grant.lease
+            }
+            made += [(update, [self._accepted.pop(lease) for lease in update.leases]) for update in decision.updates]
+            # A gradient is needed until an update of this step has it: those of the next step are decided already.
+            released = tuple(self._gone - {lease.worker for lease in self._accepted})
+            self._gone.difference_update(released)
+            if decision.updates or readers or released:
+                steps.append(Advance(self._steps, tuple(decision.updates), readers, released))
+                self._steps += 1
+        if not steps:
+            return
+        done = [shard.advance(steps) for shard in reversed(self._shards)]
         for each in done:
             each.add_done_callback(self._check)
-        return done
+        self._done += done
+        seconds = self._train_seconds()
+        for update, pushes in made:
+            self._unlogged.append(Made(update, seconds, pushes))
+            self._reached = Reached(update.version, update.epochs_done, seconds)
 
-    def _send_answers(self) -> None:
-        # Outside the lock: whoever is told may call again at once.
-        with self._lock:
+    def settle(self) -> None:
+        with self._guarded():
+            self._advance()
             answers, self._answers = self._answers, []
-        for answer in answers:
-            if all(done.done() for done in answer.done):
-                self._tell(answer)
-            else:
-                collect_all(answer.done).add_done_callback(partial(self._tell, answer))
+            done, self._done = self._done, []
+        # Outside the lock: whoever is told may call again at once.
+        if all(each.done() for each in done):
+            self._tell(answers, done)
+        else:
+            collect_all(done).add_done_callback(partial(self._tell, answers, done))
 
-    def _tell(self, answer: Answer, all_done: object = None) -> None:
-        for done in answer.done:
-            self._check(done)
+    def _tell(self, answers: list[Answer], done: "list[Future[None]]", all_done: object = None) -> None:
+        for each in done:
+            self._check(each)
         if not self._failure:
-            answer.waiting.set_result(answer.grant)
+            for waiting, grant in answers:
+                waiting.set_result(grant)
 
     def _check(self, done: "Future[None]") -> None:
         """If a server did not do its part, its slice is in doubt: the run ends."""
@@ -389,8 +402,9 @@ class Server:
         )
         self._status.add(update, images, seconds, loss, accuracy)
 
-    def _snapshots_due(self) -> int:
-        return int(self._reached.epochs / self._config.snapshot_epochs)
+    def _is_snapshot_due(self, epochs: float) -> bool:
+        every = self._config.snapshot_epochs
+        return int(epochs / every) > int(self._reached.epochs / every)
 
     def _stamp(self) -> None:
         if self._reached.version > self._stamped_version:

@@ -1,20 +1,19 @@
 """One server's slice of the parameters, with all workers' lanes: gradients are read there, parameters put there."""
 
 import threading
-from collections.abc import Callable, Set
+from collections.abc import Callable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor, wait
-from functools import partial
 
 import torch
 from torch import Tensor
 from torch.futures import Future
 
 from psys.cluster.lane import LaneAddress, Layout, RemoteLane
-from psys.cluster.transport import Advance
+from psys.cluster.transport import Advance, Reader
 from psys.compute.device import available_cores
 from psys.ps.codec import Wire, gradient_codec, parameter_codec
 from psys.ps.coordinator import Update
-from psys.ps.store import Contribution, ForAll, ParameterStore, Snapshot, StoreState, in_turn
+from psys.ps.store import Contribution, ParameterStore, Snapshot, StoreState
 
 _FAIR_SHARE = 16  # pieces of a thread: for less it is not worth waking
 
@@ -32,7 +31,7 @@ class Shard:
         self._lock = threading.Lock()
         self._next = 0
         self.finished = threading.Event()
-        self._helpers = ThreadPoolExecutor(thread_name_prefix="psys-step")  # that starts none until one is needed
+        self._pool = ThreadPoolExecutor(thread_name_prefix="psys-step")  # that starts none until one is needed
         self._scratch = [torch.empty_like(store.parameters) for _ in range(2)]  # takes no memory until it is written
 
     def attach(self, worker: str, address: LaneAddress, nbytes: int) -> bool:
@@ -53,30 +52,23 @@ class Shard:
         with self._lock:
             return self._lane(worker).chunk(offset, offset + length)
 
-    def advance(self, step: Advance) -> "Future[None]":
+    def advance(self, steps: Sequence[Advance]) -> "Future[None]":
         with self._lock:
-            assert step.number == self._next, f"step {step.number} came instead of {self._next}"
-            places = [
-                (self._lane(worker).slots[slot].parameters[self._index], drift)
-                for worker, (slot, drift) in step.readers.items()
-            ]
-            for_all = self._for_all(waiting=step.readers.keys())
-            deliver = self._by_piece(places)
-            for update in step.updates:
-                stepped = deliver if update is step.updates[-1] else None
-                contributions = self._contributions(update)
-                self._store.apply(contributions, update.learning_rate, update.statistics_share, stepped, for_all)
-            if deliver is None:
-                self._deliver_whole(places)
-            elif not step.updates:
-                for number in range(len(self._store.pieces)):
-                    deliver(number)
-            if self._index == 0:
-                for worker, (slot, _) in step.readers.items():
-                    self._lane(worker).slots[slot].statistics.copy_(self._store.statistics)
-            for worker in step.released:
-                self._lanes.pop(worker, None)
-            self._next += 1  # not of a step that failed: none may follow it
+            for number, step in enumerate(steps, self._next):
+                assert step.number == number, f"step {step.number} came instead of {number}"
+            helpers = self._idle_cores(waiting={worker for step in steps for worker in step.readers})
+            due = _ByPiece(len(self._store.pieces), self._pool, helpers)
+            for step in steps:
+                for update in step.updates:
+                    contributions = self._contributions(update, due)
+                    due.add(self._store.begin(contributions, update.learning_rate, update.statistics_share))
+                self._deliver(step.readers, due)
+                if step.released:
+                    due.finish()
+                for worker in step.released:
+                    self._lanes.pop(worker, None)
+            due.finish()
+            self._next += len(steps)  # not of one that failed: none may follow it
         done: Future[None] = Future()
         done.set_result(None)
         return done
@@ -106,31 +98,15 @@ class Shard:
             self._lanes[worker] = RemoteLane(self.layout, address if shared else None)
         return self._lanes[worker]
 
-    def _for_all(self, waiting: Set[str]) -> ForAll:
-        """With a thread for each core that is idle: of this host's workers, some are `waiting` for what comes."""
+    def _idle_cores(self, waiting: Set[str]) -> int:
+        """Beside this thread's, as far as a share of the pieces is worth it: some of this host's workers wait."""
         if (most := len(self._store.pieces) // _FAIR_SHARE) < 2:
-            return in_turn
+            return 0
         here = {worker for worker, lane in self._lanes.items() if lane.shared}
         idle = available_cores() * len(here & waiting) // len(here) if here else available_cores()
-        helpers = min(idle, most) - 1
-        return partial(self._at_once, helpers) if helpers > 0 else in_turn
+        return max(0, min(idle, most) - 1)
 
-    def _at_once(self, helpers: int, function: Callable[[int], None], count: int) -> None:
-        numbers = iter(range(count))
-
-        def work() -> None:
-            for number in numbers:
-                function(number)
-
-        working = [self._helpers.submit(work) for _ in range(helpers)]
-        try:
-            work()
-        finally:
-            wait(working)
-        for each in working:
-            each.result()
-
-    def _contributions(self, update: Update) -> list[Contribution]:
+    def _contributions(self, update: Update, due: "_ByPiece") -> list[Contribution]:
         """The update's gradients where they stand, or, of a format that has to be decoded whole, their mean."""
         found: list[Contribution] = []
         for lease, share in zip(update.leases, update.shares, strict=True):
@@ -141,6 +117,7 @@ class Shard:
             payload = slot.gradient[self._index]
             gradient = self._gradients.elements(payload, len(self._store.parameters))
             if gradient is None:
+                due.finish()  # of the update before, which was decoded to the same place
                 gradient = self._gradients.decode(payload, self._scratch[1 if found else 0])
             statistics = slot.statistics if self._index == 0 else slot.statistics[:0]
             found.append(Contribution(gradient, statistics, share))
@@ -148,24 +125,24 @@ class Shard:
                 found = [_sum(*found)]
         return found
 
-    def _by_piece(self, places: list[tuple[Tensor, float]]) -> Callable[[int], None] | None:
-        """What puts one of the store's pieces into each reader's payload, as far ahead as it says beside it.
-
-        To be called while the last step has it in the cache, and often the gradient whose place it takes. None if the
-        format needs to see all parameters before it writes any.
-        """
-        vectors = []
-        for payload, drift in places:
-            elements = self._parameters.elements(payload, len(self._store.parameters))
-            if elements is None:
-                return None
-            vectors.append((self._store.split(elements), drift))
+    def _deliver(self, readers: dict[str, Reader], due: "_ByPiece") -> None:
+        slots = [(self._lane(worker).slots[slot], drift) for worker, (slot, drift) in readers.items()]
+        places = [(slot.parameters[self._index], drift) for slot, drift in slots]
+        vectors = [(self._parameters.elements(place, len(self._store.parameters)), drift) for place, drift in places]
+        parts = [(self._store.split(vector), drift) for vector, drift in vectors if vector is not None]
 
         def deliver(number: int) -> None:
-            for parts, drift in vectors:
-                self._store.piece_ahead(number, drift, parts[number])
+            for its_parts, drift in parts:
+                self._store.piece_ahead(number, drift, its_parts[number])
 
-        return deliver
+        if len(parts) == len(places):
+            due.add(deliver)
+        else:  # the format needs to see all parameters before it writes any
+            due.finish()
+            self._deliver_whole(places)
+        if self._index == 0:
+            for slot, _ in slots:
+                slot.statistics.copy_(self._store.statistics)
 
     def _deliver_whole(self, places: list[tuple[Tensor, float]]) -> None:
         for drift in {drift for _, drift in places}:
@@ -173,6 +150,37 @@ class Shard:
             self._parameters.encode(self._store.ahead(drift, self._scratch[1]), first)
             for payload in others:
                 payload.copy_(first)
+
+
+class _ByPiece:
+    """What is to be done with each of a store's pieces, in order: all of it while the piece is in a core's cache."""
+
+    def __init__(self, count: int, pool: ThreadPoolExecutor, helpers: int) -> None:
+        self._count, self._pool, self._helpers = count, pool, helpers
+        self._due: list[Callable[[int], None]] = []
+
+    def add(self, function: Callable[[int], None]) -> None:
+        self._due.append(function)
+
+    def finish(self) -> None:
+        """Do it, with the help of so many threads."""
+        if not self._due:
+            return
+        due, self._due = self._due, []
+        numbers = iter(range(self._count))
+
+        def work() -> None:
+            for number in numbers:
+                for function in due:
+                    function(number)
+
+        working = [self._pool.submit(work) for _ in range(self._helpers)]
+        try:
+            work()
+        finally:
+            wait(working)
+        for each in working:
+            each.result()
 
 
 def _sum(first: Contribution, second: Contribution) -> Contribution:

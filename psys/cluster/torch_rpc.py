@@ -67,8 +67,8 @@ class RemoteShard:
         self.number = number
         self._server = f"server{number}"
 
-    def advance(self, step: Advance) -> "Future[None]":
-        return self._call(_advance, step)
+    def advance(self, steps: Sequence[Advance]) -> "Future[None]":
+        return self._call(_advance, steps)
 
     def snapshot(self) -> "Future[Snapshot]":
         return self._call(_snapshot)
@@ -249,28 +249,43 @@ _HUB = backend_registry.register_backend("PSYS_HUB", rpc.TensorPipeRpcBackendOpt
 @rpc.functions.async_execution  # type: ignore[untyped-decorator]
 def _push_pull(worker: str, push: Push | None, holding: tuple[Lease, ...]) -> "Future[Grant]":
     assert _coordinator is not None
-    return _coordinator.push_pull(worker, push, holding)
+    answer = _coordinator.push_pull(worker, push, holding)
+    if not _calls_waiting():
+        _coordinator.settle()
+    return answer
+
+
+def _calls_waiting() -> int:
+    """Calls that have come and will run after this one, for which nobody has a thread yet."""
+    metrics = api._get_current_rpc_agent().get_metrics()
+    unanswered, begun = int(metrics["agent.server_active_calls"]), int(metrics["agent.server_active_async_calls"])
+    return unanswered - begun - 1
 
 
 def _attach(worker: str, address: LaneAddress, nbytes: int) -> bool:
-    assert _shard is not None
-    return _shard.attach(worker, address, nbytes)
+    return _settled().attach(worker, address, nbytes)
 
 
 def _put(worker: str, offset: int, chunk: Tensor) -> None:
-    assert _shard is not None
-    _shard.put(worker, offset, chunk)
+    _settled().put(worker, offset, chunk)
 
 
 def _get(worker: str, offset: int, length: int) -> Tensor:
+    return _settled().get(worker, offset, length)
+
+
+def _settled() -> ShardService:
+    """This server's slice, when no push_pull waits any more for the call that is being served."""
     assert _shard is not None
-    return _shard.get(worker, offset, length)
+    if _coordinator is not None:
+        _coordinator.settle()
+    return _shard
 
 
 @rpc.functions.async_execution  # type: ignore[untyped-decorator]
-def _advance(step: Advance) -> "Future[None]":
+def _advance(steps: Sequence[Advance]) -> "Future[None]":
     assert _shard is not None
-    return _shard.advance(step)
+    return _shard.advance(steps)
 
 
 @rpc.functions.async_execution  # type: ignore[untyped-decorator]

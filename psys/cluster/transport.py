@@ -1,5 +1,6 @@
 """What workers and servers say to each other beyond the door, whatever carries it. Vectors go through lanes."""
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
@@ -43,15 +44,21 @@ class CoordinatorService(Protocol):
     def push_pull(self, worker: str, push: Push | None, holding: tuple[Lease, ...]) -> "Future[Grant]":
         """Hand in a gradient (None: nothing to hand in) and ask for work beside the leases that are still `holding`.
 
-        Answered when the policy lets it start. Raises PsysError of a worker that was not admitted at the door.
+        Answered when the policy lets it start, and `settle` has been called. Raises PsysError of a worker that was not
+        admitted at the door.
+        """
+
+    def settle(self) -> None:
+        """Carry out what has been decided. To be called after a push_pull, or after some that come one upon the other:
+        what they make of the parameters is made in one go then.
         """
 
 
 class ShardControl(Protocol):
     """What server 0 asks of every server, itself included."""
 
-    def advance(self, step: Advance) -> "Future[None]":
-        """Make these versions and deliver the last; done when the readers' lanes hold it."""
+    def advance(self, steps: Sequence[Advance]) -> "Future[None]":
+        """Make the versions of each step and deliver its last; done when all readers' lanes hold theirs."""
 
     def snapshot(self) -> "Future[Snapshot]":
         """The slice at the version made last."""

@@ -151,20 +151,11 @@ class Piece(NamedTuple):
     decay: float
 
 
-ForAll = Callable[[Callable[[int], None], int], None]
-"""Calls a function with each number below another, in any order."""
-
-
-def in_turn(function: Callable[[int], None], count: int) -> None:
-    for number in range(count):
-        function(number)
-
-
 class ParameterStore:
     """A slice of the flat parameter vector, the optimizer's state for it, and how many updates it has seen.
 
     parameters: (n,) float32, of which the first `decayed` are subject to weight decay; statistics: (m,) float32.
-    Everything in one call of `apply` becomes one new version; a version is visible whole or not at all.
+    What one step is made of becomes one new version; a version is visible whole or not at all.
     """
 
     def __init__(self, parameters: Tensor, decayed: int, statistics: Tensor, optimizer: OptimizerConfig) -> None:
@@ -189,20 +180,16 @@ class ParameterStore:
         ]
         self._snapshot: Snapshot | None = None
 
-    def apply(
-        self,
-        contributions: Sequence[Contribution],
-        learning_rate: float,
-        statistics_share: float,
-        stepped: Callable[[int], None] | None = None,
-        for_all: ForAll = in_turn,
-    ) -> None:
+    def begin(
+        self, contributions: Sequence[Contribution], learning_rate: float, statistics_share: float
+    ) -> Callable[[int], None]:
         """One optimizer step with the mean gradient of the contributions (one or more), summed in the order given.
 
-        The running statistics move towards the contributions' mean by `statistics_share`: 1 replaces them. The sum is
-        made piece by piece, in the first one's memory if it is float32: no big vector is copied, or read twice from
-        memory. `stepped` is called with the number of each of `pieces` as soon as that has been stepped, when nobody
-        needs it of any gradient any more. `for_all` may take pieces at once: they have nothing to do with each other.
+        The running statistics move at once, towards the contributions' mean by `statistics_share`: 1 replaces them. The
+        parameters are stepped by what is returned: it must be called once with the number of each of `pieces`, which
+        have nothing to do with each other, before anything is read of them. Steps that follow may begin meanwhile, if
+        each piece sees all in their order. The sum is made in the first gradient's memory if it is float32: no big
+        vector is copied, or read twice from memory.
         """
         (first, statistics, share), *others = contributions
         if others:
@@ -212,6 +199,7 @@ class ParameterStore:
         self.statistics.lerp_(statistics, statistics_share)
         gradients = self.split(first)
         summands = [(self.split(other.gradient), other.share) for other in others]
+        done = self.version
 
         def step(number: int) -> None:
             gradient, piece = gradients[number].float(), self.pieces[number]
@@ -219,13 +207,17 @@ class ParameterStore:
                 gradient.mul_(share)
             for parts, part_share in summands:
                 gradient.add_(parts[number].float(), alpha=part_share)
-            self._optimizer.step(piece.parameters, gradient, piece.state, self.version, learning_rate, piece.decay)
-            if stepped:
-                stepped(number)
+            self._optimizer.step(piece.parameters, gradient, piece.state, done, learning_rate, piece.decay)
 
-        for_all(step, len(self.pieces))
         self.version += 1
         self._snapshot = None
+        return step
+
+    def apply(self, contributions: Sequence[Contribution], learning_rate: float, statistics_share: float) -> None:
+        """The whole of such a step."""
+        step = self.begin(contributions, learning_rate, statistics_share)
+        for number in range(len(self.pieces)):
+            step(number)
 
     def split(self, vector: Tensor) -> tuple[Tensor, ...]:
         """Views of a vector (n,), one for each of `pieces`."""

@@ -40,6 +40,8 @@ class Pairs:
             if len(self.waiting) == 2:
                 self.answer()
         return answer
+    def settle(self):
+        pass
     def answer(self):
         workers, pushes, answers = zip(*self.waiting)
         updates = ()
@@ -51,7 +53,7 @@ class Pairs:
         def tell(done):
             for worker, answer in zip(workers, answers):
                 answer.set_result(Grant(Lease(7, 0, worker, 0, 1)))
-        collect_all([shard.advance(step) for shard in self.shards]).add_done_callback(tell)
+        collect_all([shard.advance([step]) for shard in self.shards]).add_done_callback(tell)
     def beat(self, worker):
         pass
     def leave(self, worker):
@@ -86,6 +88,64 @@ else:
         assert torch.equal(other.snapshot().wait().parameters, state.parameters + 1)
         other.finish()
     door.close()
+torch_rpc.close()
+"""
+
+CROWD = """
+import threading, time
+from torch.futures import Future
+from psys.cluster import torch_rpc
+from psys.cluster.config import RunConfig
+from psys.cluster.door import Door, knock
+from psys.cluster.address import listen
+from psys.cluster.reception import Reception
+from psys.ps.coordinator import Grant
+
+class Crowd:
+    # The first of three calls goes on when two others wait for it; answers come when all are settled.
+    def __init__(self, reception):
+        self.admit, self.ready, self.answers, self.left = reception.admit, reception.ready, [], threading.Semaphore(0)
+    def push_pull(self, worker, push, holding):
+        self.answers.append(Future())
+        deadline = time.monotonic() + 60
+        while len(self.answers) == 1 and torch_rpc._calls_waiting() < 2:
+            assert time.monotonic() < deadline
+        return self.answers[-1]
+    def settle(self):
+        print("settled", len(self.answers), flush=True)
+        answers, self.answers = self.answers, []
+        for answer in answers:
+            answer.set_result(Grant(None))
+    def beat(self, worker):
+        pass
+    def leave(self, worker):
+        self.left.release()
+    def lost(self, name):
+        pass
+
+listener = listen("127.0.0.1", 0)
+print(listener.getsockname()[1], flush=True)
+crowd = Crowd(Reception(RunConfig(), "hash", "127.0.0.1"))
+door = Door(listener, "", crowd)
+crowd.ready(0, torch_rpc.serve(0, "127.0.0.1", (), crowd))
+for _ in range(3):
+    crowd.left.acquire()
+door.close()
+torch_rpc.close()
+"""
+
+ONE_OF_THE_CROWD = """
+import sys
+from psys.cluster import torch_rpc
+from psys.cluster.door import knock
+
+lifeline = knock("127.0.0.1", int(sys.argv[1]), "", "worker", 60)
+admission = lifeline.admission
+client = torch_rpc.Client(admission.number, lifeline.address, admission.servers, 60)
+for _ in range(5):
+    assert client.push_pull(None).lease is None
+lifeline.say(left=True)
+lifeline.close()
 torch_rpc.close()
 """
 
@@ -180,6 +240,17 @@ def test_a_killed_worker_leaves_nothing_behind_and_others_join_at_once(tmp_path:
     assert finished(first).code == 0
     second, third = (stack.enter_context(client(tmp_path, port)) for _ in range(2))
     assert (finished(second).out, finished(third).out) == ("answered\n", "answered\n")
+
+
+def test_calls_that_wait_for_one_another_are_settled_once(tmp_path: Path, stack: ExitStack) -> None:
+    process = stack.enter_context(started("-c", CROWD, cwd=tmp_path))
+    assert process.stdout
+    port = process.stdout.readline().strip()
+    workers = [stack.enter_context(started("-c", ONE_OF_THE_CROWD, port, cwd=tmp_path)) for _ in range(3)]
+    for worker in workers:
+        done = finished(worker)
+        assert done.code == 0, done.err
+    assert finished(process).out == "settled 3\n" * 5
 
 
 def test_workers_know_when_the_server_is_gone(tmp_path: Path, stack: ExitStack) -> None:

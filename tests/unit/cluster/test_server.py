@@ -1,6 +1,7 @@
 """The server driven by direct calls, without a wire: repeated pushes, futures, several shards, snapshots."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -33,11 +34,11 @@ class Afar:
     """A shard at the other end of a slow line: it does its part only when `catch_up` is called."""
 
     def __init__(self, shard: Shard) -> None:
-        self._shard, self._due = shard, list[tuple[Advance, Future[None]]]()
+        self._shard, self.due = shard, list[tuple[Sequence[Advance], Future[None]]]()
 
-    def advance(self, step: Advance) -> "Future[None]":
-        self._due.append((step, Future()))
-        return self._due[-1][1]
+    def advance(self, steps: Sequence[Advance]) -> "Future[None]":
+        self.due.append((steps, Future()))
+        return self.due[-1][1]
 
     def snapshot(self) -> "Future[Snapshot]":
         raise NotImplementedError
@@ -52,13 +53,13 @@ class Afar:
         raise NotImplementedError
 
     def catch_up(self) -> None:
-        due, self._due = self._due, []
-        for step, done in due:
-            self._shard.advance(step).wait()
+        due, self.due = self.due, []
+        for steps, done in due:
+            self._shard.advance(steps).wait()
             done.set_result(None)
 
     def break_down(self) -> None:
-        due, self._due = self._due, []
+        due, self.due = self.due, []
         for _, done in due:
             done.set_exception(RuntimeError("the line is cut"))
 
@@ -108,11 +109,14 @@ class Rig:
             self.server.admit(Knock(proof="", role="worker"))
 
     def ask(self, worker: int, *holding: Lease) -> "Future[Grant]":
-        return self.server.push_pull(f"worker{worker}", None, holding)
+        return self._settled(self.server.push_pull(f"worker{worker}", None, holding))
 
     def push(self, worker: int, lease: Lease | None, *holding: Lease, norm: float = 1.0) -> "Future[Grant]":
-        """A gradient that is 1 at its batch in every server's slice."""
         assert lease
+        return self._settled(self.hand_in(worker, lease, *holding, norm=norm))
+
+    def hand_in(self, worker: int, lease: Lease, *holding: Lease, norm: float = 1.0) -> "Future[Grant]":
+        """A gradient that is 1 at its batch in every server's slice; not settled."""
         slot = self.lanes[worker].slots[lease.slot]
         for payload in slot.gradient:
             gradient = payload.view(torch.float32)
@@ -120,6 +124,10 @@ class Rig:
             gradient[lease.batch] = 1
         slot.statistics.fill_(lease.batch)
         return self.server.push_pull(f"worker{worker}", Push(lease, 1.5, 3, 10, norm), holding)
+
+    def _settled(self, answer: "Future[Grant]") -> "Future[Grant]":
+        self.server.settle()
+        return answer
 
     def parameters(self, worker: int) -> list[Tensor]:
         """Each server's part as it stands in the worker's first slot."""
@@ -162,12 +170,60 @@ def test_a_repeated_push_is_answered_and_not_applied_twice(tmp_path: Path, mode:
     lease = lease_of(first)
     rig.push(0, lease)
     # As after a lost answer; in sync its round is still open.
-    again = rig.server.push_pull("worker0", Push(lease, 1.5, 3, 10, 1.0), ())
+    again = rig.server.push_pull("worker0", Push(lease, 1.5, 3, 10, 1.0), ())  # settled with the next
     rig.push(1, lease_of(second))
     assert again.wait().lease is not None
     applied = [batch for update in rig.events("update") for batch in update["batches"]]
     assert sorted(applied) == [0, 1]
     assert [event["receipt"] for event in rig.events("refused")] == ["duplicate"]
+
+
+def test_what_comes_together_is_made_in_one_go_and_each_reads_its_own_version(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, "async", servers=2, afar=True)
+    rig.ask(0), rig.ask(1)
+    rig.afar.catch_up()
+    leases = [Lease(0, 0, "worker0", 0, 0), Lease(1, 0, "worker1", 0, 0)]
+    answers = [rig.hand_in(worker, lease) for worker, lease in enumerate(leases)]
+    assert rig.afar.due == []
+    assert rig.events("update") == []
+    rig.server.settle()
+    assert [[step.number for step in steps] for steps, _ in rig.afar.due] == [[1, 2]]
+    assert not any(answer.done() for answer in answers)
+    rig.afar.catch_up()
+    assert [lease_of(answer).version for answer in answers] == [1, 2]
+    for worker, batches in enumerate([[0], [0, 1]]):
+        for part in rig.parameters(worker):
+            assert part.nonzero().flatten().tolist() == batches
+    assert [(event["version"], event["staleness"]) for event in rig.events("update")] == [(1, [0]), (2, [1])]
+
+
+def test_of_many_that_come_together_some_are_made_at_a_time(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, "async")
+    rig.ask(0), rig.ask(1)
+    lost = [rig.server.push_pull("worker0", None, ()) for _ in range(3)]
+    assert not any(answer.done() for answer in lost)
+    fourth = rig.server.push_pull("worker0", None, ())
+    assert all(answer.done() for answer in [*lost, fourth])
+
+
+def test_a_snapshot_that_is_due_is_of_its_version_whatever_comes_with_it(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, "async")
+    first, second = rig.ask(0), rig.ask(1)
+    for _ in range(3):
+        first = rig.push(0, lease_of(first))
+    both = [rig.hand_in(0, lease_of(first)), rig.hand_in(1, lease_of(second))]  # of which the first ends the epoch
+    assert not any(answer.done() for answer in both)
+    rig.server.settle()
+    assert [lease_of(answer).version for answer in both] == [4, 5]
+    last = rig.push(0, lease_of(both[0]))
+    rig.push(1, lease_of(both[1]))
+    rig.push(0, lease_of(last))
+    for worker in (0, 1):
+        rig.server.leave(f"worker{worker}")
+    rig.run()
+    assert [(stamped.epochs, stamped.version) for stamped in rig.saved] == [(1.0, 4), (2.0, 8)]
+    parts = [stamped.slices[0].parameters for stamped in rig.saved]
+    assert [part.count_nonzero().item() for part in parts] == [4, 8]
 
 
 def test_nobody_starts_before_all_have_come(tmp_path: Path) -> None:

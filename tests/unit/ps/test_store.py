@@ -52,21 +52,26 @@ def test_slices_on_several_servers_equal_the_whole_on_one(kind: str, shards: int
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 @pytest.mark.parametrize("decayed", [0, 100, 256, 1001])
-def test_a_step_in_pieces_is_that_of_the_whole_and_each_is_told_when_it_is_done(
+def test_steps_that_go_from_piece_to_piece_together_are_those_of_the_whole_in_turn(
     kind: str, decayed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = ParameterStore(draw(0, 1001), decayed, torch.zeros(0), OPTIMIZERS[kind])
+    whole = ParameterStore(draw(0, 1001), decayed, torch.zeros(2), OPTIMIZERS[kind])
     monkeypatch.setattr("psys.ps.store._PIECE", 64)
-    pieces = ParameterStore(draw(0, 1001), decayed, torch.zeros(0), OPTIMIZERS[kind])
-    told: list[torch.Tensor] = []
-    for step in range(3):
-        told.clear()
-        contribution = Contribution(draw(step + 1, 1001), torch.zeros(0), 1)
-        whole.apply([contribution], 0.05, 1.0)
-        pieces.apply([contribution], 0.05, 1.0, lambda number: told.append(pieces.pieces[number].parameters.clone()))
-        assert max(map(len, told)) < 2 * 64
-        assert torch.equal(torch.cat(told), whole.parameters)
-    assert torch.equal(pieces.parameters, whole.parameters)
+    pieces = ParameterStore(draw(0, 1001), decayed, torch.zeros(2), OPTIMIZERS[kind])
+    for first in (1, 4):
+        steps, versions = [], []
+        for step in range(first, first + 3):
+            contribution = Contribution(draw(step, 1001), draw(step, 2), 1)
+            steps.append(pieces.begin([contribution._replace(gradient=draw(step, 1001))], 0.05 / step, 0.5))
+            whole.apply([contribution], 0.05 / step, 0.5)
+            versions.append(pieces.split(whole.parameters.clone()))
+            assert pieces.version == whole.version
+        for number in reversed(range(len(pieces.pieces))):
+            for each, parameters in zip(steps, versions, strict=True):
+                each(number)
+                assert torch.equal(pieces.pieces[number].parameters, parameters[number])
+        assert max(map(len, versions[0])) < 2 * 64
+        assert all(map(torch.equal, pieces.snapshot()[1:], whole.snapshot()[1:]))
 
 
 @pytest.mark.parametrize(
