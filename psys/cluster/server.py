@@ -326,10 +326,7 @@ class Server:
                 self._steps += 1
         if not steps:
             return
-        done = [shard.advance(steps) for shard in reversed(self._shards)]
-        for each in done:
-            each.add_done_callback(self._check)
-        self._done += done
+        self._done += [shard.advance(steps) for shard in reversed(self._shards)]
         seconds = self._train_seconds()
         for update, pushes in made:
             self._unlogged.append(Made(update, seconds, pushes))

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ class Shard:
 
     def __init__(self, index: int, store: ParameterStore, layout: Layout, wire: Wire, topk_share: float) -> None:
         self._index, self._store, self.layout = index, store, layout
+        self._numel = len(store.parameters)
         self._gradients, self._parameters = gradient_codec(wire, topk_share), parameter_codec(wire)
         self._attached: dict[str, tuple[LaneAddress, bool]] = {}  # and whether the lane can be seen
         self._lanes: dict[str, RemoteLane] = {}
@@ -115,7 +116,7 @@ class Shard:
                 raise RuntimeError(f"the memory of {lease.worker} cannot be opened any more")
             slot = lane.slots[lease.slot]
             payload = slot.gradient[self._index]
-            gradient = self._gradients.elements(payload, len(self._store.parameters))
+            gradient = self._gradients.elements(payload, self._numel)
             if gradient is None:
                 due.finish()  # of the update before, which was decoded to the same place
                 gradient = self._gradients.decode(payload, self._scratch[1 if found else 0])
@@ -128,7 +129,7 @@ class Shard:
     def _deliver(self, readers: dict[str, Reader], due: "_ByPiece") -> None:
         slots = [(self._lane(worker).slots[slot], drift) for worker, (slot, drift) in readers.items()]
         places = [(slot.parameters[self._index], drift) for slot, drift in slots]
-        vectors = [(self._parameters.elements(place, len(self._store.parameters)), drift) for place, drift in places]
+        vectors = [(self._parameters.elements(place, self._numel), drift) for place, drift in places]
         parts = [(self._store.split(vector), drift) for vector, drift in vectors if vector is not None]
 
         def deliver(number: int) -> None:
@@ -178,9 +179,9 @@ class _ByPiece:
         try:
             work()
         finally:
-            wait(working)
-        for each in working:
-            each.result()
+            errors = [each.exception() for each in working]  # nobody writes any more
+        for error in filter(None, errors):
+            raise error
 
 
 def _sum(first: Contribution, second: Contribution) -> Contribution:
