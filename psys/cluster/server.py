@@ -170,7 +170,7 @@ class Server:
     def _run(self, stopped: Callable[[Status], bool], tick: Callable[[Status], None]) -> Proof:
         over_since: float | None = None
         while True:
-            with self._lock:
+            with self._guarded():
                 self._lock.wait(_TICK_SECONDS)
                 if self._failure:
                     raise self._failure
@@ -298,7 +298,7 @@ class Server:
             self._lock.notify_all()
 
     def _carry_out(self, decision: Decision) -> None:
-        """When it is settled, or before a snapshot that is due of what it makes."""
+        """Once it is settled; now if a snapshot is due of what it makes."""
         self._due.append(decision)
         self._answers += [Answer(self._waiting.pop(worker).answer, grant) for worker, grant in decision.grants.items()]
         if decision.grants:
