@@ -1,7 +1,7 @@
 """What server 0 keeps of things decided and not all done: answers to give, updates to log, snapshots to save."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from torch.futures import Future
 
@@ -29,6 +29,36 @@ class Made(NamedTuple):
     update: Update
     seconds: float
     pushes: list[Push]
+
+    @property
+    def loss(self) -> float:
+        """Mean over the views."""
+        return sum(push.loss * push.views for push in self.pushes) / self._views
+
+    @property
+    def accuracy(self) -> float:
+        return sum(push.correct for push in self.pushes) / self._views
+
+    @property
+    def _views(self) -> int:
+        return sum(push.views for push in self.pushes)
+
+    def fields(self) -> dict[str, Any]:
+        """Of its event."""
+        leases = self.update.leases
+        return {
+            "version": self.update.version,
+            "seconds": round(self.seconds, 4),
+            "epochs": round(self.update.epochs_done, 6),
+            "learning_rate": self.update.learning_rate,
+            "batches": [lease.batch for lease in leases],
+            "attempts": [lease.attempt for lease in leases],
+            "workers": [lease.worker for lease in leases],
+            "staleness": self.update.staleness,
+            "gradient_norms": [push.gradient_norm for push in self.pushes],
+            "loss": round(self.loss, 6),
+            "accuracy": round(self.accuracy, 6),
+        }
 
 
 class Reached(NamedTuple):

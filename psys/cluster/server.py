@@ -377,27 +377,9 @@ class Server:
                 self._events.write(each[0], **each[1])
 
     def _write_update(self, made: Made) -> None:
-        update, seconds, pushes = made
-        views = sum(push.views for push in pushes)
-        loss = sum(push.loss * push.views for push in pushes) / views
-        accuracy = sum(push.correct for push in pushes) / views
-        images = sum(self._coordinator.ledger.size(lease.batch) for lease in update.leases)
-        self._events.write(
-            "update",
-            version=update.version,
-            seconds=round(seconds, 4),
-            epochs=round(update.epochs_done, 6),
-            learning_rate=update.learning_rate,
-            batches=[lease.batch for lease in update.leases],
-            attempts=[lease.attempt for lease in update.leases],
-            workers=[lease.worker for lease in update.leases],
-            staleness=update.staleness,
-            images=images,
-            gradient_norms=[push.gradient_norm for push in pushes],
-            loss=round(loss, 6),
-            accuracy=round(accuracy, 6),
-        )
-        self._status.add(update, images, seconds, loss, accuracy)
+        images = sum(self._coordinator.ledger.size(lease.batch) for lease in made.update.leases)
+        self._events.write("update", **made.fields(), images=images)
+        self._status.add(made.update, images, made.seconds, made.loss, made.accuracy)
 
     def _is_snapshot_due(self, epochs: float) -> bool:
         every = self._config.snapshot_epochs
