@@ -7,7 +7,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 from torch.futures import Future, collect_all
@@ -67,7 +66,7 @@ class Server:
         self._gone: set[str] = set()  # workers whose lanes are to be released
         self._accepted: dict[Lease, Push] = {}
         self._damaged: Counter[int] = Counter()  # by batch
-        self._unlogged: list[Made | tuple[str, dict[str, Any]]] = []  # updates, other events by name, in order
+        self._unlogged: list[Made | tuple[str, dict[str, Any]]] = []  # updates, other events by name
         self._unsaved: list[tuple[list[Future[Snapshot]], Stamped]] = []
         self._stamped_version = saved
         self._reached = Reached(coordinator.version, coordinator.ledger.epochs_done, seconds)
@@ -310,7 +309,7 @@ class Server:
     def _advance(self) -> None:
         """Have all servers do what is due, their own slice last, for the others work meanwhile."""
         due, self._due = self._due, []
-        steps, made = [], list[tuple[Update, list[Push]]]()
+        steps, made = list[Advance](), list[tuple[Update, list[Push]]]()
         for decision in due:
             readers = {
                 worker: Reader(grant.lease.slot, grant.drift)
@@ -318,14 +317,15 @@ class Server:
                 if grant.lease
             }
             made += [(update, [self._accepted.pop(lease) for lease in update.leases]) for update in decision.updates]
-            # A gradient is needed until an update of this step has it: those of the next step are decided already.
-            released = tuple(self._gone - {lease.worker for lease in self._accepted})
-            self._gone.difference_update(released)
-            if decision.updates or readers or released:
-                steps.append(Advance(self._steps, tuple(decision.updates), readers, released))
-                self._steps += 1
+            if decision.updates or readers:
+                steps.append(Advance(self._steps + len(steps), tuple(decision.updates), readers, ()))
+        # A gradient is needed until its update has been decided.
+        if released := self._gone - {lease.worker for lease in self._accepted}:
+            self._gone -= released
+            steps.append(Advance(self._steps + len(steps), (), {}, tuple(released)))
         if not steps:
             return
+        self._steps += len(steps)
         self._done += [shard.advance(steps) for shard in reversed(self._shards)]
         seconds = self._train_seconds()
         for update, pushes in made:
@@ -341,16 +341,16 @@ class Server:
         if all(each.done() for each in done):
             self._tell(answers, done)
         else:
-            collect_all(done).add_done_callback(partial(self._tell, answers, done))
+            collect_all(done).add_done_callback(lambda collected: self._tell(answers, [collected]))
 
-    def _tell(self, answers: list[Answer], done: "list[Future[None]]", all_done: object = None) -> None:
+    def _tell(self, answers: list[Answer], done: "Sequence[Future[Any]]") -> None:
         for each in done:
             self._check(each)
         if not self._failure:
             for waiting, grant in answers:
                 waiting.set_result(grant)
 
-    def _check(self, done: "Future[None]") -> None:
+    def _check(self, done: "Future[Any]") -> None:
         """If a server did not do its part, its slice is in doubt: the run ends."""
         try:
             done.value()

@@ -31,6 +31,7 @@ class Shard:
         self._lanes: dict[str, RemoteLane] = {}
         self._lock = threading.Lock()
         self._next = 0
+        self._whole = True  # no step has failed on its way: none may follow it, and nobody read what it left
         self.finished = threading.Event()
         self._pool = ThreadPoolExecutor(thread_name_prefix="psys-step")  # that starts none until one is needed
         self._scratch = [torch.empty_like(store.parameters) for _ in range(2)]  # takes no memory until it is written
@@ -55,8 +56,10 @@ class Shard:
 
     def advance(self, steps: Sequence[Advance]) -> "Future[None]":
         with self._lock:
+            self._see_that_it_is_whole()
             for number, step in enumerate(steps, self._next):
                 assert step.number == number, f"step {step.number} came instead of {number}"
+            self._whole = False
             helpers = self._idle_cores(waiting={worker for step in steps for worker in step.readers})
             due = _ByPiece(len(self._store.pieces), self._pool, helpers)
             for step in steps:
@@ -69,7 +72,8 @@ class Shard:
                 for worker in step.released:
                     self._lanes.pop(worker, None)
             due.finish()
-            self._next += len(steps)  # not of one that failed: none may follow it
+            self._next += len(steps)
+            self._whole = True
         done: Future[None] = Future()
         done.set_result(None)
         return done
@@ -77,12 +81,14 @@ class Shard:
     def snapshot(self) -> "Future[Snapshot]":
         taken: Future[Snapshot] = Future()
         with self._lock:
+            self._see_that_it_is_whole()
             taken.set_result(self._store.snapshot())
         return taken
 
     def state(self) -> "Future[StoreState]":
         taken: Future[StoreState] = Future()
         with self._lock:
+            self._see_that_it_is_whole()
             taken.set_result(self._store.state())
         return taken
 
@@ -92,6 +98,9 @@ class Shard:
 
     def finish(self) -> None:
         self.finished.set()
+
+    def _see_that_it_is_whole(self) -> None:
+        assert self._whole, "a step before failed on its way"
 
     def _lane(self, worker: str) -> RemoteLane:
         if worker not in self._lanes:

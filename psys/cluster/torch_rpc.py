@@ -249,14 +249,18 @@ _HUB = backend_registry.register_backend("PSYS_HUB", rpc.TensorPipeRpcBackendOpt
 @rpc.functions.async_execution  # type: ignore[untyped-decorator]
 def _push_pull(worker: str, push: Push | None, holding: tuple[Lease, ...]) -> "Future[Grant]":
     assert _coordinator is not None
-    answer = _coordinator.push_pull(worker, push, holding)
-    if not _calls_waiting():
-        _coordinator.settle()
-    return answer
+    try:
+        return _coordinator.push_pull(worker, push, holding)
+    finally:  # of the calls before it too
+        if _calls_waiting() <= 0:
+            _coordinator.settle()
 
 
 def _calls_waiting() -> int:
-    """Calls that have come and will run after this one, for which nobody has a thread yet."""
+    """Calls that have come and will run after this one: a server has one thread for them.
+
+    One less for a moment, or one more, while another thread answers: then a call waits until the server's next look.
+    """
     metrics = api._get_current_rpc_agent().get_metrics()
     unanswered, begun = int(metrics["agent.server_active_calls"]), int(metrics["agent.server_active_async_calls"])
     return unanswered - begun - 1

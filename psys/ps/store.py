@@ -155,7 +155,7 @@ class ParameterStore:
     """A slice of the flat parameter vector, the optimizer's state for it, and how many updates it has seen.
 
     parameters: (n,) float32, of which the first `decayed` are subject to weight decay; statistics: (m,) float32.
-    What one step is made of becomes one new version; a version is visible whole or not at all.
+    What one step is made of becomes one new version.
     """
 
     def __init__(self, parameters: Tensor, decayed: int, statistics: Tensor, optimizer: OptimizerConfig) -> None:
