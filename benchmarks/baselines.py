@@ -20,15 +20,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD
 
-from psys.cluster.batches import Batches
-from psys.cluster.config import RunConfig
+from psys.compute.batches import Batches
 from psys.compute.device import choose_precision, keep_freed_memory
 from psys.compute.flat import FlatModel
 from psys.compute.step import GradientStep
 from psys.config import read_yaml, validate
 from psys.data.store import PreparedStore
-from psys.events import EventLog
 from psys.models.registry import build
+from psys.run.config import RunConfig
+from psys.run.events import EventLog
 
 Step = Callable[[Tensor, Tensor], object]
 _DEVICE = torch.device("cpu")

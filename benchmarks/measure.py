@@ -16,8 +16,8 @@ from typing import Any, Self
 
 import psutil
 
-from psys.cluster import rundir
 from psys.errors import PsysError
+from psys.run import directory as rundir
 
 ROOT = Path(__file__).parents[1]
 _FAREWELL_SECONDS = 60.0  # for a command to end after SIGTERM

@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.measure import ROOT, Running, count, median_spread, prepared_sample, table, write
 from psys.compute.device import available_cores
 from psys.errors import exit_with_message
-from psys.events import read_events
+from psys.run.events import read_events
 
 TORCHRUN = ["-m", "torch.distributed.run"]  # what the command torchrun runs, of this very environment
 POLL_SECONDS = 0.01

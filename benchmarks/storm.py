@@ -24,9 +24,9 @@ import psutil
 from rich.console import Console
 
 from benchmarks.measure import ROOT, Running, median_spread, prepared_sample, table, write
-from psys.audit import audit
 from psys.errors import PsysError, exit_with_message
-from psys.events import read_events
+from psys.run.audit import audit
+from psys.run.events import read_events
 
 LIMIT_SECONDS = 60.0
 POLL_SECONDS = 0.2

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import ROOT, Running, count, median_spread, prepared_sample, table, write
-from psys.cluster.config import RunConfig
 from psys.compute.device import available_cores
 from psys.config import write_yaml
 from psys.errors import PsysError, exit_with_message
-from psys.events import read_events
 from psys.ps.schedule import ScheduleConfig
+from psys.run.config import RunConfig
+from psys.run.events import read_events
 
 BASELINES = ("alone", "ddp", "ddp+memory")
 PSYS = {  # flags of launch/ps.py

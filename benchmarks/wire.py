@@ -29,25 +29,25 @@ from torch import nn
 from torch.distributed import rpc
 
 from benchmarks.measure import ROOT, count, median_spread, table, write
-from psys.cluster import torch_rpc
-from psys.cluster.address import listen
-from psys.cluster.checkpoint import Checkpoints
-from psys.cluster.config import RunConfig
-from psys.cluster.door import GATHERING_SECONDS, Door, knock
-from psys.cluster.laned import LanedModel
-from psys.cluster.reception import Reception
 from psys.cluster.server import Server
-from psys.cluster.session import Session
-from psys.cluster.shard import Shard
-from psys.cluster.transport import Push
+from psys.cluster.shard_server import Shard
 from psys.errors import PsysError, exit_with_message
-from psys.events import EventLog
 from psys.ps.codec import Wire
 from psys.ps.coordinator import Coordinator
 from psys.ps.ledger import Ledger
 from psys.ps.policy import make_policy
 from psys.ps.schedule import ScheduleConfig
 from psys.ps.store import OptimizerConfig, ParameterStore
+from psys.run.checkpoint import Checkpoints
+from psys.run.config import RunConfig
+from psys.run.events import EventLog
+from psys.transport import torch_rpc
+from psys.transport.address import listen
+from psys.transport.buffered_model import LanedModel
+from psys.transport.protocol import Push
+from psys.transport.reconnect import Session
+from psys.transport.registration import Reception
+from psys.transport.rendezvous import GATHERING_SECONDS, Door, knock
 
 RESULTS = Path(__file__).parent / "wire" / "wire.json"
 SMALL, LARGE = 656_000, 25_600_000  # parameters: 2.6 MB and 102 MB in float32

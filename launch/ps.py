@@ -8,7 +8,7 @@ from pathlib import Path
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 from psys.errors import exit_with_message
-from psys.train import launch, read_settings
+from psys.training.launch import launch, read_settings
 
 _DEFAULT = Path(__file__).parent.parent / "configs" / "sample.yaml"
 

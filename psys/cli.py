@@ -29,8 +29,8 @@ def _data(argv: Sequence[str]) -> None:
 
 
 def _evaluate(argv: Sequence[str]) -> None:
-    from psys.cluster.rundir import RunDirectory
-    from psys.results import finish
+    from psys.run.directory import RunDirectory
+    from psys.run.results import finish
 
     parser = Parser(prog="psys evaluate", description=finish.__doc__)
     parser.add_argument("run", type=Path, help="directory of a run that was stopped before it was evaluated")
@@ -38,7 +38,7 @@ def _evaluate(argv: Sequence[str]) -> None:
 
 
 def _audit(argv: Sequence[str]) -> None:
-    from psys.audit import audit
+    from psys.run.audit import audit
 
     parser = Parser(prog="psys audit", description=audit.__doc__)
     parser.add_argument("run", type=Path, help="directory of a run")

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from psys.augment.lots import draw
+from psys.augment.draws import draw
 from psys.augment.pixels import both
 
 

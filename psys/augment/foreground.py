@@ -7,8 +7,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from psys.augment.cutout import sparing_holes
+from psys.augment.draws import draw
 from psys.augment.inpaint import backgrounds
-from psys.augment.lots import draw
 from psys.augment.mix import mixing_rectangles, visible_share
 from psys.augment.pixels import either, masks_of
 from psys.config import Config

@@ -5,11 +5,11 @@ from typing import Any, NamedTuple, TypeVar
 
 from torch.futures import Future
 
-from psys.cluster.transport import Push
 from psys.errors import LostServerError
 from psys.ps.coordinator import Grant, Update
 from psys.ps.ledger import Lease
 from psys.ps.store import Snapshot
+from psys.transport.protocol import Push
 
 T = TypeVar("T")
 

@@ -11,20 +11,20 @@ from typing import Any
 
 from torch.futures import Future, collect_all
 
-from psys.cluster.checkpoint import Books, Checkpoints, joined
-from psys.cluster.config import RunConfig
-from psys.cluster.door import Admission, Knock
 from psys.cluster.progress import Status
-from psys.cluster.reception import Reception
 from psys.cluster.records import Answer, Made, Reached, Request, Stamped, lost, waited
-from psys.cluster.transport import Advance, Push, Reader, ShardControl
 from psys.compute.device import return_freed_memory
 from psys.errors import PsysError
-from psys.events import EventLog
 from psys.ps.coordinator import Coordinator, Decision, Grant, Update
 from psys.ps.ledger import Lease, Proof, Receipt
 from psys.ps.membership import Change, Membership, State
 from psys.ps.store import Snapshot, StoreState
+from psys.run.checkpoint import Books, Checkpoints, joined
+from psys.run.config import RunConfig
+from psys.run.events import EventLog
+from psys.transport.protocol import Advance, Push, Reader, ShardControl
+from psys.transport.registration import Reception
+from psys.transport.rendezvous import Admission, Knock
 
 _LATECOMERS_SECONDS = 60.0  # how long the workers that came wait for those that were expected
 _FAREWELL_SECONDS = 10.0  # how long a server whose run is over waits for workers to say good-bye

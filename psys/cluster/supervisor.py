@@ -11,8 +11,8 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from types import FrameType
 
-from psys.cluster.children import dismiss_children, start_child
-from psys.cluster.node import (
+from psys.cluster.processes import dismiss_children, start_child
+from psys.cluster.roles import (
     LOST,
     STOP,
     STOP_WHEN_ALONE,
@@ -22,8 +22,8 @@ from psys.cluster.node import (
     serve_shard_as_child,
     work_as_child,
 )
-from psys.cluster.rundir import RunDirectory
 from psys.errors import PsysError
+from psys.run.directory import RunDirectory
 
 _POLL_SECONDS = 0.2
 _SETTLE_SECONDS = 10.0  # for workers to go, once the server has

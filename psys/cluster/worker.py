@@ -13,12 +13,7 @@ from typing import Self
 
 import torch
 
-from psys.cluster.batches import Batches
-from psys.cluster.config import RunConfig
-from psys.cluster.faults import suffer
-from psys.cluster.laned import LanedModel
-from psys.cluster.session import RestartedError, Session
-from psys.cluster.transport import Push
+from psys.compute.batches import Batches
 from psys.compute.device import choose_device, choose_precision, keep_freed_memory
 from psys.compute.flat import FlatModel
 from psys.compute.step import GradientStep, StepResult
@@ -27,6 +22,11 @@ from psys.errors import PsysError
 from psys.models.registry import build
 from psys.ps.coordinator import Grant
 from psys.ps.ledger import Lease
+from psys.run.config import RunConfig
+from psys.run.faults import suffer
+from psys.transport.buffered_model import LanedModel
+from psys.transport.protocol import Push
+from psys.transport.reconnect import RestartedError, Session
 
 
 class BatchGradient:

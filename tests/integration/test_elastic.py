@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from psys.errors import PsysError
-from psys.train import LaunchConfig, launch, read_settings
+from psys.training.launch import LaunchConfig, launch, read_settings
 from tests.support.processes import (
     PS,
     Done,

@@ -13,14 +13,14 @@ from tests.support.processes import finished, free_port, run, started, wait_unti
 SERVERS = """
 import sys, threading, torch
 from torch.futures import Future, collect_all
-from psys.cluster import torch_rpc
-from psys.cluster.address import listen
-from psys.cluster.config import RunConfig
-from psys.cluster.door import Door, knock
-from psys.cluster.lane import Layout
-from psys.cluster.reception import Reception
-from psys.cluster.shard import Shard
-from psys.cluster.transport import Advance, Reader
+from psys.transport import torch_rpc
+from psys.transport.address import listen
+from psys.run.config import RunConfig
+from psys.transport.rendezvous import Door, knock
+from psys.transport.shared_memory import Layout
+from psys.transport.registration import Reception
+from psys.cluster.shard_server import Shard
+from psys.transport.protocol import Advance, Reader
 from psys.ps.coordinator import Grant, Update
 from psys.ps.ledger import Lease
 from psys.ps.partition import partition
@@ -94,11 +94,11 @@ torch_rpc.close()
 CROWD = """
 import threading, time
 from torch.futures import Future
-from psys.cluster import torch_rpc
-from psys.cluster.config import RunConfig
-from psys.cluster.door import Door, knock
-from psys.cluster.address import listen
-from psys.cluster.reception import Reception
+from psys.transport import torch_rpc
+from psys.run.config import RunConfig
+from psys.transport.rendezvous import Door, knock
+from psys.transport.address import listen
+from psys.transport.registration import Reception
 from psys.ps.coordinator import Grant
 
 class Crowd:
@@ -136,8 +136,8 @@ torch_rpc.close()
 
 ONE_OF_THE_CROWD = """
 import sys
-from psys.cluster import torch_rpc
-from psys.cluster.door import knock
+from psys.transport import torch_rpc
+from psys.transport.rendezvous import knock
 
 lifeline = knock("127.0.0.1", int(sys.argv[1]), "", "worker", 60)
 admission = lifeline.admission
@@ -151,10 +151,10 @@ torch_rpc.close()
 
 CLIENT = """
 import sys, torch
-from psys.cluster import torch_rpc
-from psys.cluster.door import knock
-from psys.cluster.lane import Lane, Layout
-from psys.cluster.transport import Push
+from psys.transport import torch_rpc
+from psys.transport.rendezvous import knock
+from psys.transport.shared_memory import Lane, Layout
+from psys.transport.protocol import Push
 from psys.ps.partition import partition
 
 def whole(spans):
@@ -285,8 +285,8 @@ def test_a_worker_finds_another_server_that_took_the_place_of_one_that_died(tmp_
 
 def test_a_server_that_never_comes_is_a_clear_error(tmp_path: Path) -> None:
     script = """
-from psys.cluster import reception
-from psys.cluster.config import RunConfig
+from psys.transport import registration as reception
+from psys.run.config import RunConfig
 from psys.errors import PsysError
 reception.GATHERING_SECONDS = 1.0
 try:

@@ -18,16 +18,16 @@ NUMEL, STEPS, WORKERS = 3_000_000, 150, 3
 SERVERS = """
 import sys, torch
 from pathlib import Path
-from psys.cluster import torch_rpc
-from psys.cluster.address import listen
-from psys.cluster.checkpoint import Checkpoints
-from psys.cluster.config import RunConfig
-from psys.cluster.door import Door, knock
-from psys.cluster.lane import Layout
-from psys.cluster.reception import Reception
+from psys.transport import torch_rpc
+from psys.transport.address import listen
+from psys.run.checkpoint import Checkpoints
+from psys.run.config import RunConfig
+from psys.transport.rendezvous import Door, knock
+from psys.transport.shared_memory import Layout
+from psys.transport.registration import Reception
 from psys.cluster.server import Server
-from psys.cluster.shard import Shard
-from psys.events import EventLog
+from psys.cluster.shard_server import Shard
+from psys.run.events import EventLog
 from psys.ps.coordinator import Coordinator
 from psys.ps.ledger import Ledger
 from psys.ps.partition import partition
@@ -69,9 +69,9 @@ torch_rpc.close()
 
 WORKER = """
 import sys, torch
-from psys.cluster.lane import Lane, Layout
-from psys.cluster.session import Session
-from psys.cluster.transport import Push
+from psys.transport.shared_memory import Lane, Layout
+from psys.transport.reconnect import Session
+from psys.transport.protocol import Push
 from psys.ps.partition import partition
 
 numel, servers, port, seen = map(int, sys.argv[1:])

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from psys.data.store import PreparedStore
-from psys.events import read_events
+from psys.run.events import read_events
 from tests.support.processes import (
     PS,
     ROOT,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from psys.events import read_events
+from psys.run.events import read_events
 
 ROOT = Path(__file__).parents[2]
 PS = str(ROOT / "launch" / "ps.py")

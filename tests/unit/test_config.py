@@ -4,7 +4,7 @@ import pytest
 
 from psys.config import parse, read_yaml, validate, write_yaml
 from psys.errors import PsysError
-from psys.train import LaunchConfig
+from psys.training.launch import LaunchConfig
 from tests.support.processes import ROOT
 
 

@@ -35,7 +35,7 @@ from psys.data.source import open_source
 from psys.data.store import MANIFEST, PreparedStore
 from psys.errors import PsysError
 from psys.segment.shard import Failure, Recipe, Shard, prepare_shard
-from psys.train import LaunchConfig
+from psys.training.launch import LaunchConfig
 from tests.support.cifar import BATCHES, binary_batch, python_batch
 from tests.support.images import read_image
 from tests.support.packed import encoded as packed_image

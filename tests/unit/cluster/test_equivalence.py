@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from psys.augment.batch import AugmentConfig, augment
 from psys.augment.foreground import ForegroundConfig
-from psys.cluster.config import RunConfig
 from psys.cluster.worker import BatchGradient
 from psys.compute.flat import FlatModel
 from psys.data.holdout import holdout
@@ -25,6 +24,7 @@ from psys.ps.ledger import Lease, Ledger, batch_seed, samples_of
 from psys.ps.policy import make_policy
 from psys.ps.schedule import ScheduleConfig
 from psys.ps.store import Contribution, OptimizerConfig, ParameterStore, Snapshot
+from psys.run.config import RunConfig
 
 RATE, MOMENTUM, DECAY = 0.01, 0.9, 1e-3
 

@@ -9,23 +9,23 @@ import torch
 from torch import Tensor
 from torch.futures import Future
 
-from psys.cluster.checkpoint import Checkpoints
-from psys.cluster.config import RunConfig
-from psys.cluster.door import Knock
-from psys.cluster.lane import Lane, Layout
-from psys.cluster.reception import Reception
 from psys.cluster.records import Stamped
 from psys.cluster.server import Server
-from psys.cluster.shard import Shard
-from psys.cluster.transport import Advance, Push, ShardControl
+from psys.cluster.shard_server import Shard
 from psys.errors import PsysError
-from psys.events import EventLog, read_events
 from psys.ps.coordinator import Coordinator, Grant
 from psys.ps.ledger import Lease, Ledger, Proof
 from psys.ps.partition import partition
 from psys.ps.policy import Mode, make_policy
 from psys.ps.schedule import ScheduleConfig
 from psys.ps.store import OptimizerConfig, ParameterStore, Snapshot, StoreState
+from psys.run.checkpoint import Checkpoints
+from psys.run.config import RunConfig
+from psys.run.events import EventLog, read_events
+from psys.transport.protocol import Advance, Push, ShardControl
+from psys.transport.registration import Reception
+from psys.transport.rendezvous import Knock
+from psys.transport.shared_memory import Lane, Layout
 
 EPOCHS, BATCHES_PER_EPOCH, NUMEL = 2, 4, 32
 

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from psys.cluster.config import RunConfig
 from psys.config import parse
 from psys.data.dataset import Dataset, DatasetSplit, write_dataset
 from psys.data.named import place_of, store_name
 from psys.data.sample import read_sample
 from psys.data.store import PREPARED_FROM
 from psys.errors import PsysError
+from psys.run.config import RunConfig
 from psys.segment import prepare as preparing
 from psys.segment.prepare import PrepareConfig, prepare
-from psys.train import LaunchConfig, check_source
+from psys.training.launch import LaunchConfig, check_source
 from tests.support.cifar import pack
 from tests.support.packed import encoded, samples, some, write_parquet, write_tar
 

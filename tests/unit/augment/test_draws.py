@@ -1,0 +1,25 @@
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from psys.augment.draws import draw
+
+
+@settings(deadline=None)
+@given(st.integers(1, 7), st.integers(1, 9), st.integers(1, 4), st.floats(0, 1), st.integers(0, 2**32 - 1))
+def test_what_is_drawn_is_allowed(count: int, length: int, repeats: int, density: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    allowed = torch.rand(count, length, generator=generator) < density
+    places, found = draw(allowed, repeats, generator)
+    rows = torch.arange(count).repeat(repeats)
+    assert torch.equal(found, allowed.any(dim=1)[rows])
+    assert torch.equal(allowed[rows, places], found)
+
+
+def test_all_allowed_places_are_as_likely(generator: torch.Generator) -> None:
+    allowed = torch.tensor([[True, False, True, True, False], [False, False, False, False, True]])
+    places, _ = draw(allowed, 30_000, generator)
+    first, second = places.view(-1, 2).T
+    assert bool((second == 4).all())
+    counts = first.bincount(minlength=5)
+    assert bool(((counts - 10_000 * allowed[0]).abs() < 500).all())  # six standard deviations

@@ -1,0 +1,91 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.image import imread
+from numpy.typing import NDArray
+
+from psys.errors import PsysError
+from psys.run.curves import EpochPoint, draw
+
+TRAINING, VALIDATION, MARK = "#0072B2", "#D55E00", "#333333"
+RUN = [
+    EpochPoint(epoch, 3.0 * epoch, 2 / epoch, 1 - 1 / epoch, 2.5 / epoch, 0.9 - 0.8 / epoch) for epoch in range(1, 8)
+]
+
+
+def pixels_of(colour: str, image: NDArray[np.float32]) -> NDArray[np.bool_]:
+    return np.asarray(np.abs(image[..., :3] - to_rgb(colour)).max(axis=2) < 0.02)
+
+
+def test_both_panels_show_training_and_validation(tmp_path: Path) -> None:
+    draw(RUN, tmp_path / "curves.png", "sample: resnet8, async")
+    image = imread(tmp_path / "curves.png")
+    assert image.shape[:2] == (500, 1200)
+    for panel in (image[:, :600], image[:, 600:]):
+        assert pixels_of(TRAINING, panel).sum() > 300
+        assert pixels_of(VALIDATION, panel).sum() > 300
+
+
+def test_curves_end_where_the_numbers_end(tmp_path: Path) -> None:
+    def last_row(panel: NDArray[np.float32]) -> float:
+        """Where the training curve ends, in pixels from the top."""
+        rows, columns = np.nonzero(pixels_of(TRAINING, panel))
+        return float(rows[columns >= columns.max() - 3].mean())
+
+    ends = []
+    for last_loss, last_accuracy in ((RUN[-1].train_loss, RUN[-1].train_accuracy), (2.0, 0.1)):
+        last = RUN[-1]._replace(train_loss=last_loss, train_accuracy=last_accuracy)
+        draw([*RUN[:-1], last], tmp_path / "curves.png", "run")
+        image = imread(tmp_path / "curves.png")
+        ends.append((last_row(image[:, :600]), last_row(image[:, 600:])))
+    (good_loss, good_accuracy), (bad_loss, bad_accuracy) = ends
+    assert good_loss > bad_loss + 200
+    assert bad_accuracy > good_accuracy + 200
+
+
+@pytest.mark.parametrize("epochs", [RUN[:1], [point._replace(epoch=point.epoch / 7) for point in RUN]])
+def test_short_runs_are_drawn_too(tmp_path: Path, epochs: list[EpochPoint]) -> None:
+    draw(epochs, tmp_path / "curves.png", "run")
+    assert pixels_of(VALIDATION, imread(tmp_path / "curves.png")).any()
+
+
+def test_without_validation_there_is_no_validation_curve_and_no_mark(tmp_path: Path) -> None:
+    blind = [point._replace(validation_loss=None, validation_accuracy=None) for point in RUN]
+    draw(blind, tmp_path / "curves.png", "run")
+    image = imread(tmp_path / "curves.png")
+    assert not pixels_of(VALIDATION, image).any()
+    assert pixels_of(TRAINING, image).any()
+
+
+def test_the_best_epoch_is_marked_where_it_is(tmp_path: Path) -> None:
+    def mark(best: int) -> float:
+        """Column of the dotted line in the accuracy panel, as a share of the panel's epochs."""
+        points = [point._replace(validation_accuracy=0.5 if point.epoch == best else 0.4) for point in RUN]
+        draw(points, tmp_path / "curves.png", "run")
+        dots = pixels_of(MARK, imread(tmp_path / "curves.png")[200:440, 660:])
+        return float(dots.sum(axis=0).argmax())
+
+    columns = [mark(best) for best in (2, 4, 6)]
+    assert columns[1] - columns[0] == pytest.approx(columns[2] - columns[1], abs=3)
+    assert columns[1] > columns[0] + 50
+
+
+def test_nothing_to_draw_and_nowhere_to_write(tmp_path: Path) -> None:
+    with pytest.raises(PsysError, match=r"no curves to draw in .*curves\.png"):
+        draw([], tmp_path / "curves.png", "run")
+    with pytest.raises(PsysError, match=r"cannot write .*nowhere.*No such file"):
+        draw(RUN, tmp_path / "nowhere" / "curves.png", "run")
+
+
+def test_no_window_system_is_touched(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from psys.run.curves import EpochPoint, draw\n"
+        f"draw([EpochPoint(1, 1, 1, 0.5, None, None)], Path({str(tmp_path / 'a.png')!r}), 'run')\n"
+        "print('matplotlib.pyplot' in sys.modules)"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == "False"
