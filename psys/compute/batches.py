@@ -1,4 +1,4 @@
-"""Any batch of the run, augmented: it depends on its number alone, not on who asks for it."""
+"""Any batch of the run, augmented: its content depends on its number alone, not on the worker that asks."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -6,50 +6,63 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from psys.augment.batch import augment
+from psys.augment.batch import AugmentConfig, augment
+from psys.compute.order import batch_seed, samples_of
 from psys.compute.rows import Rows
 from psys.data.holdout import holdout
 from psys.data.store import PreparedStore
-from psys.ps.ledger import batch_seed, samples_of
-from psys.run.config import RunConfig
 
 
 class Batches:
-    """The training images of a run, of which `samples` are not held out, by the ledger's batch numbers."""
+    """The training images of a run by batch number; `samples` of them are not held out for validation.
 
-    def __init__(self, config: RunConfig, store: PreparedStore, device: torch.device) -> None:
+    `validation_share`, `batch_size` and `seed` are the run's settings. `guess`: predict the next batch from the step
+    between the last ones, where images are decoded in the background; otherwise `expect` tells it.
+    """
+
+    def __init__(
+        self,
+        store: PreparedStore,
+        config: AugmentConfig,
+        device: torch.device,
+        *,
+        batch_size: int,
+        validation_share: float,
+        seed: int,
+        guess: bool,
+    ) -> None:
         self._config, self._mean, self._std = config, store.channel_mean, store.channel_std
+        self._batch_size, self._seed = batch_size, seed
         self._classes = len(store.classes)
         split = store.split("train")
         self._rows = Rows(split, device)
-        self._chosen, _ = holdout(split.labels, config.validation_share, config.seed)
+        self._chosen, _ = holdout(split.labels, validation_share, seed)
         self.samples = len(self._chosen)
         self._generator = torch.Generator(device)
-        self._ahead = _Ahead(self._load, guess=not config.prefetch) if self._rows.decoded else None
+        self._ahead = _Ahead(self._load, guess) if self._rows.decoded else None
 
     def __getitem__(self, batch: int) -> tuple[Tensor, Tensor]:
         """Views (M * B, 3, H, W) float32 and the labels of a batch, on the device (see `augment`)."""
-        config = self._config
         images, labels, masks, usable = self._ahead[batch] if self._ahead else self._load(batch)
-        self._generator.manual_seed(batch_seed(config.seed, batch, stream=1))
-        seen = images, labels, masks, usable
-        return augment(*seen, config.augment, self._classes, self._mean, self._std, self._generator)
+        self._generator.manual_seed(batch_seed(self._seed, batch, stream=1))
+        columns = images, labels, masks, usable
+        return augment(*columns, self._config, self._classes, self._mean, self._std, self._generator)
 
     def expect(self, batch: int) -> None:
-        """This one will be asked for next: where images are decoded, that begins now. From any thread."""
+        """This batch will be asked for next: where images are decoded, decoding begins now. From any thread."""
         if self._ahead:
             self._ahead.expect(batch)
 
     def _load(self, batch: int) -> list[Tensor]:
-        order = samples_of(batch, self.samples, self._config.batch_size, self._config.seed)
+        order = samples_of(batch, self.samples, self._batch_size, self._seed)
         return self._rows[self._chosen[order.numpy()]]
 
 
 class _Ahead:
-    """Decodes a batch in the background while another is computed with: the next, where that is known or guessed.
+    """Decodes the next batch in the background while the worker computes with another one.
 
-    Batches are handed out in order to whoever asks, so a worker that went on by the same step twice may do so again.
-    A wrong guess costs its decoding.
+    The next batch is known, or guessed: batches are leased in order, so a worker whose batch numbers grew by the same
+    step twice may well continue with that step. A wrong guess costs its decoding.
     """
 
     def __init__(self, load: Callable[[int], list[Tensor]], guess: bool) -> None:
@@ -59,9 +72,9 @@ class _Ahead:
         self._coming: dict[int, Future[list[Tensor]]] = {}
 
     def expect(self, batch: int) -> None:
-        """Begin to decode; what was expected before and did not come is given up."""
+        """Begin to decode this batch; a batch expected before and not asked for is given up."""
         for other in [*self._coming]:
-            # Whoever takes a batch out, this or the thread that computes, has it for itself.
+            # pop is atomic: a batch goes either to this thread or to the thread that computes.
             if other != batch and (rows := self._coming.pop(other, None)):
                 rows.cancel()
         if batch not in self._coming:

@@ -1,52 +1,54 @@
-"""The parameter server's decisions in one pure machine: events of workers in, updates and grants out."""
+"""Which batch a worker computes next, and which gradients make the next update: ledger, policy and slots together."""
 
-from collections.abc import Collection
-from typing import NamedTuple
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
 
-from psys.ps.ledger import Lease, Ledger, Receipt
+from psys.ps.ledger import Ledger, Receipt
+from psys.ps.messages import Grant, Lease, Update
+from psys.ps.optimizer import OptimizerConfig
 from psys.ps.policy import Policy
 from psys.ps.schedule import ScheduleConfig, learning_rate
-from psys.ps.store import OptimizerConfig
 
 
-class Update(NamedTuple):
-    """One new version and what it is made of: the mean of the leases' gradients, by their shares."""
+class Wait(Enum):
+    """Why a worker that asked for a batch has no answer yet."""
 
-    version: int
-    leases: tuple[Lease, ...]
-    shares: tuple[float, ...]  # of the update's samples, for each lease
-    staleness: tuple[int, ...]  # of each lease: updates made between its reading and this one
-    learning_rate: float
-    statistics_share: float  # how far this update moves the running statistics: 1 replaces them
-    epochs_done: float  # after this update
+    START = "waits for the workers that start together"
+    BATCH = "waits for a batch: all that are left are with other workers"
+    SLOT = "waits for its own gradients to be applied: it has no free slot"
+    POLICY = "waits for other workers' gradients, as the mode demands"
 
 
-class Grant(NamedTuple):
-    """The answer to a worker: a lease, to be computed on the last version made, moved as far as its way is known.
+@dataclass
+class Decision:
+    """What follows from an event, in order: leases taken back, versions made, workers answered."""
 
-    No lease: the run is over, or, for a worker that still holds one, there is none to have ahead of it.
-    """
-
-    lease: Lease | None
-    drift: float = 0.0  # of that version, in momentum vectors (see OptimizerConfig.drift)
-    reach: float = 0.0  # of the gradient that the worker has under way, in such gradients (see OptimizerConfig.reach)
+    receipt: Receipt | None = None  # of the gradient that was handed in
+    returned: list[Lease] = field(default_factory=list)
+    updates: list[Update] = field(default_factory=list)
+    grants: dict[str, Grant] = field(default_factory=dict)
 
 
-class Decision(NamedTuple):
-    """What follows from an event, in order: versions made, workers answered."""
+@dataclass
+class _Request:
+    """A worker without an answer: the slots of the leases it is still holding, and why it waits."""
 
-    updates: list[Update]
-    grants: dict[str, Grant]
+    number: int  # in order of asking
+    held_slots: set[int]
+    wait: Wait | None = None
 
 
 class Coordinator:
-    """Drives ledger and policy by events; the same machine serves real and simulated clusters.
+    """Drives ledger and policy by events; real and simulated clusters use the same machine.
 
-    Nobody starts before `awaited` workers have joined, so that a synchronous run is the same each time. A worker asks
-    for one lease at a time, and is answered in a later Decision if not in the one its request caused. Each worker has
-    `slots` places, each for what a lease reads and then for its gradient: a slot is leased again only when its gradient
-    is applied or given up, and the worker holds no lease of it. A run that is resumed goes on at `version`, with its
-    ledger.
+    No worker starts before `awaited` workers have joined, so that a synchronous run is the same every time. A worker
+    asks for one lease at a time, and is answered in a later Decision if not in the Decision of its own request. Each
+    worker has `slots` slots, each for the parameters of a lease and then for its gradient: a slot is leased again only
+    when its gradient was applied or given up and the worker holds no lease of it. A resumed run continues at `version`.
+
+    An event takes constant time, or time in proportion to the workers it wakes.
     """
 
     def __init__(
@@ -64,120 +66,172 @@ class Coordinator:
         self._policy, self._optimizer, self._schedule, self._epochs = policy, optimizer, schedule, epochs
         self._awaited, self._slots = awaited, range(slots)
         self._stopping = False
-        self._waiting: dict[str, set[int]] = {}  # in order of asking: slots of the leases that each holds
         self._members: set[str] = set()
-        self._pushed: set[Lease] = set()
+        self._requests: dict[str, _Request] = {}
+        self._requested = 0
+        self._blocked: set[str] = set()  # requests that the policy does not admit
+        self._unapplied: defaultdict[str, set[Lease]] = defaultdict(set)  # accepted and not applied, by worker
+        self._conditions = self._present_conditions()
 
     @property
-    def members(self) -> frozenset[str]:
+    def members(self) -> Collection[str]:
         """Workers taking part."""
-        return frozenset(self._members)
+        return self._members
 
     @property
     def over(self) -> bool:
         """No lease will be granted any more: every batch is applied, or the run was stopped."""
         return self._stopping or self.ledger.finished
 
-    def request(self, worker: str, holding: Collection[Lease] = ()) -> Decision:
-        """`worker` (joining if unknown) wants a batch, beside those it holds and has not pushed.
+    @property
+    def rate(self) -> float:
+        """The learning rate of the next update."""
+        return learning_rate(self._schedule, self.ledger.epochs_done, self._epochs)
 
-        A lease it has and does not name was lost on the way to it: that batch is due again. One that it names and does
-        not have, for it was taken for dead meanwhile, it may still be computing.
+    def waiting(self) -> Mapping[str, Wait]:
+        """Why each worker without an answer waits."""
+        return {worker: request.wait for worker, request in self._requests.items() if request.wait}
+
+    def has_unapplied(self, worker: str) -> bool:
+        """Whether a gradient in the worker's buffer was accepted and is not yet part of an update."""
+        return worker in self._unapplied
+
+    def push_pull(
+        self, worker: str, pushed: Lease | None, finite: bool = True, holding: Collection[Lease] = ()
+    ) -> Decision:
+        """`worker`, which joins if unknown, hands in the gradient of `pushed` (None: none) and asks for a batch.
+
+        `finite`: whether the gradient is. `holding`: leases it has and has not pushed. A lease that the worker has by
+        the ledger and does not name never reached it: that batch is due again. A lease that it names and does not have
+        by the ledger, because the worker was taken for dead meanwhile, keeps its slot.
         """
-        self._join(worker)
-        if unheard := [lease for lease in self.ledger.outstanding(worker) if lease not in holding]:
-            self.ledger.take_back(unheard)
-            self._forget(worker, unheard)
-        self._waiting[worker] = {lease.slot for lease in holding}
-        return self._decide()
-
-    def push(self, lease: Lease, finite: bool = True) -> tuple[Receipt, Decision]:
-        """The gradient of `lease` has come. Applied now, later with its round, or never (see Receipt)."""
-        receipt = self.ledger.accept(lease, finite)
-        if receipt is Receipt.ACCEPTED:
-            self._pushed.add(lease)
-            self._policy.arrive(lease)
-        elif receipt is Receipt.DAMAGED:
-            self._forget(lease.worker, [lease])
-        return receipt, self._decide()
+        decision = Decision()
+        if pushed is not None:
+            decision.receipt = self.ledger.accept(pushed, finite)
+            if decision.receipt is Receipt.ACCEPTED:
+                self._unapplied[pushed.worker].add(pushed)
+                self._policy.arrive(pushed)
+            elif decision.receipt is Receipt.DAMAGED:
+                self._restart(pushed.worker, [pushed])
+        if worker not in self._members:
+            self._members.add(worker)
+            self._policy.join(worker)
+        decision.returned = [lease for lease in self.ledger.outstanding(worker) if lease not in holding]
+        if decision.returned:
+            self.ledger.take_back(decision.returned)
+            self._restart(worker, decision.returned)
+        self._requested += 1
+        self._requests[worker] = _Request(self._requested, {lease.slot for lease in holding})
+        return self._decide(decision, worker)
 
     def leave(self, worker: str) -> Decision:
-        """`worker` is gone, by its own will or not; its outstanding leases become due again."""
+        """`worker` is gone, by itself or not; its outstanding leases become due again."""
+        decision = Decision()
         if worker in self._members:
             self._members.remove(worker)
-            self._waiting.pop(worker, None)
-            abandoned = self.ledger.outstanding(worker)
-            self.ledger.take_back(abandoned)
-            self._policy.leave(worker, abandoned)
-        return self._decide()
+            self._requests.pop(worker, None)
+            self._blocked.discard(worker)
+            decision.returned = self.ledger.outstanding(worker)
+            self.ledger.take_back(decision.returned)
+            self._policy.leave(worker, decision.returned)
+        return self._decide(decision)
 
     def stop_waiting(self) -> Decision:
-        """Start with the workers that are here: the others are late or will not come."""
+        """Start with the workers that have joined: the others are late or will not come."""
         self._awaited = 0
-        return self._decide()
+        return self._decide(Decision())
 
     def stop(self) -> Decision:
         """Grant no further lease; what is being computed is still accepted and applied."""
         self._stopping = True
-        return self._decide()
+        return self._decide(Decision())
 
-    def _forget(self, worker: str, leases: list[Lease]) -> None:
-        """That `worker`, which stays, began these."""
+    def _restart(self, worker: str, leases: list[Lease]) -> None:
+        """The policy sees `worker`, which stays, begin anew without these leases."""
         self._policy.leave(worker, leases)
         self._policy.join(worker)
 
-    def _join(self, worker: str) -> None:
-        if worker not in self._members:
-            self._members.add(worker)
-            self._policy.join(worker)
+    def _present_conditions(self) -> tuple[bool, bool, bool]:
+        """What decides over every request alike."""
+        return self.over, self.ledger.exhausted, self._awaited > 0
 
-    def _decide(self) -> Decision:
-        updates: list[Update] = []
+    def _decide(self, decision: Decision, *asking: str) -> Decision:
+        candidates = set(asking)
         while due := self._policy.due(self._stopping or self.ledger.exhausted):
-            updates.append(self._apply(due))
+            decision.updates.append(self._apply(due))
+            candidates.update(lease.worker for lease in due)  # their slots are free again
+        if self._policy.opened():
+            candidates |= self._blocked
         if len(self._members) >= self._awaited:
             self._awaited = 0
-        grants: dict[str, Grant] = {}
-        for worker in list(self._waiting):
-            self._answer(worker, grants)
-        return Decision(updates, grants)
+        if decision.returned or decision.receipt is Receipt.DAMAGED:
+            candidates.update(self._requests)
+        self._answer(candidates, decision.grants)
+        # The answers may have leased the last batch, and the workers that wait with a lease in hand are to know it.
+        while (conditions := self._present_conditions()) != self._conditions:
+            self._conditions = conditions
+            self._answer(self._requests, decision.grants)
+        return decision
 
-    def _answer(self, worker: str, grants: dict[str, Grant]) -> None:
+    def _answer(self, candidates: Iterable[str], grants: dict[str, Grant]) -> None:
+        """Grant leases to those of the candidates that may start, in order of asking."""
+        requests = [(self._requests[worker].number, worker) for worker in candidates if worker in self._requests]
+        for _, worker in sorted(requests):
+            answer = self._grant(worker, self._requests[worker].held_slots)
+            if isinstance(answer, Grant):
+                grants[worker] = answer
+                del self._requests[worker]
+            else:
+                self._requests[worker].wait = answer
+            if answer is Wait.POLICY:
+                self._blocked.add(worker)
+            else:
+                self._blocked.discard(worker)
+
+    def _grant(self, worker: str, held_slots: set[int]) -> Grant | Wait:
         held = self.ledger.outstanding(worker)
         if self.over or (self.ledger.exhausted and held):
-            grants[worker] = Grant(None)
-        else:
-            taken = {lease.slot for lease in (*held, *self._pushed) if lease.worker == worker}
-            free = [slot for slot in self._slots if slot not in taken | self._waiting[worker]]
-            if self._awaited or self.ledger.exhausted or not free or not self._policy.admits(worker):
-                return
-            lease = self.ledger.lease(worker, self.version, free[0])
-            self._policy.begin(lease)
-            grants[worker] = self._looking_ahead(lease, under_way=len(taken), computing=bool(held))
-        del self._waiting[worker]
+            return Grant(None)
+        if self._awaited:
+            return Wait.START
+        if self.ledger.exhausted:
+            return Wait.BATCH
+        taken = {lease.slot for lease in (*held, *self._unapplied.get(worker, ()))}
+        free = [slot for slot in self._slots if slot not in taken and slot not in held_slots]
+        if not free:
+            return Wait.SLOT
+        if not self._policy.admits(worker):
+            return Wait.POLICY
+        lease = self.ledger.lease(worker, self.version, free[0])
+        self._policy.begin(lease)
+        return self._looking_ahead(lease, under_way=len(taken), computing=bool(held))
 
     def _looking_ahead(self, lease: Lease, under_way: int, computing: bool) -> Grant:
-        """For a worker with so many gradients that are not applied yet, the last of which it may be `computing`."""
-        rate = learning_rate(self._schedule, self.ledger.epochs_done, self._epochs)
+        """The grant of a worker with `under_way` gradients not applied, the last of which it may be `computing`."""
+        rate = self.rate
         period = self._policy.period()
-        # A round is more than one worker's gradient, and should not depend on who computed which.
-        reach = self._optimizer.reach(period) if computing and period == len(self._members) else 0.0
-        return Grant(lease, rate * self._optimizer.drift((under_way + 1) * period - 1), rate * reach)
+        # A round has other workers' gradients too, and must not depend on who computed which of them.
+        ahead = self._optimizer.gradient_look_ahead(period) if computing and period == len(self._members) else 0.0
+        return Grant(lease, rate * self._optimizer.momentum_look_ahead((under_way + 1) * period - 1), rate * ahead)
 
     def _apply(self, leases: list[Lease]) -> Update:
-        rate = learning_rate(self._schedule, self.ledger.epochs_done, self._epochs)
-        # An update speaks for its share of the workers; with all of them, or a single one, it replaces the statistics.
+        rate = self.rate
+        # An update replaces the running statistics as far as its gradients come from all workers, or the only worker.
         statistics_share = min(1.0, len(leases) / max(1, len(self._members)))
         sizes = [self.ledger.size(lease.batch) for lease in leases]
+        samples = sum(sizes)
         for lease in leases:
-            self._pushed.remove(lease)
             self.ledger.apply(lease)
+            unapplied = self._unapplied[lease.worker]
+            unapplied.remove(lease)
+            if not unapplied:
+                del self._unapplied[lease.worker]
         staleness = tuple(self.version - lease.version for lease in leases)
         self.version += 1
         return Update(
             self.version,
             tuple(leases),
-            tuple(size / sum(sizes) for size in sizes),
+            tuple(size / samples for size in sizes),
             staleness,
             rate,
             statistics_share,

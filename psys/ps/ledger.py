@@ -2,36 +2,25 @@
 
 import heapq
 import re
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import Enum, IntEnum
-from functools import lru_cache
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Literal
 
-import torch
 from pydantic import NonNegativeInt, PositiveInt
-from torch import Tensor
 
 from psys.config import Config
-
-
-class Lease(NamedTuple):
-    """One batch handed to one worker. `attempt` tells a re-issued lease from the one that was taken back."""
-
-    batch: int  # position in the run: epoch * batches_per_epoch + index
-    attempt: int
-    worker: str
-    version: int  # version of the parameters that were read with it
-    slot: int  # which of the worker's places for a gradient this one will stand in
+from psys.ps.messages import Lease
 
 
 class Receipt(Enum):
-    """What the ledger says of a pushed lease.
+    """The ledger's decision on a pushed lease.
 
     ACCEPTED   the first gradient for this batch: it will be applied
-    DUPLICATE  a gradient of this batch was accepted before (a retry, or a re-issued lease was faster): not applied
-    EXPIRED    the lease was taken back from a worker given up for dead, and the batch is due again: not applied
+    DUPLICATE  a gradient of this batch was accepted before (a retry, or a reissued lease was faster): not applied
+    EXPIRED    the lease was taken back from a worker taken for dead, and the batch is due again: not applied
     DAMAGED    the gradient has a NaN or an infinity, and the batch is due again: not applied
     """
 
@@ -49,11 +38,11 @@ class _State(IntEnum):
 
 
 @dataclass
-class Proof:
-    """The ledger's account of a run, in batches; `lost` counts those that are nowhere to be found and must be 0.
+class BatchAccount:
+    """The ledger's counts of a run. `lost` counts batches in no known state; it must be 0.
 
-    `duplicates`, `expired` and `damaged` are pushes that were refused (see Receipt); a batch whose lease came back is
-    `reissued`.
+    `duplicates`, `expired` and `damaged` are refused pushes (see Receipt). `reissued` counts leases of batches that
+    were leased before. `unfinished` counts batches that were not applied.
     """
 
     batches: int
@@ -68,10 +57,10 @@ class Proof:
 
 
 class LedgerState(Config):
-    """What of a ledger goes into a checkpoint. Batches that were out, or accepted and not applied, are due again."""
+    """The part of a ledger that a checkpoint holds. Batches leased or accepted and not applied are due again."""
 
     applied: tuple[tuple[NonNegativeInt, NonNegativeInt], ...]
-    """stretches of batches, [first, last), ascending"""
+    """ranges of batches, [first, last), ascending"""
     fresh: NonNegativeInt
     """the first batch that was never leased"""
     attempts: dict[NonNegativeInt, PositiveInt]
@@ -80,7 +69,7 @@ class LedgerState(Config):
 
 
 class Ledger:
-    """Leases batches in order, takes back those of the dead, and counts what became of each.
+    """Leases batches in order, takes leases back from lost workers, and counts what became of every batch.
 
     A run is `epochs` passes over `samples`, each in ceil(samples / batch_size) batches; the last may be smaller.
     """
@@ -95,14 +84,15 @@ class Ledger:
         self._fresh = 0
         self._returned: list[int] = []
         self._outstanding: dict[int, Lease] = {}
+        self._outstanding_of: defaultdict[str, dict[int, Lease]] = defaultdict(dict)
         self._attempts: dict[int, int] = {}
-        self._counts = Proof(self.batches)
+        self._counts = BatchAccount(self.batches)
 
     def restore(self, state: LedgerState) -> None:
-        """Take up, as a new ledger of the same run, what another had come to. Raises ValueError if it cannot be."""
-        ends = [end for stretch in state.applied for end in stretch]
+        """Continue, as a new ledger of the same run, from another's state. Raises ValueError if it does not fit."""
+        ends = [end for span in state.applied for end in span]
         if ends != sorted(set(ends)) or state.fresh > self.batches or max(ends, default=0) > state.fresh:
-            raise ValueError(f"the ledger's stretches of applied batches do not fit a run of {self.batches} batches")
+            raise ValueError(f"the ledger's ranges of applied batches do not fit a run of {self.batches} batches")
         for first, last in state.applied:
             self._state[first:last] = bytes([_State.APPLIED]) * (last - first)
         self._fresh = state.fresh
@@ -111,23 +101,23 @@ class Ledger:
             raise ValueError("the ledger's attempts are not those of the batches it has leased and not applied")
         self._attempts = dict(state.attempts)
         applied = self._state.count(_State.APPLIED)
-        self._counts = Proof(self.batches, applied=applied, **state.counts)
+        self._counts = BatchAccount(self.batches, applied=applied, **state.counts)
 
     def state(self) -> LedgerState:
-        """For a checkpoint."""
+        """The state for a checkpoint."""
         leased = self._state[: self._fresh]
-        stretches = [found.span() for found in re.finditer(bytes([_State.APPLIED]) + b"+", leased)]
-        gaps = pairwise([0, *(edge for stretch in stretches for edge in stretch), self._fresh])
+        ranges = [found.span() for found in re.finditer(bytes([_State.APPLIED]) + b"+", leased)]
+        gaps = pairwise([0, *(edge for span in ranges for edge in span), self._fresh])
         out = [batch for first, last in list(gaps)[::2] for batch in range(first, last)]
         attempts = {batch: self._attempts.get(batch, 0) + (self._state[batch] != _State.PENDING) for batch in out}
         counts = {
             name: getattr(self._counts, name) for name in ("leased", "reissued", "duplicates", "expired", "damaged")
         }
-        return LedgerState(applied=tuple(stretches), fresh=self._fresh, attempts=attempts, counts=counts)
+        return LedgerState(applied=tuple(ranges), fresh=self._fresh, attempts=attempts, counts=counts)
 
     @property
     def exhausted(self) -> bool:
-        """No batch is waiting to be leased (some may still be out)."""
+        """No batch is waiting to be leased; some may be leased and not applied."""
         return self._fresh == self.batches and not self._returned
 
     @property
@@ -146,7 +136,7 @@ class Ledger:
         return min(self.batch_size, self.samples - index * self.batch_size)
 
     def lease(self, worker: str, version: int, slot: int) -> Lease:
-        """Hand out the earliest batch that is due. Raises LookupError if `exhausted`."""
+        """Lease the earliest batch that is due. Raises LookupError if `exhausted`."""
         if self._returned:
             batch = heapq.heappop(self._returned)
         elif self._fresh < self.batches:
@@ -155,19 +145,19 @@ class Ledger:
             raise LookupError("no batch is due")
         lease = Lease(batch, self._attempts.get(batch, 0), worker, version, slot)
         self._state[batch] = _State.LEASED
-        self._outstanding[batch] = lease
+        self._outstanding[batch] = self._outstanding_of[worker][batch] = lease
         self._counts.leased += 1
         self._counts.reissued += lease.attempt > 0
         return lease
 
     def accept(self, lease: Lease, finite: bool = True) -> Receipt:
-        """Judge a pushed lease; only an ACCEPTED one may, and must, be applied later. `finite`: its gradient is."""
+        """Decide on a pushed lease; an ACCEPTED one must be applied later. `finite`: whether its gradient is."""
         if self._outstanding.get(lease.batch) == lease:
             if not finite:
                 self.take_back([lease])
                 self._counts.damaged += 1
                 return Receipt.DAMAGED
-            del self._outstanding[lease.batch]
+            self._remove(lease)
             self._state[lease.batch] = _State.ACCEPTED
             return Receipt.ACCEPTED
         if self._state[lease.batch] in (_State.ACCEPTED, _State.APPLIED):
@@ -177,47 +167,35 @@ class Ledger:
         return Receipt.EXPIRED
 
     def apply(self, lease: Lease) -> None:
-        """Note that the accepted gradient of `lease` is in the parameters now."""
+        """The accepted gradient of `lease` is part of the parameters now."""
         assert self._state[lease.batch] == _State.ACCEPTED, f"batch {lease.batch} applied without being accepted"
         self._state[lease.batch] = _State.APPLIED
         self._attempts.pop(lease.batch, None)
         self._counts.applied += 1
 
     def outstanding(self, worker: str) -> list[Lease]:
-        """The leases that `worker` has and has not pushed."""
-        return [lease for lease in self._outstanding.values() if lease.worker == worker]
+        """The leases that `worker` has and has not pushed, in the order they were granted."""
+        return list(self._outstanding_of[worker].values()) if worker in self._outstanding_of else []
 
     def take_back(self, leases: Iterable[Lease]) -> None:
-        """Return outstanding leases to the queue: their worker is gone, or has never heard of them."""
+        """Return outstanding leases to the queue: their worker is gone, or never received them."""
         for lease in leases:
-            del self._outstanding[lease.batch]
+            self._remove(lease)
             self._state[lease.batch] = _State.PENDING
             self._attempts[lease.batch] = lease.attempt + 1
             heapq.heappush(self._returned, lease.batch)
 
-    def proof(self) -> Proof:
-        """The account of the run, recounted from the state of every batch."""
+    def account(self) -> BatchAccount:
+        """The counts of the run, recounted from the state of every batch."""
         standing = {state: self._state.count(state) for state in _State}
         due = self.batches - self._fresh + len(self._returned)
         accounted = due + len(self._outstanding) + standing[_State.ACCEPTED] + self._counts.applied
         unfinished = self.batches - standing[_State.APPLIED]
         return replace(self._counts, unfinished=unfinished, lost=self.batches - accounted)
 
-
-def samples_of(batch: int, samples: int, batch_size: int, seed: int) -> Tensor:
-    """Indices of the samples in `batch`: its stretch of the epoch's permutation. Returns (<= batch_size,) int64."""
-    epoch, index = divmod(batch, -(-samples // batch_size))
-    return _epoch_order(samples, seed, epoch)[index * batch_size : (index + 1) * batch_size]
-
-
-@lru_cache(maxsize=2)
-def _epoch_order(samples: int, seed: int, epoch: int) -> Tensor:
-    return torch.randperm(samples, generator=torch.Generator().manual_seed(batch_seed(seed, epoch, stream=0)))
-
-
-def batch_seed(seed: int, position: int, stream: int) -> int:
-    """A seed for the random draws at one place of the run, so that they do not depend on which worker makes them.
-
-    `stream` keeps apart draws that share a position (0: the epoch's permutation, 1: the batch's augmentation).
-    """
-    return (seed * 1_000_003 + position) * 2 + stream
+    def _remove(self, lease: Lease) -> None:
+        del self._outstanding[lease.batch]
+        held = self._outstanding_of[lease.worker]
+        del held[lease.batch]
+        if not held:
+            del self._outstanding_of[lease.worker]

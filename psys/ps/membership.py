@@ -11,9 +11,9 @@ class State(Enum):
     ACTIVE   it takes part: it may hold leases
     SUSPECT  it takes part and has been silent for half the timeout
     DEAD     its connection broke or it was silent for the timeout; its leases are due again
-    LEFT     it said good-bye; a name is not used again
+    LEFT     it left by itself; its name is not used again
 
-    | from \\ event | admitted | asked  | heard  | silent T/2 | silent T | broken | left |
+    | from \\ event | admitted | asked  | heard  | silent T/2 | silent T | disconnected | left |
     | ------------- | -------- | ------ | ------ | ---------- | -------- | ------ | ---- |
     | (unknown)     | JOINING  |        |        |            |          |        |      |
     | JOINING       | JOINING  | ACTIVE | -      | -          | DEAD     | DEAD   | LEFT |
@@ -76,9 +76,9 @@ class Membership:
             return self._become(worker, State.ACTIVE, "heard")
         return []
 
-    def broken(self, worker: str) -> list[Change]:
+    def disconnected(self, worker: str) -> list[Change]:
         """The connection to `worker` has ended without a good-bye."""
-        return self._become(worker, State.DEAD, "broken") if self._lives(worker) else []
+        return self._become(worker, State.DEAD, "disconnected") if self._lives(worker) else []
 
     def left(self, worker: str) -> list[Change]:
         """`worker` said good-bye."""

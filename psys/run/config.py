@@ -1,20 +1,36 @@
-"""All settings of one run; they are written to the run's directory and sent to every worker that joins."""
+"""All settings of a run; they are written to the run's directory and sent to every process that joins."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from psys.augment.batch import AugmentConfig
 from psys.compute.device import Precision
 from psys.config import NAME, Config
 from psys.data.named import SAMPLE, store_name
 from psys.ps.codec import Wire
+from psys.ps.controller import RunRules
+from psys.ps.optimizer import OptimizerConfig
 from psys.ps.partition import partition
 from psys.ps.policy import Mode, rounds_ahead
 from psys.ps.schedule import ScheduleConfig
-from psys.ps.store import OptimizerConfig
-from psys.transport.shared_memory import Layout
+from psys.ps.slots import BufferLayout
+
+
+class RestartConfig(Config):
+    """When a process of the run that died is started again."""
+
+    failures: int = Field(3, ge=0)
+    """deaths in a row by an error of its own after which it is not started again"""
+    kills: int = Field(100, ge=0)
+    """deaths in a row by a signal after which it is not started again"""
+    first_pause: float = Field(0.5, ge=0)
+    """seconds before the second restart in a row; each further pause is twice as long; the first restart is at once"""
+    longest_pause: float = Field(4.0, ge=0)
+    """seconds that no pause exceeds"""
+    stable_after: float = Field(10.0, gt=0)
+    """seconds of life after which earlier deaths do not count any more"""
 
 
 class RunConfig(Config):
@@ -37,15 +53,17 @@ class RunConfig(Config):
     staleness: int = Field(2, ge=0, le=64)
     """rounds that a worker may be ahead in ssp; each needs memory for one more gradient per worker"""
     prefetch: int = Field(0, ge=0, le=1)
-    """1: a worker pushes and pulls behind the computation of its next batch, on parameters one step older"""
+    """1: a worker pushes and pulls while it computes its next batch, on parameters one step older"""
     servers: int = Field(1, ge=1, le=64)
     """processes that hold a slice of the parameters each"""
+    remote_servers: int = Field(0, ge=0, le=63)
+    """of the servers: how many are started elsewhere, by --role server --join HOST:PORT"""
     wire: Wire = "fp32"
-    """of gradients, and of parameters (topk: gradients only) on their way; topk: the largest now, the others later"""
+    """wire format of gradients, and of parameters (topk: gradients only); topk: the largest now, the others later"""
     topk_share: float = Field(0.01, gt=0, le=1)
     """share of a gradient's elements that `topk` sends"""
     workers: int | None = Field(None, ge=1)
-    """processes that compute gradients; by default what the machine carries: one a GPU, or one a core up to 8"""
+    """processes that compute gradients; by default one a GPU, or one a core up to 8"""
     threads: int | None = Field(None, ge=1)
     """threads that each worker computes with; by default this machine's cores, shared by its workers"""
     epochs: int = Field(20, ge=1, le=100_000)
@@ -65,13 +83,20 @@ class RunConfig(Config):
     heartbeat_timeout: float = Field(15.0, gt=0)
     """seconds of silence after which a worker is taken for dead; a call is repeated after twice as many"""
     patience: float = Field(120.0, ge=0)
-    """seconds that a worker looks for a server that went away"""
+    """seconds that a worker, or a server started by --join, looks for a run that cannot be reached any more"""
+    start_timeout: float = Field(60.0, gt=0)
+    """seconds that the workers that have come wait for the others of `workers`, so that all start together"""
+    join_timeout: float = Field(120.0, gt=0)
+    """seconds that the run waits at its start for all servers to join"""
+    leave_timeout: float = Field(10.0, gt=0)
+    """seconds that the servers wait, once the last batch is applied, for the workers to leave"""
+    restarts: RestartConfig = RestartConfig()
     checkpoint_every: str = Field("60s", pattern=r"^[1-9]\d*s?$")
     """updates between checkpoints, or seconds: 500, 30s; there is one at the end as well"""
     keep_checkpoints: int = Field(3, ge=1)
     """how many of the latest stay"""
     faults: Path | None = None
-    """YAML file of faults that workers suffer on purpose: {faults: [{worker: 1, step: 5, kind: kill}]}"""
+    """YAML file of faults to inject into workers: {faults: [{worker: 1, step: 5, kind: kill}]}"""
     listen: str = Field("127.0.0.1", min_length=1)
     """address that servers listen on; anything but loopback opens them to that network"""
     port: int = Field(0, ge=0, le=65535)
@@ -80,13 +105,29 @@ class RunConfig(Config):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
 
-    def checkpoint_interval(self) -> tuple[int, Literal["s", "updates"]]:
-        """How many seconds or updates lie between checkpoints."""
-        count = int(self.checkpoint_every.removesuffix("s"))
-        return count, "s" if self.checkpoint_every.endswith("s") else "updates"
+    @model_validator(mode="after")
+    def _server_0_is_local(self) -> Self:
+        if self.remote_servers >= self.servers:
+            raise ValueError(f"of {self.servers} servers at most {self.servers - 1} can be 'remote_servers'")
+        return self
 
-    def layout(self, parameters: int, statistics: int) -> Layout:
-        """Of the lanes of a run whose model has that many parameters and statistics."""
+    def rules(self) -> RunRules:
+        """When snapshots, checkpoints, the start and the end are due."""
+        interval = int(self.checkpoint_every.removesuffix("s"))
+        by_time = self.checkpoint_every.endswith("s")
+        return RunRules(
+            snapshot_epochs=self.snapshot_epochs,
+            checkpoint_seconds=interval if by_time else None,
+            checkpoint_updates=None if by_time else interval,
+            start_timeout=self.start_timeout,
+            leave_timeout=self.leave_timeout,
+        )
+
+    def buffer_layout(self, parameters: int, statistics: int) -> BufferLayout:
+        """The layout of the workers' buffers for a model with that many parameters and statistics.
+
+        Raises ValueError if the model has too few parameters for the servers.
+        """
         # A gradient stays in its slot until its round is applied.
         slots = 1 + rounds_ahead(self.mode, self.staleness, self.prefetch)
-        return Layout(partition(parameters, self.servers), statistics, slots, self.wire, self.topk_share)
+        return BufferLayout(partition(parameters, self.servers), statistics, slots, self.wire, self.topk_share)

@@ -1,0 +1,25 @@
+"""The order of the training samples, and the seeds of random draws: both depend on positions in the run alone."""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+def samples_of(batch: int, samples: int, batch_size: int, seed: int) -> Tensor:
+    """Indices of the samples in `batch`: its part of the epoch's permutation. Returns (<= batch_size,) int64."""
+    epoch, index = divmod(batch, -(-samples // batch_size))
+    return _epoch_order(samples, seed, epoch)[index * batch_size : (index + 1) * batch_size]
+
+
+@lru_cache(maxsize=2)
+def _epoch_order(samples: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(samples, generator=torch.Generator().manual_seed(batch_seed(seed, epoch, stream=0)))
+
+
+def batch_seed(seed: int, position: int, stream: int) -> int:
+    """A seed for the random draws at one place of the run, so that the draws do not depend on the worker that makes them.
+
+    `stream` keeps apart draws that share a position (0: the epoch's permutation, 1: the batch's augmentation).
+    """
+    return (seed * 1_000_003 + position) * 2 + stream

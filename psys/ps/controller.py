@@ -1,0 +1,372 @@
+"""The rules of a run as one pure state machine: what happens to the run goes in, what is to be done comes out.
+
+    controller = RunController(rules, membership, coordinator)
+    effects = controller.handle(now, PushPull("worker0", None))
+
+Whoever drives the controller carries out the effects: the servers apply `steps` in order, a reply is sent once its step
+is applied, `log` is written to the events file. Real clusters (psys.cluster) and runs in one process (psys.simulate)
+drive the same controller.
+"""
+
+import math
+from collections import Counter, deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from psys.ps.coordinator import Coordinator, Decision, Wait
+from psys.ps.events import (
+    LeasesReturned,
+    PushRefused,
+    RunEvent,
+    UpdateApplied,
+    WorkerJoined,
+    WorkerLeft,
+    WorkerSuspected,
+)
+from psys.ps.ledger import BatchAccount, LedgerState, Receipt
+from psys.ps.membership import Change, Membership, State
+from psys.ps.messages import (
+    CheckpointNow,
+    Disconnected,
+    Event,
+    Grant,
+    Heartbeat,
+    Joined,
+    Kept,
+    Lease,
+    Left,
+    Push,
+    PushPull,
+    Reader,
+    Step,
+    StepApplied,
+    Stop,
+    Tick,
+    Update,
+)
+
+MAX_DAMAGED = 3
+"""Gradients of one batch that are not finite before the run stops: another attempt would not help."""
+
+
+class UnknownWorkerError(ValueError):
+    """A worker called that was never admitted, or that has left."""
+
+
+@dataclass(frozen=True)
+class RunRules:
+    """When things are due. Times are seconds."""
+
+    snapshot_epochs: float = 1.0
+    """epochs between snapshots"""
+    checkpoint_seconds: float | None = None
+    """between checkpoints; None: they are due by updates"""
+    checkpoint_updates: int | None = None
+    """between checkpoints; None: they are due by time"""
+    start_timeout: float = 60.0
+    """from the first request on: how long it waits for the workers that start together"""
+    leave_timeout: float = 10.0
+    """from the last batch on: how long the run waits for its workers to leave"""
+
+
+class Reply(NamedTuple):
+    """What to answer a worker once every server has applied the step `after` (-1: at once)."""
+
+    worker: str
+    grant: Grant
+    after: int
+
+
+class Save(NamedTuple):
+    """Every server keeps the slice's state of one version under the number of `step`: it is to be written now."""
+
+    step: int
+    version: int
+    epochs: float
+    seconds: float  # of training
+    snapshot: bool  # parameters and statistics are to be evaluated later
+    ledger: LedgerState | None  # of a checkpoint of the same version
+
+
+class RunEnd(NamedTuple):
+    """The run is over. `failure`: what the user must mend, if the run ended because of it."""
+
+    account: BatchAccount
+    seconds: float  # of training
+    failure: str | None
+
+
+@dataclass
+class Effects:
+    """What follows from one event."""
+
+    steps: list[Step] = field(default_factory=list)
+    replies: list[Reply] = field(default_factory=list)
+    log: list[RunEvent] = field(default_factory=list)
+    saves: list[Save] = field(default_factory=list)
+    end: RunEnd | None = None
+
+
+class _Made(NamedTuple):
+    """An update under way to the servers."""
+
+    step: int
+    update: Update
+    pushes: list[Push]
+
+
+class RunController:
+    """All rules of a run. Times are seconds on the caller's monotonic clock.
+
+    Training time runs from the first lease to the last update, and continues at `seconds` from a checkpoint. `saved` is
+    the version of the newest snapshot that exists already.
+    """
+
+    def __init__(
+        self, rules: RunRules, membership: Membership, coordinator: Coordinator, seconds: float = 0.0, saved: int = 0
+    ) -> None:
+        self._rules, self._membership, self._coordinator = rules, membership, coordinator
+        self._seconds_before = self._applied_seconds = seconds
+        self._first_request: float | None = None
+        self._first_lease: float | None = None
+        self._asking: dict[str, tuple[Lease, ...]] = {}  # workers without an answer, and the leases they are holding
+        self._accepted: dict[Lease, Push] = {}
+        self._damaged: Counter[int] = Counter()  # by batch
+        self._gone: set[str] = set()  # workers whose buffers are to be released
+        self._steps = 0
+        self._applied = -1  # number of the newest step that all servers have applied
+        self._made: deque[_Made] = deque()
+        self._saves: deque[Save] = deque()
+        self._snapshot_version, self._snapshot_epochs = saved, coordinator.ledger.epochs_done
+        self._checkpoint_version = coordinator.version
+        self._checkpoint_time: float | None = None
+        self._over_since: float | None = None
+        self._last_step: int | None = None
+        self._ended = False
+        self._failure: str | None = None
+
+    @property
+    def over(self) -> bool:
+        """No batch will be granted any more."""
+        return self._coordinator.over
+
+    @property
+    def workers(self) -> int:
+        """Workers taking part."""
+        return len(self._coordinator.members)
+
+    def state(self, worker: str) -> State | None:
+        """The worker's state; None: no worker of that name was ever admitted."""
+        return self._membership.state(worker)
+
+    def waiting(self) -> Mapping[str, Wait]:
+        """Why each worker without an answer waits."""
+        return self._coordinator.waiting()
+
+    def train_seconds(self, now: float) -> float:
+        """Training time so far."""
+        return self._seconds_before + (now - self._first_lease if self._first_lease is not None else 0.0)
+
+    def handle(self, now: float, event: Event) -> Effects:
+        """Take in one event. Raises UnknownWorkerError, having changed nothing, for a call of an unknown worker."""
+        effects = Effects()
+        match event:
+            case PushPull(worker, push, holding):
+                self._push_pull(now, worker, push, holding, effects)
+            case StepApplied(number):
+                self._step_applied(now, number, effects)
+            case Heartbeat(worker):
+                self._heartbeat(now, worker, effects)
+            case Tick():
+                self._tick(now, effects)
+            case Joined(worker):
+                self._follow(now, self._membership.admitted(worker, now), effects)
+            case Left(worker):
+                self._follow(now, self._membership.left(worker), effects)
+            case Disconnected(worker):
+                self._follow(now, self._membership.disconnected(worker), effects)
+            case Stop():
+                self._carry_out(now, self._coordinator.stop(), effects)
+            case CheckpointNow():
+                self._add_step(effects, keep="checkpoint", checkpoint=True)
+        self._end_if_over(now, effects)
+        return effects
+
+    def _push_pull(
+        self, now: float, worker: str, push: Push | None, holding: tuple[Lease, ...], effects: Effects
+    ) -> None:
+        if self._membership.state(worker) in (None, State.LEFT):
+            raise UnknownWorkerError(f"{worker} is not in this run: it was not admitted, or has left")
+        if self._ending:  # the last version is being saved: another update would be lost
+            effects.replies.append(Reply(worker, Grant(None), after=-1))
+            return
+        if self._first_request is None:
+            self._first_request = now
+        self._follow(now, self._membership.asked(worker, now), effects)
+        self._asking[worker] = holding
+        finite = push is None or math.isfinite(push.gradient_norm)
+        decision = self._coordinator.push_pull(worker, push.lease if push else None, finite, holding)
+        if push is not None:
+            if decision.receipt is Receipt.ACCEPTED:
+                self._accepted[push.lease] = push
+            else:
+                assert decision.receipt is not None
+                self._refuse(now, push.lease, decision.receipt, effects)
+        self._carry_out(now, decision, effects)
+        if self._failure and not self._coordinator.over:
+            self._carry_out(now, self._coordinator.stop(), effects)
+
+    def _refuse(self, now: float, lease: Lease, receipt: Receipt, effects: Effects) -> None:
+        effects.log.append(PushRefused(receipt=receipt.value, lease=lease, seconds=self.train_seconds(now)))
+        if receipt is Receipt.DAMAGED:
+            self._damaged[lease.batch] += 1
+            if self._damaged[lease.batch] == MAX_DAMAGED:
+                self._failure = (
+                    f"training diverged: the gradient of batch {lease.batch} was not finite {MAX_DAMAGED} times; lower "
+                    "--schedule.learning-rate. The versions before are saved"
+                )
+
+    def _heartbeat(self, now: float, worker: str, effects: Effects) -> None:
+        if self._membership.state(worker) is State.DEAD and worker in self._asking:
+            # It was taken for dead while it waited for an answer, and does not ask again by itself.
+            self._follow(now, self._membership.asked(worker, now), effects)
+            self._carry_out(now, self._coordinator.push_pull(worker, None, holding=self._asking[worker]), effects)
+        else:
+            self._follow(now, self._membership.heard(worker, now), effects)
+
+    def _tick(self, now: float, effects: Effects) -> None:
+        self._follow(now, self._membership.looked(now), effects)
+        if self._first_request is not None and now - self._first_request > self._rules.start_timeout:
+            self._carry_out(now, self._coordinator.stop_waiting(), effects)
+        if self._checkpoint_due(now):
+            self._add_step(effects, keep="checkpoint", checkpoint=True)
+            self._checkpoint_time = now
+
+    def _checkpoint_due(self, now: float) -> bool:
+        if self._checkpoint_time is None:
+            self._checkpoint_time = now
+        made = self._coordinator.version - self._checkpoint_version
+        if not made or self._last_step is not None:
+            return False
+        if self._rules.checkpoint_updates is not None:
+            return made >= self._rules.checkpoint_updates
+        seconds = self._rules.checkpoint_seconds
+        return seconds is not None and now - self._checkpoint_time >= seconds
+
+    def _follow(self, now: float, changes: list[Change], effects: Effects) -> None:
+        """What a worker's new state means for its leases, its request and its buffer."""
+        for worker, state, reason in changes:
+            if state in (State.DEAD, State.LEFT):
+                self._gone.add(worker)
+                if reason != "silent":  # a silent worker may wake up, and waits for the answer then
+                    self._asking.pop(worker, None)
+                if worker in self._coordinator.members:
+                    effects.log.append(WorkerLeft(worker=worker, reason=reason, seconds=self.train_seconds(now)))
+                self._carry_out(now, self._coordinator.leave(worker), effects)
+            elif state is State.SUSPECT:
+                effects.log.append(WorkerSuspected(worker=worker, seconds=self.train_seconds(now)))
+            elif state is State.ACTIVE and reason == "asked":
+                self._gone.discard(worker)
+                if worker not in self._coordinator.members:
+                    effects.log.append(WorkerJoined(worker=worker, seconds=self.train_seconds(now)))
+
+    def _carry_out(self, now: float, decision: Decision, effects: Effects) -> None:
+        if decision.returned:
+            seconds = self.train_seconds(now)
+            effects.log.append(LeasesReturned(leases=tuple(decision.returned), seconds=seconds))
+        if decision.grants and self._first_lease is None:
+            self._first_lease = now
+        readers = {
+            worker: Reader(grant.lease.slot, grant.momentum_look_ahead)
+            for worker, grant in decision.grants.items()
+            if grant.lease
+        }
+        released = self._released() if self._gone else ()
+        if decision.updates or readers or released:
+            snapshot = bool(decision.updates) and self._snapshot_due(decision.updates[-1])
+            self._add_step(effects, decision.updates, readers, released, keep="snapshot" if snapshot else None)
+        for worker, grant in decision.grants.items():
+            del self._asking[worker]
+            effects.replies.append(Reply(worker, grant, after=self._steps - 1))
+
+    def _released(self) -> tuple[str, ...]:
+        """Gone workers whose buffers hold no gradient that is still to be applied."""
+        released = tuple(worker for worker in self._gone if not self._coordinator.has_unapplied(worker))
+        self._gone.difference_update(released)
+        return released
+
+    def _snapshot_due(self, update: Update) -> bool:
+        every = self._rules.snapshot_epochs
+        before, self._snapshot_epochs = self._snapshot_epochs, update.epochs_done
+        return int(update.epochs_done / every) > int(before / every)
+
+    def _add_step(
+        self,
+        effects: Effects,
+        updates: list[Update] | None = None,
+        readers: Mapping[str, Reader] | None = None,
+        released: tuple[str, ...] = (),
+        keep: Kept | None = None,
+        checkpoint: bool = False,
+    ) -> None:
+        number, coordinator = self._steps, self._coordinator
+        self._steps += 1
+        updates = updates or []
+        for update in updates:
+            self._made.append(_Made(number, update, [self._accepted.pop(lease) for lease in update.leases]))
+        if keep:
+            ledger = coordinator.ledger.state() if checkpoint else None
+            snapshot = (keep == "snapshot" or self._ending) and coordinator.version > self._snapshot_version
+            if snapshot:
+                self._snapshot_version = coordinator.version
+            if checkpoint:
+                self._checkpoint_version = coordinator.version
+            epochs = coordinator.ledger.epochs_done
+            self._saves.append(Save(number, coordinator.version, epochs, 0.0, snapshot, ledger))
+        effects.steps.append(Step(number, tuple(updates), readers or {}, released, keep))
+
+    @property
+    def _ending(self) -> bool:
+        return self._last_step is not None
+
+    def _step_applied(self, now: float, number: int, effects: Effects) -> None:
+        self._applied = number
+        while self._made and self._made[0].step <= number:
+            made = self._made.popleft()
+            self._applied_seconds = self.train_seconds(now)
+            effects.log.append(self._update_event(made))
+        while self._saves and self._saves[0].step <= number:
+            effects.saves.append(self._saves.popleft()._replace(seconds=self._applied_seconds))
+
+    def _update_event(self, made: _Made) -> UpdateApplied:
+        update, pushes = made.update, made.pushes
+        views = sum(push.views for push in pushes)
+        return UpdateApplied(
+            version=update.version,
+            seconds=round(self._applied_seconds, 4),
+            epochs=round(update.epochs_done, 6),
+            learning_rate=update.learning_rate,
+            batches=tuple(lease.batch for lease in update.leases),
+            attempts=tuple(lease.attempt for lease in update.leases),
+            workers=tuple(lease.worker for lease in update.leases),
+            staleness=update.staleness,
+            gradient_norms=tuple(push.gradient_norm for push in pushes),
+            loss=round(sum(push.loss * push.views for push in pushes) / views, 6),
+            accuracy=round(sum(push.correct for push in pushes) / views, 6),
+            images=sum(self._coordinator.ledger.size(lease.batch) for lease in update.leases),
+        )
+
+    def _end_if_over(self, now: float, effects: Effects) -> None:
+        """After the last batch: wait for the workers to leave, keep the last version, then end."""
+        if not self._coordinator.over:
+            return
+        if self._over_since is None:
+            self._over_since = now
+        left = not self._coordinator.members or now - self._over_since > self._rules.leave_timeout
+        if left and self._last_step is None:
+            self._last_step = self._steps
+            self._add_step(effects, keep="checkpoint", checkpoint=True)
+        elif self._last_step is not None and self._applied >= self._last_step and not self._ended:
+            self._ended = True
+            effects.end = RunEnd(self._coordinator.ledger.account(), self._applied_seconds, self._failure)

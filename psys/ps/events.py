@@ -1,0 +1,194 @@
+"""The record of a run: one typed value for each line of `events.jsonl`.
+
+`event` names the kind. `seconds` are the training seconds at which the event happened. The order and the names of the
+fields are the file format; FORMAT changes with them.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from psys.ps.messages import Lease
+
+FORMAT = 2
+"""Version of the format of `events.jsonl`, in every `start` event."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStarted:
+    """Server 0 started the run, or resumed it from the checkpoint of `version`."""
+
+    event: Literal["start", "resume"]
+    format: int = FORMAT
+    store: str
+    """content hash of the prepared store"""
+    version: int
+    seconds: float
+    batches: int
+    counts: dict[str, int]
+    """the ledger's counts at the checkpoint"""
+    attempts: dict[int, int]
+    """of batches leased and not applied: the attempt of the next lease"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerJoined:
+    """A worker asked for its first batch, or for one after it was taken for dead."""
+
+    event: Literal["join"] = "join"
+    worker: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSuspected:
+    """A worker was silent for half the heartbeat timeout."""
+
+    event: Literal["suspect"] = "suspect"
+    worker: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerLeft:
+    """A worker takes no part any more. reason: left, disconnected, or silent for the heartbeat timeout."""
+
+    event: Literal["leave"] = "leave"
+    worker: str
+    reason: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateApplied:
+    """All servers applied one update; the lists have one entry for each gradient of it, in batch order."""
+
+    event: Literal["update"] = "update"
+    version: int
+    seconds: float
+    epochs: float
+    learning_rate: float
+    batches: tuple[int, ...]
+    attempts: tuple[int, ...]
+    workers: tuple[str, ...]
+    staleness: tuple[int, ...]
+    gradient_norms: tuple[float, ...]
+    loss: float
+    """mean over the views"""
+    accuracy: float
+    """share of the views, 0 to 1"""
+    images: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeasesReturned:
+    """Batches are due again: their worker is gone, or never received the leases."""
+
+    event: Literal["returned"] = "returned"
+    leases: tuple[Lease, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushRefused:
+    """A gradient was not applied. receipt: duplicate, expired or damaged (see ledger.Receipt)."""
+
+    event: Literal["refused"] = "refused"
+    receipt: str
+    lease: Lease
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FaultInjected:
+    """A worker is about to do what the fault plan says."""
+
+    event: Literal["fault"] = "fault"
+    worker: str
+    step: int
+    kind: str
+    duration: float
+    """seconds that it lasts, where that applies"""
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JoinRefused:
+    """Somebody was not admitted to the run."""
+
+    event: Literal["join_refused"] = "join_refused"
+    address: str
+    reason: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotSaved:
+    """The parameters of a version were written, to be evaluated later."""
+
+    event: Literal["snapshot"] = "snapshot"
+    version: int
+    epochs: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotFailed:
+    """A snapshot could not be written; the run goes on."""
+
+    event: Literal["snapshot_failed"] = "snapshot_failed"
+    version: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointSaved:
+    """A checkpoint was written in `took` seconds of wall-clock time."""
+
+    event: Literal["checkpoint"] = "checkpoint"
+    version: int
+    seconds: float
+    took: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointFailed:
+    """A checkpoint could not be written; the run goes on."""
+
+    event: Literal["checkpoint_failed"] = "checkpoint_failed"
+    version: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunEnded:
+    """The run is over; the counts are the ledger's (see ledger.Proof)."""
+
+    event: Literal["end"] = "end"
+    seconds: float
+    batches: int
+    leased: int
+    applied: int
+    reissued: int
+    duplicates: int
+    expired: int
+    damaged: int
+    unfinished: int
+    lost: int
+
+
+RunEvent = (
+    RunStarted
+    | WorkerJoined
+    | WorkerSuspected
+    | WorkerLeft
+    | UpdateApplied
+    | LeasesReturned
+    | PushRefused
+    | FaultInjected
+    | JoinRefused
+    | SnapshotSaved
+    | SnapshotFailed
+    | CheckpointSaved
+    | CheckpointFailed
+    | RunEnded
+)
