@@ -18,7 +18,7 @@ def _epoch_order(samples: int, seed: int, epoch: int) -> Tensor:
 
 
 def batch_seed(seed: int, position: int, stream: int) -> int:
-    """A seed for the random draws at one place of the run, so that the draws do not depend on the worker that makes them.
+    """A seed for the random draws at one position of the run: the draws then do not depend on the worker.
 
     `stream` keeps apart draws that share a position (0: the epoch's permutation, 1: the batch's augmentation).
     """

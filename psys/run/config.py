@@ -128,6 +128,9 @@ class RunConfig(Config):
 
         Raises ValueError if the model has too few parameters for the servers.
         """
-        # A gradient stays in its slot until its round is applied.
-        slots = 1 + rounds_ahead(self.mode, self.staleness, self.prefetch)
-        return BufferLayout(partition(parameters, self.servers), statistics, slots, self.wire, self.topk_share)
+        slices = partition(parameters, self.servers)
+        return BufferLayout(slices, statistics, self.slots(), self.wire, self.topk_share)
+
+    def slots(self) -> int:
+        """Slots of a worker's buffer: a gradient stays in its slot until its round is applied."""
+        return 1 + rounds_ahead(self.mode, self.staleness, self.prefetch)

@@ -1,0 +1,76 @@
+"""The parts of a run, made from its settings: the same for real processes, runs in one process, and benchmarks."""
+
+import torch
+
+from psys.compute.batches import Batches
+from psys.compute.flat import FlatModel
+from psys.compute.gradient import BatchGradient
+from psys.data.holdout import holdout
+from psys.data.store import PreparedStore
+from psys.models.registry import build
+from psys.ps.controller import RunController
+from psys.ps.coordinator import Coordinator
+from psys.ps.ledger import Ledger
+from psys.ps.membership import Membership
+from psys.ps.policy import make_policy
+from psys.ps.slice import Slice
+from psys.ps.slots import BufferLayout
+from psys.ps.store import ParameterStore
+from psys.run.config import RunConfig
+
+
+def initial_model(config: RunConfig, classes: int) -> FlatModel:
+    """The model with the run's initial parameters, on the CPU. Seeds torch. Raises PsysError for an unknown model."""
+    torch.manual_seed(config.seed)
+    return FlatModel(build(config.model, classes))
+
+
+def layout_of(config: RunConfig, model: FlatModel) -> BufferLayout:
+    """The layout of the workers' buffers for this model. Raises ValueError as RunConfig.buffer_layout does."""
+    return config.buffer_layout(len(model.parameters), len(model.statistics))
+
+
+def initial_slice(config: RunConfig, model: FlatModel, number: int) -> Slice:
+    """Server `number`'s slice of the model, with the optimizer at its start."""
+    part = layout_of(config, model).slices[number]
+    decayed = min(max(model.decayed - part.start, 0), part.stop - part.start)
+    statistics = model.statistics if number == 0 else model.statistics[:0]
+    store = ParameterStore(model.parameters[part], decayed, statistics, config.optimizer)
+    return Slice(number, store, config.wire, config.topk_share)
+
+
+def initial_ledger(config: RunConfig, store: PreparedStore) -> Ledger:
+    """The ledger of all batches of the run. Raises PsysError if the holdout leaves no training images."""
+    training, _ = holdout(store.split("train").labels, config.validation_share, config.seed)
+    return Ledger(config.epochs, len(training), config.batch_size)
+
+
+def run_controller(
+    config: RunConfig, ledger: Ledger, awaited: int, version: int = 0, seconds: float = 0.0, saved: int = 0
+) -> RunController:
+    """The controller of the run, in which `awaited` workers start together (see RunController, Coordinator)."""
+    coordinator = Coordinator(
+        ledger,
+        make_policy(config.mode, config.staleness, config.prefetch),
+        config.optimizer,
+        config.schedule,
+        config.epochs,
+        awaited,
+        slots=config.slots(),
+        version=version,
+    )
+    return RunController(config.rules(), Membership(config.heartbeat_timeout), coordinator, seconds, saved)
+
+
+def batch_gradient(config: RunConfig, store: PreparedStore, *models: FlatModel) -> BatchGradient:
+    """Computes the run's batches from `store` with any of `models`, which are on one device."""
+    batches = Batches(
+        store,
+        config.augment,
+        models[0].parameters.device,
+        batch_size=config.batch_size,
+        validation_share=config.validation_share,
+        seed=config.seed,
+        guess=not config.prefetch,
+    )
+    return BatchGradient(batches, config.precision, config.label_smoothing, *models)
