@@ -1,202 +1,177 @@
-"""One server's slice of the parameters, with all workers' lanes: gradients are read there, parameters put there."""
+"""One server's slice behind calls: the workers' buffers, the order of steps, and the threads that apply them."""
 
 import threading
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.futures import Future
 
 from psys.compute.device import available_cores
-from psys.ps.codec import Wire, gradient_codec, parameter_codec
-from psys.ps.coordinator import Update
-from psys.ps.store import Contribution, ParameterStore, Snapshot, StoreState
-from psys.transport.protocol import Advance, Reader
-from psys.transport.shared_memory import LaneAddress, Layout, RemoteLane
+from psys.ps.messages import Step
+from psys.ps.slice import BlockFunction, RunBlocks, Slice, run_in_turn
+from psys.ps.slots import BufferLayout, Slot
+from psys.ps.store import SliceState
+from psys.transport.protocol import BufferAddress
+from psys.transport.shared_memory import MappedBuffer
 
-_FAIR_SHARE = 16  # pieces of a thread: for less it is not worth waking
+T = TypeVar("T")
+
+_BLOCKS_PER_THREAD = 16  # fewer blocks are not worth waking a thread for
 
 
-class Shard:
-    """A `ShardService` over one ParameterStore. A slot is written between its worker's call and the answer, when that
-    does not read there, so nobody sees half an update and nothing is copied for the sake of it.
+class ShardServer:
+    """A ShardService over one Slice.
+
+    Steps are applied one call after the other. Buffers are attached, filled and read meanwhile: a worker's slot is the
+    worker's until it calls push_pull, and again from the reply on.
     """
 
-    def __init__(self, index: int, store: ParameterStore, layout: Layout, wire: Wire, topk_share: float) -> None:
-        self._index, self._store, self.layout = index, store, layout
-        self._numel = len(store.parameters)
-        self._gradients, self._parameters = gradient_codec(wire, topk_share), parameter_codec(wire)
-        self._attached: dict[str, tuple[LaneAddress, bool]] = {}  # and whether the lane can be seen
-        self._lanes: dict[str, RemoteLane] = {}
-        self._lock = threading.Lock()
-        self._next = 0
-        self._whole = True  # no step has failed on its way: none may follow it, and nobody read what it left
+    def __init__(self, own: Slice, layout: BufferLayout) -> None:
+        self._slice, self.layout = own, layout
+        self._buffers = _WorkerBuffers(layout)
+        self._lock = threading.Lock()  # of the slice
+        self._failed = False  # a step failed midway: no step may follow it, and nothing may be read
         self.finished = threading.Event()
-        self._pool = ThreadPoolExecutor(thread_name_prefix="psys-step")  # that starts none until one is needed
-        self._scratch = [torch.empty_like(store.parameters) for _ in range(2)]  # takes no memory until it is written
+        self._pool = ThreadPoolExecutor(thread_name_prefix="psys-step")  # starts no thread until one is needed
 
-    def attach(self, worker: str, address: LaneAddress, nbytes: int) -> bool:
+    def attach(self, worker: str, address: BufferAddress, nbytes: int) -> bool:
         if nbytes != self.layout.nbytes:
-            raise ValueError(f"{worker} has a lane of {nbytes} bytes, this run's has {self.layout.nbytes}")
-        with self._lock:
-            # One that comes back may have a gradient in its lane that was accepted before.
-            known = worker in self._lanes and self._attached[worker][0] == address
-            lane = self._lanes[worker] if known else RemoteLane(self.layout, address)
-            self._lanes[worker], self._attached[worker] = lane, (address, lane.shared)
-            return lane.shared
+            raise ValueError(f"{worker} has a buffer of {nbytes} bytes, the buffers of this run have {self.layout.nbytes}")
+        return self._buffers.attach(worker, address)
 
     def put(self, worker: str, offset: int, chunk: Tensor) -> None:
-        with self._lock:
-            self._lane(worker)[offset : offset + len(chunk)].copy_(chunk)
+        self._buffers.of(worker).memory[offset : offset + len(chunk)] = chunk
 
     def get(self, worker: str, offset: int, length: int) -> Tensor:
-        with self._lock:
-            return self._lane(worker).chunk(offset, offset + length)
+        return self._buffers.of(worker).chunk(offset, offset + length)
 
-    def advance(self, steps: Sequence[Advance]) -> "Future[None]":
+    def advance(self, steps: Sequence[Step]) -> "Future[None]":
         with self._lock:
-            self._see_that_it_is_whole()
-            for number, step in enumerate(steps, self._next):
-                assert step.number == number, f"step {step.number} came instead of {number}"
-            self._whole = False
-            helpers = self._idle_cores(waiting={worker for step in steps for worker in step.readers})
-            due = _ByPiece(len(self._store.pieces), self._pool, helpers)
-            for step in steps:
-                for update in step.updates:
-                    contributions = self._contributions(update, due)
-                    due.add(self._store.begin(contributions, update.learning_rate, update.statistics_share))
-                self._deliver(step.readers, due)
-                if step.released:
-                    due.finish()
-                for worker in step.released:
-                    self._lanes.pop(worker, None)
-            due.finish()
-            self._next += len(steps)
-            self._whole = True
-        done: Future[None] = Future()
-        done.set_result(None)
-        return done
+            self._check()
+            self._failed = True
+            waiting = {worker for step in steps for worker in step.readers}
+            self._slice.apply(steps, self._buffers, self._run_blocks(waiting))
+            self._failed = False
+        return _done(None)
 
-    def snapshot(self) -> "Future[Snapshot]":
-        taken: Future[Snapshot] = Future()
-        with self._lock:
-            self._see_that_it_is_whole()
-            taken.set_result(self._store.snapshot())
-        return taken
+    def read_state(self, step: int, name: str, start: int, stop: int) -> "Future[Tensor]":
+        vector = self.kept(step).vectors()[name]
+        # Made through numpy the chunk owns its storage; torch RPC would send a view's whole storage.
+        return _done(torch.from_numpy(vector.numpy()[start:stop]))
 
-    def state(self) -> "Future[StoreState]":
-        taken: Future[StoreState] = Future()
+    def kept(self, step: int) -> SliceState:
+        """The state that `step` kept."""
         with self._lock:
-            self._see_that_it_is_whole()
-            taken.set_result(self._store.state())
-        return taken
+            self._check()
+            return self._slice.kept(step)
 
-    def restore(self, state: StoreState) -> None:
+    def forget_state(self, step: int) -> None:
         with self._lock:
-            self._store.restore(state)
+            self._slice.forget(step)
+
+    def write_state(self, version: int, name: str, start: int, values: Tensor) -> "Future[None]":
+        with self._lock:
+            self._slice.store.write_state(version, name, start, values)
+        return _done(None)
+
+    def restore(self, state: SliceState) -> None:
+        """Take over a whole state. Raises ValueError if it is of another model or optimizer."""
+        with self._lock:
+            self._slice.store.restore(state)
+
+    def state_sizes(self) -> dict[str, int]:
+        """Elements of each vector of the slice's state, by name."""
+        return self._slice.store.state_sizes()
 
     def finish(self) -> None:
         self.finished.set()
 
-    def _see_that_it_is_whole(self) -> None:
-        assert self._whole, "a step before failed on its way"
+    def _check(self) -> None:
+        assert not self._failed, "an earlier step failed midway"
 
-    def _lane(self, worker: str) -> RemoteLane:
-        if worker not in self._lanes:
-            address, shared = self._attached[worker]
-            self._lanes[worker] = RemoteLane(self.layout, address if shared else None)
-        return self._lanes[worker]
+    def _run_blocks(self, waiting: Set[str]) -> RunBlocks:
+        """Divide the blocks among this thread and, for large models, the cores of workers that wait for this step."""
+        helpers = self._idle_cores(waiting)
+        if not helpers:
+            return run_in_turn
+
+        def run(count: int, functions: Sequence[BlockFunction]) -> None:
+            numbers = iter(range(count))
+
+            def work() -> None:
+                for number in numbers:  # a shared iterator: each number goes to one thread
+                    for function in functions:
+                        function(number)
+
+            working = [self._pool.submit(work) for _ in range(helpers)]
+            try:
+                work()
+            finally:
+                errors = [each.exception() for each in working]  # after this no thread writes any more
+            for error in filter(None, errors):
+                raise error
+
+        return run
 
     def _idle_cores(self, waiting: Set[str]) -> int:
-        """Beside this thread's, as far as a share of the pieces is worth it: some of this host's workers wait."""
-        if (most := len(self._store.pieces) // _FAIR_SHARE) < 2:
+        most = self._slice.blocks // _BLOCKS_PER_THREAD
+        if most < 2:
             return 0
-        here = {worker for worker, lane in self._lanes.items() if lane.shared}
+        here = self._buffers.local()
         idle = available_cores() * len(here & waiting) // len(here) if here else available_cores()
         return max(0, min(idle, most) - 1)
 
-    def _contributions(self, update: Update, due: "_ByPiece") -> list[Contribution]:
-        """The update's gradients where they stand, or, of a format that has to be decoded whole, their mean."""
-        found: list[Contribution] = []
-        for lease, share in zip(update.leases, update.shares, strict=True):
-            lane = self._lanes[lease.worker]  # a new one would have no gradient in it
-            if self._attached[lease.worker][1] and not lane.shared:
-                raise RuntimeError(f"the memory of {lease.worker} cannot be opened any more")
-            slot = lane.slots[lease.slot]
-            payload = slot.gradient[self._index]
-            gradient = self._gradients.elements(payload, self._numel)
-            if gradient is None:
-                due.finish()  # of the update before, which was decoded to the same place
-                gradient = self._gradients.decode(payload, self._scratch[1 if found else 0])
-            statistics = slot.statistics if self._index == 0 else slot.statistics[:0]
-            found.append(Contribution(gradient, statistics, share))
-            if gradient is self._scratch[1]:  # there is room for one beside the sum
-                found = [_sum(*found)]
-        return found
 
-    def _deliver(self, readers: dict[str, Reader], due: "_ByPiece") -> None:
-        slots = [(self._lane(worker).slots[slot], drift) for worker, (slot, drift) in readers.items()]
-        places = [(slot.parameters[self._index], drift) for slot, drift in slots]
-        vectors = [(self._parameters.elements(place, self._numel), drift) for place, drift in places]
-        parts = [(self._store.split(vector), drift) for vector, drift in vectors if vector is not None]
+class _WorkerBuffers:
+    """The attached workers' buffers (see ps.slice.Buffers). Each call may come from any thread."""
 
-        def deliver(number: int) -> None:
-            for its_parts, drift in parts:
-                self._store.piece_ahead(number, drift, its_parts[number])
+    def __init__(self, layout: BufferLayout) -> None:
+        self._layout = layout
+        self._lock = threading.Lock()
+        self._attached: dict[str, tuple[BufferAddress, bool]] = {}  # and whether this server can map the buffer
+        self._mapped: dict[str, MappedBuffer] = {}
 
-        if len(parts) == len(places):
-            due.add(deliver)
-        else:  # the format needs to see all parameters before it writes any
-            due.finish()
-            self._deliver_whole(places)
-        if self._index == 0:
-            for slot, _ in slots:
-                slot.statistics.copy_(self._store.statistics)
+    def attach(self, worker: str, address: BufferAddress) -> bool:
+        with self._lock:
+            # The buffer of a worker that reconnects may hold a gradient that was accepted before.
+            known = worker in self._mapped and self._attached[worker][0] == address
+            buffer = self._mapped[worker] if known else MappedBuffer(self._layout, address)
+            self._mapped[worker], self._attached[worker] = buffer, (address, buffer.shared)
+            return buffer.shared
 
-    def _deliver_whole(self, places: list[tuple[Tensor, float]]) -> None:
-        for drift in {drift for _, drift in places}:
-            first, *others = [payload for payload, its in places if its == drift]
-            self._parameters.encode(self._store.ahead(drift, self._scratch[1]), first)
-            for payload in others:
-                payload.copy_(first)
+    def of(self, worker: str) -> MappedBuffer:
+        """The worker's buffer, mapped again if it was released. Raises KeyError of a worker that never attached."""
+        if (found := self._mapped.get(worker)) is not None:
+            return found
+        with self._lock:
+            if worker not in self._mapped:
+                address, shared = self._attached[worker]
+                self._mapped[worker] = MappedBuffer(self._layout, address if shared else None)
+            return self._mapped[worker]
 
+    def gradients(self, worker: str) -> Sequence[Slot]:
+        buffer = self._mapped[worker]  # one mapped anew would hold no gradient
+        if self._attached[worker][1] and not buffer.shared:
+            raise RuntimeError(f"the memory of {worker} cannot be mapped any more")
+        return buffer.slots
 
-class _ByPiece:
-    """What is to be done with each of a store's pieces, in order: all of it while the piece is in a core's cache."""
+    def parameters(self, worker: str) -> Sequence[Slot]:
+        return self.of(worker).slots
 
-    def __init__(self, count: int, pool: ThreadPoolExecutor, helpers: int) -> None:
-        self._count, self._pool, self._helpers = count, pool, helpers
-        self._due: list[Callable[[int], None]] = []
+    def release(self, worker: str) -> None:
+        with self._lock:
+            self._mapped.pop(worker, None)
 
-    def add(self, function: Callable[[int], None]) -> None:
-        self._due.append(function)
-
-    def finish(self) -> None:
-        """Do it, with the help of so many threads."""
-        if not self._due:
-            return
-        due, self._due = self._due, []
-        numbers = iter(range(self._count))
-
-        def work() -> None:
-            for number in numbers:
-                for function in due:
-                    function(number)
-
-        working = [self._pool.submit(work) for _ in range(self._helpers)]
-        try:
-            work()
-        finally:
-            errors = [each.exception() for each in working]  # nobody writes any more
-        for error in filter(None, errors):
-            raise error
+    def local(self) -> Set[str]:
+        """Workers of this host."""
+        with self._lock:
+            return {worker for worker, buffer in self._mapped.items() if buffer.shared}
 
 
-def _sum(first: Contribution, second: Contribution) -> Contribution:
-    """Both, by their shares: one that needs no share any more, in the memory of the first."""
-    if first.share != 1:
-        first.gradient.mul_(first.share)
-    first.gradient.add_(second.gradient, alpha=second.share)
-    statistics = torch.add(first.statistics * first.share, second.statistics, alpha=second.share)
-    return Contribution(first.gradient, statistics, 1.0)
+def _done(value: T) -> "Future[T]":
+    future: Future[T] = Future()
+    future.set_result(value)
+    return future

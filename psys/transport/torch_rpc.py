@@ -1,16 +1,17 @@
-"""The wire: torch RPC as a hub with spokes, in which workers know the servers alone and come and go as they like.
+"""Torch RPC as a hub with spokes: workers know the servers alone, and come and go as they like.
 
-The stock agent makes every member know every other, so a dead one blocks all who join. Here each process builds its
-agent on a private store that names only those it calls: the servers for a worker, the other servers for the first.
-They learn the addresses at the door. RPC runs what it receives: only trusted hosts may reach it. This is the only file
-that imports torch.distributed.rpc; tests/integration/test_torch_rpc.py holds the contract.
+The stock agent makes every member know every other member, so a dead one blocks all who join. Here each process builds
+its agent on a private store that names only the processes it calls: the servers for a worker, the other servers for
+server 0. They learn the addresses at the rendezvous. RPC runs what it receives: only trusted hosts may reach it.
+
+This is the only file that imports torch.distributed.rpc. Torch has one RPC agent for a process, so the agent's state is
+that of the module.
 """
 
 import contextlib
 import os
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch.distributed as dist
 from torch import Tensor
@@ -18,204 +19,238 @@ from torch.distributed import rpc
 from torch.distributed.rpc import TensorPipeAgent, api, backend_registry
 from torch.futures import Future
 
-from psys.ps.coordinator import Grant
-from psys.ps.ledger import Lease
-from psys.ps.store import Snapshot, StoreState
+from psys.ps.messages import Step
 from psys.transport.address import only_interface_of
-from psys.transport.protocol import Advance, CoordinatorService, Push, ShardService
-from psys.transport.shared_memory import Lane, LaneAddress
+from psys.transport.chunks import WorkerClient
+from psys.transport.protocol import (
+    CoordinatorService,
+    RunRejectedError,
+    ServerUnavailableError,
+    ShardControl,
+    ShardService,
+)
+from psys.transport.shared_memory import WorkerBuffer
 
-_UNLIMITED = 0  # seconds, in RPC's language
+_UNLIMITED = 0  # seconds, as RPC writes it
 
-# Not TensorPipe's shared-memory transport: its thread never sleeps, in every process, and takes half of two cores.
+# TensorPipe's shared-memory transport is left out: its thread never sleeps, in every process, and takes half of two
+# cores.
 _TRANSPORTS, _CHANNELS = ["uv"], ["cma", "basic"]
-# Measured to be best: chunks of 1 to 8 MB, some of them under way at a time (benchmarks.wire).
-_CHUNK_BYTES, _WINDOW = 4 << 20, 4
 
-_private: dist.Store | None = None
-_rank: int | None = None
-_joined = 0  # times that this process has built an agent
-_coordinator: CoordinatorService | None = None
-_shard: ShardService | None = None
+# Server 0 decides for one worker while it applies another worker's update. Other servers take steps in their order.
+_COORDINATOR_THREADS, _SHARD_THREADS, _WORKER_THREADS = 2, 1, 2
 
 
-def serve(number: int, listen: str, peers: Sequence[str] = (), coordinator: CoordinatorService | None = None) -> str:
-    """Be server `number` on the interface of the address `listen`; its own RPC address. Answers once there is a shard.
+class TorchRpcServer:
+    """The ServerTransport of server `number`, on the interface of the address `listen`.
 
-    Server 0 has the `coordinator` and the addresses of the other servers as `peers`. Raises PsysError if `listen` is no
-    address of this host.
+    `connect` is called for all other servers before `serve`: the agent learns its peers when it is built.
     """
-    global _coordinator
-    _coordinator = coordinator
-    only_interface_of(listen)
-    name = f"server{number}"
-    _join_group(name, number, {f"server{i}": address for i, address in enumerate(peers, 1)}, threads=1)
-    assert _private is not None
-    return _private.get(f"{_prefix()}addrs/{name}").decode()
+
+    def __init__(self, number: int, listen: str) -> None:
+        self._number, self._name, self._listen = number, f"server{number}", listen
+        self._peers: dict[str, str] = {}
+
+    def serve(self, shard: ShardService, coordinator: CoordinatorService | None = None) -> str:
+        _services[self._name] = _Services(shard, coordinator)
+        only_interface_of(self._listen)
+        threads = _COORDINATOR_THREADS if coordinator else _SHARD_THREADS
+        return _build(self._name, self._number, self._peers, threads)
+
+    def connect(self, number: int, address: str) -> ShardControl:
+        self._peers[f"server{number}"] = address
+        return _RemoteShard(f"server{number}")
+
+    def close(self) -> None:
+        _close()
+        _services.pop(self._name, None)
 
 
-def offer(shard: ShardService) -> None:
-    """Let this server's slice be called."""
-    global _shard
-    _shard = shard
+class TorchRpcWorker(WorkerClient):
+    """A worker's WorkerTransport to the servers at the RPC addresses `servers`.
+
+    A call that takes longer than `timeout_seconds` raises ServerUnavailableError. Raises PsysError if `own_address` is
+    not this host's.
+    """
+
+    def __init__(
+        self, number: int, own_address: str, servers: Sequence[str], timeout_seconds: float, buffer: WorkerBuffer
+    ) -> None:
+        only_interface_of(own_address)
+        names = [f"server{i}" for i in range(len(servers))]
+        worker = f"worker{number}"
+        # The servers' ranks come first.
+        _build(worker, len(servers) + number, dict(zip(names, servers, strict=True)), _WORKER_THREADS)
+        super().__init__(worker, buffer, [_Connection(name, timeout_seconds) for name in names])
+
+    def close(self) -> None:
+        _close()
 
 
-class RemoteShard:
-    """Another server's `ShardControl`."""
+class _Connection:
+    """A worker's ServerConnection."""
 
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self._server = f"server{number}"
+    def __init__(self, server: str, timeout_seconds: float) -> None:
+        self._server, self._timeout = server, timeout_seconds
 
-    def advance(self, steps: Sequence[Advance]) -> "Future[None]":
-        return self._call(_advance, steps)
+    def start(self, method: str, *arguments: object) -> "_Call":
+        try:
+            return _Call(_rpc(self._server, method, arguments, self._timeout))
+        except RuntimeError as error:
+            raise _unavailable(error) from None
 
-    def snapshot(self) -> "Future[Snapshot]":
-        return self._call(_snapshot)
 
-    def state(self) -> "Future[StoreState]":
-        return self._call(_state)
+class _Call:
+    def __init__(self, future: "Future[Any]") -> None:
+        self._future = future
 
-    def restore(self, state: StoreState) -> None:
-        self._call(_restore, state).wait()
+    def wait(self) -> Any:
+        try:
+            answer = self._future.wait()
+        except RuntimeError as error:  # a server's own errors come as a _Failure: this one is of the connection
+            raise _unavailable(error) from None
+        return _value(answer)
+
+
+class _RemoteShard:
+    """Server 0's ShardControl of another server. A future of a server that is gone raises."""
+
+    def __init__(self, server: str) -> None:
+        self._server = server
+
+    def advance(self, steps: Sequence[Step]) -> "Future[None]":
+        return self._call("advance", steps)
+
+    def read_state(self, step: int, name: str, start: int, stop: int) -> "Future[Tensor]":
+        return self._call("read_state", step, name, start, stop)
+
+    def forget_state(self, step: int) -> None:
+        self._call("forget_state", step)
+
+    def write_state(self, version: int, name: str, start: int, values: Tensor) -> "Future[None]":
+        return self._call("write_state", version, name, start, values)
 
     def finish(self) -> None:
-        """The run is over: the server may end."""
-        with contextlib.suppress(RuntimeError):  # it may be gone before its answer is
-            rpc.rpc_sync(self._server, _finish)
+        with contextlib.suppress(ServerUnavailableError):  # it may end before it answers
+            self._call("finish").wait()
 
-    def _call(self, function: Callable[..., Any], *arguments: object) -> "Future[Any]":
+    def _call(self, method: str, *arguments: object) -> "Future[Any]":
+        answer: Future[Any] = Future()
+
+        def take(done: "Future[Any]") -> None:
+            try:
+                answer.set_result(_value(done.value()))
+            except (RuntimeError, RunRejectedError) as error:
+                answer.set_exception(_unavailable(error) if isinstance(error, RuntimeError) else error)
+
         try:
-            return cast("Future[Any]", rpc.rpc_async(self._server, function, args=arguments, timeout=_UNLIMITED))
-        except RuntimeError as error:  # a server known to be gone is no other news than one whose answer fails
-            failed: Future[Any] = Future()
-            failed.set_exception(error)
-            return failed
+            _rpc(self._server, method, arguments, _UNLIMITED).add_done_callback(take)
+        except RuntimeError as error:  # to call a server known to be gone ends like a call that fails
+            answer.set_exception(_unavailable(error))
+        return answer
 
 
-class Client:
-    """A worker's calls to the servers. Each raises RuntimeError once a server is gone, or silent for the timeout."""
-
-    def __init__(self, number: int, own_address: str, servers: Sequence[str], timeout_seconds: float) -> None:
-        """`servers`: their RPC addresses. Raises PsysError if `own_address` is none of this host."""
-        self._name, self._timeout = f"worker{number}", timeout_seconds
-        self._servers = [f"server{i}" for i in range(len(servers))]
-        self._lane: Lane | None = None
-        self._apart: list[int] = []  # servers that cannot see the lane
-        only_interface_of(own_address)
-        # Agents know each other by number: the servers come first.
-        rank = len(servers) + number
-        _join_group(self._name, rank, dict(zip(self._servers, servers, strict=True)), threads=2)
-
-    def attach(self, lane: Lane) -> None:
-        """Make `lane` the memory of this worker's gradients and parameters."""
-        self._lane = lane
-        arguments = (self._name, lane.address, lane.layout.nbytes)
-        calls = [rpc.rpc_async(s, _attach, args=arguments, timeout=self._timeout) for s in self._servers]
-        self._apart = [number for number, call in enumerate(calls) if not call.wait()]
-
-    def push_pull(self, push: Push | None, holding: tuple[Lease, ...] = ()) -> Grant:
-        """Hand in the gradient in the lease's slot and wait for work; its parameters then stand in its slot."""
-        if push is not None:
-            self._put(push.lease.slot)
-        arguments = (self._name, push, holding)
-        grant = cast(Grant, rpc.rpc_sync(self._servers[0], _push_pull, args=arguments, timeout=self._timeout))
-        if grant.lease is not None:
-            self._get(grant.lease.slot)
-        return grant
-
-    def _put(self, slot: int) -> None:
-        assert self._lane is not None
-        layout, window = self._lane.layout, _Window()
-        for number in self._apart:
-            spans = [layout.gradient(slot)[number], *([layout.statistics(slot)] if number == 0 else [])]
-            for start, stop in _chunks(spans):
-                chunk = self._lane.chunk(start, stop)
-                arguments = (self._name, start, chunk)
-                call = rpc.rpc_async(self._servers[number], _put, args=arguments, timeout=self._timeout)
-                window.add(call, None)
-        window.drain()
-
-    def _get(self, slot: int) -> None:
-        assert self._lane is not None
-        layout, window = self._lane.layout, _Window()
-        for number in self._apart:
-            spans = [layout.parameters(slot)[number], *([layout.statistics(slot)] if number == 0 else [])]
-            for start, stop in _chunks(spans):
-                arguments = (self._name, start, stop - start)
-                call = rpc.rpc_async(self._servers[number], _get, args=arguments, timeout=self._timeout)
-                window.add(call, self._lane[slice(start, stop)])
-        window.drain()
+def _value(answer: Any) -> Any:
+    if isinstance(answer, _Failure):
+        raise RunRejectedError(answer.reason)
+    return answer
 
 
-class _Window:
-    """Calls under way, some at a time, whose answers go to their places."""
-
-    def __init__(self) -> None:
-        self._calls: deque[tuple[Future[Tensor], Tensor | None]] = deque()
-
-    def add(self, call: "Future[Tensor]", place: Tensor | None) -> None:
-        self._calls.append((call, place))
-        if len(self._calls) == _WINDOW:
-            self._finish_oldest()
-
-    def drain(self) -> None:
-        while self._calls:
-            self._finish_oldest()
-
-    def _finish_oldest(self) -> None:
-        call, place = self._calls.popleft()
-        answer = call.wait()
-        if place is not None:
-            place.copy_(answer)
+def _unavailable(error: RuntimeError) -> ServerUnavailableError:
+    """Torch tells failures of a connection as RuntimeError of many lines."""
+    return ServerUnavailableError(next(iter(str(error).split(" (this error originated")[0].splitlines()), "no answer"))
 
 
-def _chunks(spans: list[slice]) -> Iterator[tuple[int, int]]:
-    for span in spans:
-        for start in range(span.start, span.stop, _CHUNK_BYTES):
-            yield start, min(start + _CHUNK_BYTES, span.stop)
+# What runs on a server when it is called.
 
 
-def is_connection_error(error: RuntimeError) -> bool:
-    """Whether `error`, raised by a call of a Client, says that the server cannot be reached, or does not answer."""
-    return type(error) is RuntimeError and ("tensorpipe" in str(error) or "RPC" in str(error))
+class _Services(NamedTuple):
+    shard: ShardService
+    coordinator: CoordinatorService | None
 
 
-def close() -> None:
-    """End this process's part in RPC, if it has one, without waiting for anybody else's."""
-    if api._is_current_rpc_agent_set():
-        rpc.shutdown(graceful=False)
+class _Failure(NamedTuple):
+    """A server's own error, as a value: whatever torch raises is then a failure of the connection."""
+
+    reason: str
 
 
-def _join_group(name: str, rank: int, peers: dict[str, str], threads: int) -> None:
-    """Build this process's agent, which knows the addresses of `peers`, numbered from the first server that is one.
+_services: dict[str, _Services] = {}  # of the servers in this process, by name
 
-    The rank of a process that comes again under another name stays: RPC does not want another, and nobody looks at it.
+_LATER = {"push_pull", "advance", "read_state", "write_state"}  # methods that return a Future
+
+
+def _rpc(server: str, method: str, arguments: tuple[object, ...], timeout: float) -> "Future[Any]":
+    function = _answer_later if method in _LATER else _answer
+    call = rpc.rpc_async(server, function, args=(server, method, arguments), timeout=timeout)
+    return cast("Future[Any]", call)
+
+
+def _answer(server: str, method: str, arguments: tuple[object, ...]) -> Any:
+    try:
+        return _method(server, method)(*arguments)
+    except Exception as error:
+        return _failure(error)
+
+
+@rpc.functions.async_execution  # type: ignore[untyped-decorator]
+def _answer_later(server: str, method: str, arguments: tuple[object, ...]) -> "Future[Any]":
+    try:
+        return cast("Future[Any]", _method(server, method)(*arguments))
+    except Exception as error:
+        answer: Future[Any] = Future()
+        answer.set_result(_failure(error))
+        return answer
+
+
+def _method(server: str, method: str) -> Callable[..., Any]:
+    shard, coordinator = _services[server]
+    found: Callable[..., Any] = getattr(coordinator if method == "push_pull" else shard, method)
+    return found
+
+
+def _failure(error: Exception) -> _Failure:
+    return _Failure(" ".join(str(error).split()) or type(error).__name__)
+
+
+# This process's agent.
+
+_store: dist.Store | None = None  # names and addresses for the agent that is being built
+_rank: int | None = None
+_agents = 0  # agents that this process has built
+
+
+def _build(name: str, rank: int, peers: dict[str, str], threads: int) -> str:
+    """Build this process's agent, which knows the addresses of `peers`; returns its own address.
+
+    The rank of a process that builds another agent stays: RPC does not want another one, and does not use it here.
     """
-    global _private, _rank, _joined
+    global _store, _rank, _agents
     _rank = rank if _rank is None else _rank
     # torchrun's variables would turn our rendezvous into a client of torchrun's own store.
     for variable in [v for v in os.environ if v.startswith("TORCHELASTIC_")]:
         del os.environ[variable]
-    _private = dist.HashStore()
-    _joined += 1
-    prefix = _prefix()
+    _store = dist.HashStore()
+    prefix = f"rpc_prefix_{_agents}/"  # init_rpc counts its calls in a process from 0, and keeps its keys below that
+    _agents += 1
     if peers:
-        _private.set(prefix + "rpcIsStaticGroup", "false")
+        _store.set(prefix + "rpcIsStaticGroup", "false")
         for peer, address in peers.items():
-            _private.set(f"{prefix}addrs/{peer}", address)
-            _private.set(f"{prefix}names/{_number_of(peer)}", peer)
+            _store.set(f"{prefix}addrs/{peer}", address)
+            _store.set(f"{prefix}names/{_number_of(peer)}", peer)
         everybody = "".join(f"{peer}-{_number_of(peer)}," for peer in peers)
-        _private.set(prefix + "names/_ALL_WORKER_INFOS", everybody)
+        _store.set(prefix + "names/_ALL_WORKER_INFOS", everybody)
     options = rpc.TensorPipeRpcBackendOptions(
         init_method="psys://", num_worker_threads=threads, _transports=_TRANSPORTS, _channels=_CHANNELS
     )
     rpc.init_rpc(name, backend=_HUB, rank=_rank, rpc_backend_options=options)
+    return _store.get(f"{prefix}addrs/{name}").decode()
 
 
-def _prefix() -> str:
-    """Where the latest init_rpc of this process keeps its keys: it counts them from 0."""
-    return f"rpc_prefix_{_joined - 1}/"
+def _close() -> None:
+    """End this process's agent, if it has one, without waiting for other processes."""
+    if api._is_current_rpc_agent_set():
+        rpc.shutdown(graceful=False)
 
 
 def _number_of(server: str) -> int:
@@ -223,8 +258,8 @@ def _number_of(server: str) -> int:
 
 
 def _rendezvous(url: str, **unused: object) -> Iterator[tuple[dist.Store, int, int]]:
-    assert _private is not None
-    yield _private, -1, -1
+    assert _store is not None
+    yield _store, -1, -1
 
 
 def _build_agent(
@@ -241,74 +276,3 @@ def _build_agent(
 
 dist.register_rendezvous_handler("psys", _rendezvous)
 _HUB = backend_registry.register_backend("PSYS_HUB", rpc.TensorPipeRpcBackendOptions, _build_agent)
-
-
-# What runs on a server when it is called.
-
-
-@rpc.functions.async_execution  # type: ignore[untyped-decorator]
-def _push_pull(worker: str, push: Push | None, holding: tuple[Lease, ...]) -> "Future[Grant]":
-    assert _coordinator is not None
-    try:
-        return _coordinator.push_pull(worker, push, holding)
-    finally:  # of the calls before it too
-        if _calls_waiting() <= 0:
-            _coordinator.settle()
-
-
-def _calls_waiting() -> int:
-    """Calls that have come and will run after this one: a server has one thread for them.
-
-    One less for a moment, or one more, while another thread answers: then a call waits until the server's next look.
-    """
-    metrics = api._get_current_rpc_agent().get_metrics()
-    unanswered, begun = int(metrics["agent.server_active_calls"]), int(metrics["agent.server_active_async_calls"])
-    return unanswered - begun - 1
-
-
-def _attach(worker: str, address: LaneAddress, nbytes: int) -> bool:
-    return _settled().attach(worker, address, nbytes)
-
-
-def _put(worker: str, offset: int, chunk: Tensor) -> None:
-    _settled().put(worker, offset, chunk)
-
-
-def _get(worker: str, offset: int, length: int) -> Tensor:
-    return _settled().get(worker, offset, length)
-
-
-def _settled() -> ShardService:
-    """This server's slice, when no push_pull waits any more for the call that is being served."""
-    assert _shard is not None
-    if _coordinator is not None:
-        _coordinator.settle()
-    return _shard
-
-
-@rpc.functions.async_execution  # type: ignore[untyped-decorator]
-def _advance(steps: Sequence[Advance]) -> "Future[None]":
-    assert _shard is not None
-    return _shard.advance(steps)
-
-
-@rpc.functions.async_execution  # type: ignore[untyped-decorator]
-def _snapshot() -> "Future[Snapshot]":
-    assert _shard is not None
-    return _shard.snapshot()
-
-
-@rpc.functions.async_execution  # type: ignore[untyped-decorator]
-def _state() -> "Future[StoreState]":
-    assert _shard is not None
-    return _shard.state()
-
-
-def _restore(state: StoreState) -> None:
-    assert _shard is not None
-    _shard.restore(state)
-
-
-def _finish() -> None:
-    assert _shard is not None
-    _shard.finish()
