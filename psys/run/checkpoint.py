@@ -1,10 +1,10 @@
-"""Checkpoints: everything a run needs to go on, as one version, whole or not at all, with hashes.
+"""Checkpoints: everything a run needs to continue, as one version, written whole or not at all, with hashes.
 
     checkpoints/<version>/state.safetensors   parameters, statistics, the optimizer's vectors
-    checkpoints/<version>/manifest.json       ledger, clock, names given, and the hash of the state and of itself
+    checkpoints/<version>/manifest.json       format, ledger, training time, and the hashes of the state and of itself
 
-A folder is written aside, synced and renamed; nothing in it is ever unpickled. One of the same version is called
-<version>.old until the new one stands.
+A folder is written aside, synced and renamed; nothing in it is ever unpickled. While a checkpoint replaces one of the
+same version, the earlier one is called <version>.old.
 """
 
 import contextlib
@@ -13,74 +13,79 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import Field
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from psys.config import Config, validate
 from psys.errors import PsysError
 from psys.ps.ledger import LedgerState
-from psys.ps.store import StoreState
+from psys.ps.store import SliceState
+from psys.run.snapshots import save_tensors
+
+FORMAT = 2
+"""Version of the format of a checkpoint."""
 
 _STATE, _MANIFEST, _ASIDE, _OLD = "state.safetensors", "manifest.json", ".writing", ".old"
-_MANIFEST_BYTES = 64 << 20  # a longer one is not ours
+_MANIFEST_BYTES = 64 << 20  # psys writes none that is longer
 
 
-class Books(Config):
-    """What is not vectors: of the coordinator and of the run's clock."""
+class CheckpointMetadata(Config):
+    """The part of a checkpoint that is not vectors."""
 
     version: int = Field(ge=0)
     """updates applied"""
     train_seconds: float = Field(ge=0)
-    """spent on them"""
-    names: int = Field(ge=0)
-    """workers named so far"""
+    """training time spent on them"""
+    workers_named: int = Field(ge=0)
+    """workers that were given a name so far"""
     ledger: LedgerState
 
 
 class _Manifest(Config):
-    books: Books
+    format: int
+    metadata: CheckpointMetadata
     state_sha256: str
     sha256: str
     """of this manifest without this field"""
 
 
 class Checkpoint(NamedTuple):
-    """One version of a run, from its file."""
+    """One version of a run, read from its folder."""
 
     path: Path
-    books: Books
-    state: StoreState
+    metadata: CheckpointMetadata
+    state: SliceState  # of all slices together
 
 
 class Checkpoints:
-    """The checkpoints of one run, of which the last `keep` stay."""
+    """The checkpoints of one run, of which the latest `keep` stay."""
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self._keep = folder, keep
 
-    def save(self, books: Books, state: StoreState) -> Path:
-        """Write one, then remove the oldest. Raises OSError, having changed nothing."""
+    def save(self, metadata: CheckpointMetadata, state: SliceState) -> Path:
+        """Write a checkpoint, then remove the oldest. Raises OSError, having changed nothing."""
         aside = self.folder / _ASIDE
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        path = self._path(books.version)
+        path = self._path(metadata.version)
         try:
             tensors = {"parameters": state.parameters, "statistics": state.statistics}
             optimizer = {f"optimizer.{name}": vector for name, vector in state.optimizer.items()}
             save_tensors({**tensors, **optimizer}, aside / _STATE)
             digest = _sha256(aside / _STATE)
-            books_json = books.model_dump(mode="json")
-            content = {"books": books_json, "state_sha256": digest, "sha256": _seal(books_json, digest)}
-            (aside / _MANIFEST).write_text(json.dumps(content) + "\n", encoding="utf-8")
+            content = {"format": FORMAT, "metadata": metadata.model_dump(mode="json"), "state_sha256": digest}
+            manifest = json.dumps({**content, "sha256": _manifest_sha256(content)})
+            (aside / _MANIFEST).write_text(manifest + "\n", encoding="utf-8")
             for each in (aside / _STATE, aside / _MANIFEST, aside):
                 _sync(each)
             replaced = path.with_suffix(_OLD)
-            if path.exists():  # of the same version, from before the run was set back
+            if path.exists():  # of the same version, from before the run was resumed
                 shutil.rmtree(replaced, ignore_errors=True)
                 path.rename(replaced)
             aside.rename(path)
@@ -94,7 +99,7 @@ class Checkpoints:
         return path
 
     def newest(self) -> tuple[Checkpoint | None, list[str]]:
-        """The newest sound one, and why each newer one is not."""
+        """The newest usable checkpoint, and why each newer one cannot be used."""
         refused: list[str] = []
         for path in reversed(self._paths()):
             try:
@@ -103,8 +108,8 @@ class Checkpoints:
                 refused.append(str(error))
         return None, refused
 
-    def set_back(self, version: int) -> None:
-        """Remove what is newer than `version`: the run goes on from there."""
+    def roll_back(self, version: int) -> None:
+        """Remove the checkpoints of later versions: the run continues from `version`."""
         for path in self._paths():
             if int(path.stem) > version:
                 shutil.rmtree(path, ignore_errors=True)
@@ -121,21 +126,29 @@ class Checkpoints:
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint. Raises PsysError if it is torn, was changed, or is none."""
+    """Read a checkpoint.
+
+    Raises PsysError if it is torn (a file is missing or cut short), damaged, or of another version of psys.
+    """
     try:
         if (path / _MANIFEST).stat().st_size > _MANIFEST_BYTES:
             raise PsysError(f"checkpoint {path}: its manifest is far too large")
         content = json.loads((path / _MANIFEST).read_bytes())
         if not isinstance(content, dict):
-            raise ValueError("no mapping")
+            raise ValueError
         digest = _sha256(path / _STATE)
     except (OSError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"{_MANIFEST} is not JSON"
+        reason = error.strerror if isinstance(error, OSError) else f"{_MANIFEST} is not a JSON object"
         raise PsysError(f"checkpoint {path} is torn: {reason or error}") from None
+    if (found := content.get("format", 1)) != FORMAT:
+        raise PsysError(
+            f"checkpoint {path} was written by another version of psys: it has format {str(found)[:20]!r}, "
+            f"this version reads format {FORMAT}"
+        )
     manifest = validate(_Manifest, content, where=str(path / _MANIFEST))
     if manifest.state_sha256 != digest:
-        raise PsysError(f"checkpoint {path} is damaged: {_STATE} is not what its manifest has the hash of")
-    if manifest.sha256 != _seal(content["books"], digest):
+        raise PsysError(f"checkpoint {path} is damaged: the hash of {_STATE} is not the one in its manifest")
+    if manifest.sha256 != _manifest_sha256(content):
         raise PsysError(f"checkpoint {path} is damaged: {_MANIFEST} was changed after it was written")
     try:
         tensors = load_file(path / _STATE)
@@ -145,37 +158,31 @@ def load(path: Path) -> Checkpoint:
     except (SafetensorError, KeyError, OSError) as error:
         raise PsysError(f"checkpoint {path} is damaged: {' '.join(str(error).split())[:200]}") from None
     optimizer = {name.removeprefix("optimizer."): vector for name, vector in tensors.items()}
-    return Checkpoint(path, manifest.books, StoreState(manifest.books.version, parameters, statistics, optimizer))
+    return Checkpoint(path, manifest.metadata, SliceState(manifest.metadata.version, parameters, statistics, optimizer))
 
 
-def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write a safetensors file. Raises OSError."""
-    try:
-        save_file(tensors, path)
-    except SafetensorError as error:
-        raise OSError(f"cannot write {path}: {error}") from None
+def concatenate_states(states: list[SliceState]) -> SliceState:
+    """The state of the whole vector from the states of all slices, in order; server 0 has the statistics."""
 
-
-def joined(parts: list[StoreState]) -> StoreState:
-    """One state from those of all servers, in order; server 0 has the statistics."""
-
-    def whole(vectors: list[Tensor]) -> Tensor:
+    def concatenate(vectors: list[Tensor]) -> Tensor:
         return torch.cat(vectors) if len(vectors) > 1 else vectors[0]
 
-    first = parts[0]
-    optimizer = {name: whole([part.optimizer[name] for part in parts]) for name in first.optimizer}
-    return StoreState(first.version, whole([part.parameters for part in parts]), first.statistics, optimizer)
+    first = states[0]
+    optimizer = {name: concatenate([state.optimizer[name] for state in states]) for name in first.optimizer}
+    return SliceState(first.version, concatenate([state.parameters for state in states]), first.statistics, optimizer)
 
 
-def part_of(state: StoreState, span: slice, number: int) -> StoreState:
-    """Server `number`'s part of a whole state. Its vectors own their memory, for a view would be sent whole."""
+def state_of_slice(state: SliceState, span: slice, number: int) -> SliceState:
+    """Server `number`'s part of the state of the whole vector. Its vectors own their memory: a view is sent whole."""
     optimizer = {name: vector[span].clone() for name, vector in state.optimizer.items()}
     statistics = state.statistics if number == 0 else state.statistics[:0]
-    return StoreState(state.version, state.parameters[span].clone(), statistics, optimizer)
+    return SliceState(state.version, state.parameters[span].clone(), statistics, optimizer)
 
 
-def _seal(books: object, state_sha256: str) -> str:
-    return hashlib.sha256(json.dumps([books, state_sha256], sort_keys=True).encode()).hexdigest()
+def _manifest_sha256(content: dict[str, Any]) -> str:
+    """The hash of a manifest's content, without its own hash."""
+    unsigned = {name: value for name, value in content.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(unsigned, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

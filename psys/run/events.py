@@ -1,4 +1,7 @@
-"""The run's diary: one JSON object a line, appended as things happen, flushed so that a crash loses nothing told."""
+"""`events.jsonl`: the record of a run, one JSON object a line (see psys.ps.events), appended as things happen.
+
+Each line is flushed to the operating system at once, so that a crash of the process loses no event.
+"""
 
 import errno
 import fcntl
@@ -6,17 +9,22 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from psys.errors import PsysError
+from psys.ps.events import FORMAT, RunEvent, RunStarted, SnapshotSaved, UpdateApplied
+
+_EVENT: TypeAdapter[RunEvent] = TypeAdapter(
+    Annotated[RunEvent, Field(discriminator="event")], config=ConfigDict(strict=True, extra="forbid")
+)
 
 
 class EventLog:
-    """The one writer of an `events.jsonl`; every line holds `event` (its kind) and the fields given.
+    """The one writer of an `events.jsonl`. A last line that a crash cut short is removed.
 
-    A last line that a crash cut short is removed.
-
-    Raises PsysError if another process has it open for writing: the run is still going on.
+    Raises PsysError if another process has the file open for writing: the run is still going on.
     """
 
     def __init__(self, path: Path) -> None:
@@ -30,26 +38,28 @@ class EventLog:
         except BlockingIOError:
             self._file.close()
             raise PsysError(f"{path} is being written: the run is still going on") from None
-        whole = path.read_bytes()
-        if not whole.endswith(b"\n"):
-            self._file.truncate(whole.rfind(b"\n") + 1)
+        content = path.read_bytes()
+        if not content.endswith(b"\n"):
+            self._file.truncate(content.rfind(b"\n") + 1)
+        self._bytes = self._file.seek(0, os.SEEK_END)
 
-    def write(self, event: str, **fields: Any) -> None:
-        """Append one event, whole or not at all. Fields must be JSON values. Raises PsysError if there is no room."""
-        line = json.dumps({"event": event, **fields}).encode() + b"\n"
-        end = self._file.seek(0, os.SEEK_END)
+    def write(self, event: RunEvent) -> None:
+        """Append one event, whole or not at all. Raises PsysError if it cannot be written, as on a full disk."""
+        line = json.dumps({name: getattr(event, name) for name in event.__slots__}).encode() + b"\n"
         try:
             if self._file.write(line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            self._file.truncate(end)
+            self._file.truncate(self._bytes)
             raise PsysError(f"cannot write {self._path}: {error.strerror}") from None
+        self._bytes += len(line)
 
     def sync(self) -> None:
-        """See that a power cut loses nothing told so far."""
+        """Write all events to the disk: a power cut loses none of them."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
+        """Close the file; another process may write it then."""
         self._file.close()
 
     def __enter__(self) -> "EventLog":
@@ -59,28 +69,49 @@ class EventLog:
         self.close()
 
 
-def read_events(path: Path) -> Iterator[dict[str, Any]]:
-    """Events in order; a last line cut short by a crash is left out. Raises PsysError naming any other broken line."""
+def read_events(path: Path) -> Iterator[RunEvent]:
+    """Events in order, without a last line that a crash cut short.
+
+    Raises PsysError if the file cannot be read, was written by another version of psys, or has a line that is not an
+    event.
+    """
     try:
         *lines, _ = path.read_bytes().split(b"\n")
     except OSError as error:
-        raise PsysError(f"cannot read {path}: {error}") from None
+        raise PsysError(f"cannot read {path}: {error.strerror}") from None
+    if lines:
+        _check_format(path, lines[0])
     for number, line in enumerate(lines, start=1):
         try:
-            event = json.loads(line)
-        except (ValueError, RecursionError):
-            event = None
-        if not isinstance(event, dict) or "event" not in event:
-            raise PsysError(f"{path} line {number} is no event: the file was changed after it was written")
-        yield event
+            yield _EVENT.validate_json(line)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            reason = " ".join(f"{where}: {first['msg']}".removeprefix(": ").split())[:200]
+            raise PsysError(
+                f"{path} line {number} is not an event: {reason}; the file was changed after it was written"
+            ) from None
 
 
-def surviving(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Events without the updates and snapshots that a resumed run was set back before: what led to its end."""
-    kept: list[dict[str, Any]] = []
+def surviving(events: Iterable[RunEvent]) -> list[RunEvent]:
+    """Events without the updates and snapshots that a resumed run computed again from a checkpoint before them."""
+    kept: list[RunEvent] = []
     for event in events:
-        if event["event"] == "resume":
-            done = event["version"]
-            kept = [e for e in kept if e["event"] not in ("update", "snapshot") or e["version"] <= done]
+        if isinstance(event, RunStarted) and event.event == "resume":
+            resumed = event.version
+            kept = [e for e in kept if not isinstance(e, UpdateApplied | SnapshotSaved) or e.version <= resumed]
         kept.append(event)
     return kept
+
+
+def _check_format(path: Path, first_line: bytes) -> None:
+    """A run's first event is its start, which has the format of the file."""
+    try:
+        start = json.loads(first_line)
+    except (ValueError, RecursionError):
+        return  # read_events names the line
+    if isinstance(start, dict) and start.get("event") == "start" and start.get("format") != FORMAT:
+        raise PsysError(
+            f"{path} was written by another version of psys: it has format {start.get('format', 1)}, "
+            f"this version reads format {FORMAT}"
+        )
