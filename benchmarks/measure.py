@@ -1,6 +1,7 @@
 """Shared by the benchmarks: running commands, medians and spreads, tables, and result files with their environment.
 
-A result file is benchmarks/results/<machine>/<benchmark>.json and holds the newest result only; git keeps the older ones.
+A result file is benchmarks/results/<machine>/<benchmark>.json and holds the newest result only; git keeps the older
+ones.
 """
 
 import argparse
@@ -170,7 +171,7 @@ def results_path(benchmark: str) -> Path:
 def write(path: Path, results: dict[str, Any], part: str | None = None) -> None:
     """Write the `results` of a benchmark (JSON values) and the environment in which the results were measured.
 
-    With `part` (a model, an arm and seed, a format), only this part of the file is replaced: {"parts": {part: results}}.
+    With `part` (a model, an arm and seed, a format), only this part of the file is replaced: {"parts": {part: ...}}.
     """
     content: dict[str, Any] = {"environment": environment(), **results}
     if part is not None:
