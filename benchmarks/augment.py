@@ -1,9 +1,9 @@
 """Images per second of every augmentation on one core: `python -m benchmarks.augment [--batches 64 128] [--rounds 40]`.
 
-Each arm turns real 32 x 32 images of the prepared sample into normalised views, all of them by the augmentation that it
-names, with what every view needs (unpacking masks, normalisation). One thread, freed memory kept as in a worker. Rounds
-are interleaved. Time is the processor's (CPU seconds of the process): it does not count while others have the core,
-but does feel their share of caches and memory. Results: benchmarks/augment/<name>.json.
+Each arm turns real 32 x 32 images of the prepared sample into normalised views and applies its augmentation to every
+view. The time includes unpacking the masks and normalisation. The process has one thread and keeps freed memory, as a
+worker does. Rounds are interleaved. Time is CPU time of the process: it excludes time in which other processes have the
+core, but other processes still slow down caches and memory. Results: results/<machine>/augment.json.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.measure import ROOT, prepared_sample, table, write
+from benchmarks.measure import ROOT, prepared_sample, results_path, table, write
 from psys.augment.batch import AugmentConfig, augment
 from psys.augment.foreground import MODES
 from psys.compute.device import keep_freed_memory
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[64, 128, 256])
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--store", type=Path, default=ROOT / "stores" / "sample", help="prepared from the sample")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "augment" / "cpu.json")
+    parser.add_argument("--out", type=Path, default=results_path("augment"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def measure(store: PreparedStore, batch: int, rounds: int) -> dict[str, list[float]]:
-    """Of every arm, by round: CPU microseconds of a view."""
+    """CPU microseconds per view, by arm and round."""
     split = store.split("train")
     images, labels, masks, usable = (torch.from_numpy(np.array(column[:batch])) for column in split)
     seen = images, labels, masks, usable
@@ -75,7 +75,7 @@ def measure(store: PreparedStore, batch: int, rounds: int) -> dict[str, list[flo
 
 
 def report(arm: str, results: dict[int, dict[str, list[float]]]) -> list[str]:
-    """A line of the table: speeds for each batch, and whether the goal was reached in the median and at best."""
+    """A row of the table: views/s by batch size, and whether the median or the best round reached the goal."""
     medians, best = ([1e6 / of(taken[arm]) for taken in results.values()] for of in (statistics.median, min))
     reached = "yes" if min(medians) >= GOAL else "in the best rounds" if min(best) >= GOAL else "no"
     return [arm, *(f"{m:,.0f} ({b:,.0f})" for m, b in zip(medians, best, strict=True)), reached]

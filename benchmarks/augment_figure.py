@@ -1,8 +1,8 @@
-"""README's picture of every augmentation on real images: `python -m benchmarks.augment_figure`, from a prepared sample.
+"""The picture of every augmentation on images of the sample: `python -m benchmarks.augment_figure`.
 
-Rows are augmentations, columns are training images with usable masks; under a mixed image stands what its label became.
-Each row is one batch as a worker would make it, all its views by the augmentation that it names, so partners are the
-row's other images. Writes benchmarks/augment/augmentations.png.
+Rows are augmentations, columns are training images with usable masks. The text below a mixed image is its label after
+mixing. Each row is one batch, with the augmentation of the row applied to every view, so the partners of an image are
+the other images of its row. Writes docs/images/augmentations.png.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--columns", type=int, default=10)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--store", type=Path, default=ROOT / "stores" / "sample", help="prepared from the sample")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "augment" / "augmentations.png")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images" / "augmentations.png")
     arguments = parser.parse_args()
     prepared_sample(arguments.store)
     store = PreparedStore.open(arguments.store)
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def choose(store: PreparedStore, count: int, seed: int) -> NDArray[np.int64]:
-    """Rows of training images, a class after the other, whose usable masks are 10 % to 60 % of the image."""
+    """Rows of training images, one class after the other, whose usable masks cover 10 % to 60 % of the image."""
     split, shares = store.split("train"), store.quality("train")[:, 0]
     fits = split.usable & (shares > 0.1) & (shares < 0.6)
     order = np.random.default_rng(seed).permutation(np.flatnonzero(fits))
@@ -88,13 +88,13 @@ def choose(store: PreparedStore, count: int, seed: int) -> NDArray[np.int64]:
 
 
 def pixels(views: Tensor, store: PreparedStore) -> NDArray[np.float32]:
-    """Views (V, 3, H, W), normalised, as pictures (V, H, W, 3), 0 to 1."""
+    """Normalised views (V, 3, H, W) as pictures (V, H, W, 3) with values from 0 to 1."""
     spread, centre = (torch.tensor(colour).view(3, 1, 1) for colour in (store.channel_std, store.channel_mean))
     return np.asarray((views * spread + centre).clamp(0, 1).permute(0, 2, 3, 1).numpy())
 
 
 def described(label: Tensor, classes: tuple[str, ...]) -> str:
-    """A mixed label in words: its classes, the greater first."""
+    """A mixed label as text: class names and shares, the largest share first."""
     shares = [(float(share), classes[index]) for index, share in enumerate(label) if share > 0.005]
     return " ".join(f"{name[:4]} {share:.0%}" for share, name in sorted(shares, reverse=True))
 

@@ -1,9 +1,10 @@
-"""What psys is compared with, one process a rank: `python -m benchmarks.baselines KIND --rank R --config FILE`.
+"""Baselines of benchmarks.throughput, a process each: `python -m benchmarks.baselines KIND --rank R --config FILE`.
 
-alone: processes that never speak to each other, each with its own optimizer; what psys would do if its wire were free.
-ddp: torch's DistributedDataParallel over gloo on loopback, set up for speed. ddp+memory: the same in processes that
-keep freed memory, as workers of psys and `alone` do, and torch by itself does not. All take the images, augmentation
-and precision of psys, write its events below the run's directory, and train until they are interrupted.
+alone: processes that do not communicate, each with its own optimizer; the speed of psys if communication cost
+nothing. ddp: torch's DistributedDataParallel over gloo on loopback, set up for speed. ddp+memory: the same in
+processes that keep freed memory, as workers of psys and `alone` do; torch does not do this by default. All kinds use
+the images, augmentation and precision of psys, write the events of psys below the run's directory, and train until
+interrupted.
 """
 
 import argparse
@@ -35,7 +36,7 @@ _DEVICE = torch.device("cpu")
 
 
 def alone(config: RunConfig, module: nn.Module, rank: int) -> Step:
-    """psys' own gradient, then one fused step on the flat vector."""
+    """The gradient step of psys, then one fused optimizer step on the flat vector."""
     model = FlatModel(module)
     gradient = GradientStep(model, choose_precision(config.precision, _DEVICE), config.label_smoothing)
     parameters = nn.Parameter(model.parameters)
@@ -50,7 +51,7 @@ def alone(config: RunConfig, module: nn.Module, rank: int) -> Step:
 
 
 def ddp(config: RunConfig, module: nn.Module, rank: int) -> Step:
-    """Gradients averaged behind the backward pass, in buckets that need no copy; a fused step on every rank."""
+    """Gradients averaged during the backward pass, in buckets without a copy; a fused optimizer step on every rank."""
     assert config.workers is not None
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group("gloo", f"file://{config.runs / 'rendezvous'}", rank=rank, world_size=config.workers)
@@ -59,7 +60,7 @@ def ddp(config: RunConfig, module: nn.Module, rank: int) -> Step:
         module.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
         gradient_as_bucket_view=True,
         static_graph=True,
-        broadcast_buffers=False,  # every rank keeps its own running statistics: nothing more to send
+        broadcast_buffers=False,  # running statistics stay on their rank
     )
     optimizer = _sgd(list(model.parameters()), config)
 
@@ -69,7 +70,7 @@ def ddp(config: RunConfig, module: nn.Module, rank: int) -> Step:
             logits = model(views)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
         loss.backward()
-        # A worker of psys reports both of every batch.
+        # A worker of psys reports loss and accuracy of every batch.
         torch.stack([loss.detach(), (logits.argmax(1) == labels).sum().float()]).tolist()
         optimizer.step()
 
@@ -91,7 +92,7 @@ def main() -> None:
     config = validate(RunConfig, read_yaml(arguments.config), str(arguments.config))
     assert config.workers is not None
     assert config.threads is not None
-    if arguments.kind != "ddp":  # torch does not do this by itself, workers of psys do
+    if arguments.kind != "ddp":  # torch does not do this by default
         keep_freed_memory()
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)

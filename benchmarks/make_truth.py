@@ -1,10 +1,12 @@
-"""Composites with known masks: `python -m benchmarks.make_truth STAMPS TEMPLATES [--out benchmarks/truth]`.
+"""Composite images with known masks: `python -m benchmarks.make_truth STAMPS TEMPLATES [--out benchmarks/truth]`.
 
-Photographs cut out by hand (the stamps of Tux Paint listed in truth/foregrounds.txt, with transparency) are pasted on
-photographs of places (its templates): flipped, scaled to between half and all of the image, near the middle, one in
-five over the edge, and half of the way towards the light of the place at most. `photographs` are 320 pixels long JPEGs,
-`cifar` 32 x 32 PNGs, reduced from 128 x 128. The two folders are those of Debian's packages tuxpaint-stamps-default and
-tuxpaint-data: usr/share/tuxpaint/stamps and usr/share/tuxpaint/templates. The same input gives the same files.
+The program pastes photographs with a hand-made transparent background (the stamps of Tux Paint that
+truth/foregrounds.txt lists) on photographs of places (the templates of Tux Paint). A stamp is flipped at random,
+scaled to between half and all of the image, and placed near the middle; one in five may cross the edge. Its colours
+are moved part of the way towards the light of the place. `photographs` are JPEGs of 320 x 240 pixels, `cifar` are
+PNGs of 32 x 32 pixels reduced from 128 x 128. STAMPS and TEMPLATES are the folders usr/share/tuxpaint/stamps and
+usr/share/tuxpaint/templates of Debian's packages tuxpaint-stamps-default and tuxpaint-data. The same input gives the
+same files.
 """
 
 import argparse
@@ -22,7 +24,7 @@ from psys.errors import PsysError, exit_with_message
 TRUTH = ROOT / "benchmarks" / "truth"
 SEED = 5
 LEAST_SIDE = 90  # of a stamp for a photograph, in pixels
-SHARES = 0.04, 0.7  # of foreground, else the composite is left out
+SHARES = 0.04, 0.7  # of foreground; other composites are left out
 
 Scene = tuple[NDArray[np.uint8], NDArray[np.float64]]  # BGR (H, W, 3) and the foreground's alpha (H, W), 0..1
 

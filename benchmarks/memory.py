@@ -1,8 +1,8 @@
-"""What the server holds over a long run: `python -m benchmarks.memory [--model resnet44] [--pushes 20000]`.
+"""Resident memory of the server over a long run: `python -m benchmarks.memory [--model resnet44] [--pushes 20000]`.
 
-A real run with batches of a single image, interrupted after so many pushes; the server's resident memory is read at
-twenty points of it. It is compared with (parameters + optimizer state) x 2 + 300 MB, and with itself after a tenth of
-the run. Results go to benchmarks/memory/<model>.json.
+The benchmark starts a run with batches of one image and interrupts the run after `--pushes` pushes. It reads the
+server's resident memory at twenty points and compares the last point with the bound, (parameters + optimizer state) x
+2 + 300 MB, and with the point after a tenth of the run. Results: results/<machine>/memory.json, one part per model.
 """
 
 import argparse
@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.measure import ROOT, Running, count, prepared_sample, table, write
+from benchmarks.measure import ROOT, Running, count, prepared_sample, results_path, table, write
 from psys.data.store import PreparedStore
 from psys.errors import exit_with_message
 from psys.models.registry import build
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--model", default="resnet44")
     parser.add_argument("--pushes", type=count, default=20_000)
     parser.add_argument("--store", type=Path, default=ROOT / "stores" / "sample", help="prepared from the sample")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "memory")
+    parser.add_argument("--out", type=Path, default=results_path("memory"))
     arguments = parser.parse_args()
     prepared_sample(arguments.store)
     classes = len(PreparedStore.open(arguments.store).classes)
@@ -33,8 +33,8 @@ def main() -> None:
     points = measure(arguments.model, arguments.pushes, arguments.store.absolute())
     settled = next(point for point in points if point["pushes"] >= arguments.pushes / 10)
     growth = points[-1]["resident_mb"] / settled["resident_mb"] - 1
-    results = {"model": arguments.model, "parameters_mb": vector, "bound_mb": bound}
-    write(arguments.out / f"{arguments.model}.json", {**results, "growth": growth, "points": points})
+    results = {"parameters_mb": vector, "bound_mb": bound, "growth": growth, "points": points}
+    write(arguments.out, results, part=arguments.model)
     header = ["model", "pushes", "resident MB", "bound MB", "growth after the first tenth"]
     last = points[-1]
     row = [arguments.model, last["pushes"], f"{last['resident_mb']:.0f}", f"{bound:.0f}", f"{growth:+.2%}"]
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def measure(model: str, pushes: int, store: Path) -> list[dict[str, float]]:
-    """The server's memory in MB at points of one asynchronous run, by how many gradients had been applied."""
+    """Resident memory of the server in MB after each twentieth of the `pushes` of one asynchronous run."""
     with tempfile.TemporaryDirectory() as name:
         folder, path = Path(name), Path(name) / "run" / "events.jsonl"
         command = ["launch/ps.py", "--model", model, "--mode", "async", "--workers", 2, "--batch-size", 1]

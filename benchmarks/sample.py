@@ -1,7 +1,8 @@
 """Accuracy and time of modes, precisions and wire formats on the embedded sample: `python -m benchmarks.sample`.
 
-Runs configs/sample.yaml as a user would, one run after the other, arms interleaved. Results go to benchmarks/sample/
-(a JSON for each run, with its environment; a run that is there already is not repeated), the table to standard output.
+The benchmark runs configs/sample.yaml with launch/ps.py, one run after the other, arms interleaved. The result file
+has one part per arm and seed; a run that the file already holds is not repeated. The curves of the first asynchronous
+run go to `--curves`. Results: results/<machine>/sample.json.
 """
 
 import argparse
@@ -11,10 +12,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import ROOT, count, table
+from benchmarks.measure import ROOT, count, environment, read_parts, results_path, table, write
 from psys.errors import PsysError, exit_with_message
 
 ARMS = {
@@ -29,54 +31,56 @@ ARMS = {
     "async-wire-fp16": ["--mode", "async", "--wire", "fp16"],
     "async-wire-topk": ["--mode", "async", "--wire", "topk"],
 }
+KEYS = ("updates", "train_seconds", "images_per_second", "staleness_mean", "staleness_max", "best", "last")  # kept
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.sample", description=__doc__)
     parser.add_argument("--seeds", type=count, default=5)
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "sample")
+    parser.add_argument("--curves", type=Path, default=ROOT / "docs" / "images" / "curves.png")
+    parser.add_argument("--out", type=Path, default=results_path("sample"))
     arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
     for seed in range(arguments.seeds):
         for arm in arguments.arms:
-            target = arguments.out / f"{arm}-{seed}.json"
-            if not target.exists():
-                target.write_text(json.dumps(run(arm, seed, arguments.out), indent=1) + "\n", encoding="utf-8")
-    print("\n".join(report(arguments.arms, arguments.out)))
+            if (part := f"{arm}-{seed}") not in read_parts(arguments.out):
+                write(arguments.out, run(arm, seed, arguments.curves), part)
+    print("\n".join(report(arguments.arms, read_parts(arguments.out).values())))
 
 
-def run(arm: str, seed: int, out: Path) -> dict[str, Any]:
-    """One run's result.json and environment.json; the first asynchronous one also leaves its curves.
+def run(arm: str, seed: int, curves: Path) -> dict[str, Any]:
+    """The result of one run, without its intermediate points; the first asynchronous run also writes `curves`.
 
-    Raises PsysError if it does not come to its end.
+    Raises PsysError if the run fails.
     """
     with tempfile.TemporaryDirectory() as folder:
-        flags = [*ARMS[arm], "--seed", str(seed), "--runs", folder, "--name", "run"]
-        if subprocess.run([sys.executable, ROOT / "launch" / "ps.py", *flags], cwd=ROOT, stdout=sys.stderr).returncode:
-            raise PsysError(f"no result of {arm} with seed {seed}: what is there stays, and is not repeated next time")
+        flags = [*ARMS[arm], "--seed", str(seed)]
+        command = [sys.executable, str(ROOT / "launch" / "ps.py"), *flags, "--runs", folder, "--name", "run"]
+        if subprocess.run(command, cwd=ROOT, stdout=sys.stderr).returncode:
+            raise PsysError(
+                f"the run of {arm} with seed {seed} failed: results so far are kept; start again to continue"
+            )
         path = Path(folder) / "run"
         if (arm, seed) == ("async", 0):
-            shutil.copyfile(path / "curves.png", out / "curves.png")
-        environment = json.loads((path / "environment.json").read_text(encoding="utf-8"))
-        environment["command"] = ["launch/ps.py", *flags[:-4]]
-        return {"environment": environment, **json.loads((path / "result.json").read_text(encoding="utf-8"))}
+            shutil.copyfile(path / "curves.png", curves)
+        result = json.loads((path / "result.json").read_text(encoding="utf-8"))
+        used = {**environment(), "command": ["python", "launch/ps.py", *flags]}
+        return {"environment": used, "arm": arm, "seed": seed, **{key: result[key] for key in KEYS}}
 
 
-def report(arms: list[str], out: Path) -> list[str]:
-    """The Markdown table of all results on disk, mean and, from two seeds on, standard deviation."""
+def report(arms: list[str], runs: Collection[dict[str, Any]]) -> list[str]:
+    """The Markdown table of all runs, mean and, from two seeds on, standard deviation."""
     header = ["arm", "seeds", "test accuracy, best snapshot", "last snapshot", "training", "images/s", "staleness"]
     rows = []
     for arm in arms:
-        runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob(f"{arm}-[0-9]*.json"))]
-        if runs:
-            best, last = (spread([100 * run[role]["test"]["accuracy"] for run in runs]) for role in ("best", "last"))
-            seconds = spread([run["train_seconds"] for run in runs])
-            speed = spread([run["images_per_second"] for run in runs])
-            stale = f"{statistics.mean(run['staleness_mean'] for run in runs):.2f}"
-            stalest = max(run["staleness_max"] for run in runs)
+        if of_arm := [run for run in runs if run["arm"] == arm]:
+            best, last = (spread([100 * run[role]["test"]["accuracy"] for run in of_arm]) for role in ("best", "last"))
+            seconds = spread([run["train_seconds"] for run in of_arm])
+            speed = spread([run["images_per_second"] for run in of_arm])
+            stale = f"{statistics.mean(run['staleness_mean'] for run in of_arm):.2f}"
+            stalest = max(run["staleness_max"] for run in of_arm)
             rows.append(
-                [arm, len(runs), f"{best} %", f"{last} %", f"{seconds} s", speed, f"{stale}, at most {stalest}"]
+                [arm, len(of_arm), f"{best} %", f"{last} %", f"{seconds} s", speed, f"{stale}, at most {stalest}"]
             )
     return table(header, rows)
 

@@ -1,11 +1,12 @@
 """The weights with which `auto` chooses among its cuts: `python -m benchmarks.segment_fit FOLDER ... [--out FILE]`.
 
-Each FOLDER is a truth set as in `segment_quality`, and counts as much as its images. Of each cut of each image, at the
-size at which `auto` looks for the object, the figures are measured and the intersection over union with the truth;
-both less their means over the image's cuts, so that only differences within an image count. Ridge regression (Hoerl,
-Kennard 1970) of the one on the others, each in units of its deviation, penalty 20, gives the weights. Printed beside
-them, for each folder: the mean IoU of the cut that is chosen in cross-validation (5 folds of images, seed 0), with the
-weights in use, and of the best cut. Do not fit on what is to be a test.
+Each FOLDER is a truth set as in `segment_quality`. All images have the same weight. For each cut of each image, at
+the size at which `auto` looks for the object, the program measures the figures of the cut and its intersection over
+union (IoU) with the truth, and subtracts from both their mean over the cuts of the image: only differences within an
+image count. The weights come from ridge regression (Hoerl, Kennard 1970) of the IoU on the figures, each figure in
+units of its standard deviation, with penalty 20. The program also prints, for each folder, the mean IoU of the cut
+chosen in cross-validation (5 folds of images, seed 0), of the cut chosen with the weights in use, and of the best
+cut. Do not fit on a truth set that is used as a test set. Results: results/<machine>/segment_fit.json.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.measure import ROOT, table, write
+from benchmarks.measure import results_path, table, write
 from benchmarks.segment_quality import find_pairs, read_pair
 from psys.errors import exit_with_message
 from psys.segment.auto import WEIGHTS, Figures, Judge, all_cuts, maps_of
@@ -28,7 +29,7 @@ PENALTY = 20.0
 
 
 class Cuts(NamedTuple):
-    """Of one image's C cuts: figures (C, 9) and IoU (C,), and the fold that it is in."""
+    """The C cuts of one image: figures (C, 9), IoU (C,), and the cross-validation fold of the image."""
 
     figures: NDArray[np.float64]
     ious: NDArray[np.float64]
@@ -38,7 +39,7 @@ class Cuts(NamedTuple):
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.segment_fit", description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "segment_quality" / "fit.json")
+    parser.add_argument("--out", type=Path, default=results_path("segment_fit"))
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
     generator = np.random.default_rng(0)
@@ -54,7 +55,7 @@ def main() -> None:
 
 
 def measure(folder: Path, generator: np.random.Generator) -> list[Cuts]:
-    """The cuts of each image of a folder that has any."""
+    """The cuts of each image of a folder; images without cuts are left out."""
     pairs = find_pairs(folder)
     folds = generator.permutation(len(pairs)) % FOLDS
     measured = []
@@ -82,7 +83,7 @@ def fit(images: list[Cuts]) -> NDArray[np.float64]:
 
 
 def scores(images: list[Cuts], by_fold: list[NDArray[np.float64]]) -> list[str]:
-    """How many images, and the mean IoU of what is chosen by each fold's own weights, by those in use, and at best."""
+    """Number of images; mean IoU of cuts chosen in cross-validation, chosen with the weights in use, and best cuts."""
 
     def chosen(cuts: Cuts, weights: NDArray[np.float64]) -> float:
         return float(cuts.ious[np.argmax(cuts.figures @ weights)])

@@ -1,11 +1,12 @@
-"""Masks against the truth: `python -m benchmarks.segment_quality FOLDER [--limit 100]`.
+"""Masks compared with known masks: `python -m benchmarks.segment_quality FOLDER [--limit 100]`.
 
-FOLDER holds images/NAME.jpg (or .png, .webp ...) and masks/NAME.png of the same size, where anything but black is
-foreground; a name CLASS/NAME in both adds a table by class. Measured is the intersection over union, its mean over the
-images, for the strategies of psys, and beside them: the whole image, the middle half of each side as a box, a disc in
-the middle, OpenCV's GrabCut as it comes (5 iterations on the image as it is) started from a rectangle with a margin of
-5 %, and started from the true box, the bounding box of the true mask. The lead of `auto` over that rectangle has a
-bootstrap interval of 95 % over images (10,000 draws, seed 0). Results: benchmarks/segment_quality/<folder>.json.
+FOLDER holds images/NAME.jpg (or .png, .webp ...) and masks/NAME.png of the same size, where every pixel that is not
+black is foreground; names of the form CLASS/NAME add a table by class. The benchmark measures the intersection over
+union (IoU) of every image for the strategies of psys and for these baselines: the whole image; a box of half of each
+side in the middle; a disc in the middle; OpenCV's GrabCut without changes (5 iterations on the original image),
+started from a rectangle with a margin of 5 % ("plain rectangle") and from the bounding box of the true mask ("plain,
+true box"). The lead of `auto` over the plain rectangle has a 95 % bootstrap interval over images (10,000 draws, seed
+0). Results: results/<machine>/segment_quality.json, one part per folder.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.measure import ROOT, table, write
+from benchmarks.measure import results_path, table, write
 from psys.data.reference import read_encoded
 from psys.errors import PsysError, exit_with_message
 from psys.segment.cut import cut_plainly, rectangle
@@ -33,15 +34,15 @@ _DEGENERATE = 0.02, 0.95
 
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
-Method = Callable[[Image, Mask], Mask]  # the second argument is the true mask, for those that are told the box
+Method = Callable[[Image, Mask], Mask]  # the second argument is the true mask, for methods that use the true box
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.segment_quality", description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--limit", type=int, help="only so many images, evenly spaced")
+    parser.add_argument("--limit", type=int, help="use this many images, evenly spaced")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "segment_quality")
+    parser.add_argument("--out", type=Path, default=results_path("segment_quality"))
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
     pairs = find_pairs(arguments.folder)
@@ -53,15 +54,15 @@ def main() -> None:
         if number % 10 == 0:
             print(f"{number}/{len(pairs)}", file=sys.stderr, flush=True)
     lead = bootstrap(rows) if {"auto", "plain rectangle"} <= set(arguments.methods) else None
-    name = arguments.folder.resolve().name
-    write(arguments.out / f"{name}.json", {"folder": name, "lead_of_auto_over_plain_rectangle": lead, "images": rows})
+    results = {"lead_of_auto_over_plain_rectangle": lead, "images": rows}
+    write(arguments.out, results, part=arguments.folder.resolve().name)
     print("\n".join(report(rows, arguments.methods)))
     if lead:
         print(f"\nauto - plain rectangle: {lead['mean']:+.3f}, 95 % interval {lead['low']:+.3f} to {lead['high']:+.3f}")
 
 
 def find_pairs(folder: Path) -> list[tuple[str, Path, Path]]:
-    """(name, image, mask) in the order of names. Raises PsysError if there are none, or where a mask is missing."""
+    """(name, image, mask) in the order of names. Raises PsysError if there is no image or if a mask is missing."""
     images, masks = folder / "images", folder / "masks"
     for part in (images, masks):
         if not part.is_dir():
@@ -79,7 +80,7 @@ def find_pairs(folder: Path) -> list[tuple[str, Path, Path]]:
 
 
 def read_pair(image_path: Path, mask_path: Path) -> tuple[Image, Mask]:
-    """The image, upright, and its mask. Raises PsysError for what cannot be read, another size or an empty mask."""
+    """The upright image and its mask. Raises PsysError for an unreadable file, different sizes or an empty mask."""
     try:
         image, colours = (decode_upright(read_encoded(path))[0] for path in (image_path, mask_path))
     except ValueError as error:
@@ -95,7 +96,7 @@ def read_pair(image_path: Path, mask_path: Path) -> tuple[Image, Mask]:
 
 
 def judge(image: Image, truth: Mask, methods: list[str]) -> dict[str, Any]:
-    """Of each method: IoU, share of foreground, seconds."""
+    """IoU, share of foreground and seconds by method."""
     figures = {}
     for name in methods:
         start = time.perf_counter()
@@ -149,7 +150,7 @@ METHODS: dict[str, Method] = {
 
 
 def bootstrap(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Mean lead of auto over the plain rectangle, and where 95 % of its means over resampled images lie."""
+    """Mean lead of auto over the plain rectangle, and its 95 % bootstrap interval over images."""
     leads = np.array([row["auto"]["iou"] - row["plain rectangle"]["iou"] for row in rows])
     means = leads[np.random.default_rng(0).integers(0, len(leads), (_DRAWS, len(leads)))].mean(axis=1)
     low, high = np.percentile(means, (2.5, 97.5))
@@ -157,7 +158,7 @@ def bootstrap(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def report(rows: list[dict[str, Any]], methods: list[str]) -> list[str]:
-    """A table by method, and one by class where names have one."""
+    """A table by method, and a table by class if the names have classes."""
     lines = [f"{len(rows)} images"]
     cells = []
     for name in methods:

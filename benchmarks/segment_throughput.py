@@ -1,11 +1,12 @@
-"""What Ray costs a preparation, and what memory it takes: `python -m benchmarks.segment_throughput speed|whole`.
+"""Speed and memory of preparing images with Ray actors: `python -m benchmarks.segment_throughput speed|whole`.
 
-`speed`: the shards of the first images of CIFAR-10, prepared by a plain loop in one process and by actors that hand
-their results to a driver, which keeps them as a preparation does. Both in turns, each in a process of its own, timed
-from when all are ready to work. `whole`: `psys prepare` as a user runs it, of so many images, its memory (the sum of
-the proportional set sizes of the driver, the actors and Ray's own processes, which counts the object store once) read
-twice a second. It may be interrupted, and goes on when it is run again: the seconds of all runs are added up.
-Results go to benchmarks/segment_throughput/. The data set must have been fetched: `psys data fetch cifar10`.
+`speed` prepares the shards of the first images of CIFAR-10 with a plain loop in one process and with actors whose
+driver saves the results as a preparation does. The two arms alternate, each in a new process, and are timed from the
+moment at which all processes are ready. `whole` runs `psys prepare` on `--images` images and reads its memory twice a
+second: the sum of the proportional set sizes of the driver, the actors and Ray's own processes, which counts the
+object store once. An interrupted `whole` continues when it is started again, and the seconds of all its runs are
+added. Results: results/<machine>/segment_throughput.json, parts "speed" and "whole-<images>". The data set must be
+fetched first: `psys data fetch cifar10`.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import cv2
 import numpy as np
 import psutil
 
-from benchmarks.measure import ROOT, Running, median_spread, table, write
+from benchmarks.measure import ROOT, Running, median_spread, read_parts, results_path, table, write
 from psys.data.dataset import Dataset, read_dataset, write_dataset
 from psys.errors import exit_with_message
 from psys.segment.actors import Pool, ray_session
@@ -30,7 +31,6 @@ from psys.segment.partial import PartialStore
 from psys.segment.plan import Plan
 from psys.segment.shard import Recipe, Shard, prepare_shard
 
-OUT = ROOT / "benchmarks" / "segment_throughput"
 SIZE = 32
 LIMIT_SECONDS = 4 * 3600.0
 
@@ -43,10 +43,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dataset", type=Path, default=ROOT / "datasets" / "cifar10")
     parser.add_argument("--stores", type=Path, default=ROOT / "stores", help="for whole")
-    parser.add_argument("--seconds", type=float, default=LIMIT_SECONDS, help="after which whole is interrupted")
+    parser.add_argument("--seconds", type=float, default=LIMIT_SECONDS, help="time limit of whole")
     parser.add_argument("--scale", type=float, help="of the segmentation, for whole (default: the project's)")
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--arm", help="for this program's own processes")
+    parser.add_argument("--out", type=Path, default=results_path("segment_throughput"))
+    parser.add_argument("--arm", help="internal: the arm of a child process")
     arguments = parser.parse_args()
     if arguments.arm:
         print(json.dumps(run_arm(arguments.arm, plan_of(arguments.dataset, arguments.images), arguments.actors)))
@@ -57,14 +57,14 @@ def main() -> None:
 
 
 def speed(arguments: argparse.Namespace) -> None:
-    """Rounds of both arms; prints the table and writes speed.json."""
+    """Measure rounds of both arms, write the part "speed" and print the table."""
     rounds = []
     for number in range(arguments.rounds):
         rounds.append({arm: in_a_process(arm, arguments) for arm in ("plain", "actors")})
         print(f"round {number + 1}: {rounds[-1]}", file=sys.stderr, flush=True)
     ratios = [each["actors"]["images_per_second"] / each["plain"]["images_per_second"] for each in rounds]
     settings = {"images": arguments.images, "actors": arguments.actors}
-    write(arguments.out / "speed.json", {**settings, "rounds": rounds, "ratios": ratios})
+    write(arguments.out, {**settings, "rounds": rounds, "ratios": ratios}, part="speed")
     rows = [
         (arm, *(median_spread([each[arm][what] for each in rounds]) for what in ("images_per_second", "cpu_ms")))
         for arm in ("plain", "actors")
@@ -74,7 +74,7 @@ def speed(arguments: argparse.Namespace) -> None:
 
 
 def in_a_process(arm: str, arguments: argparse.Namespace) -> dict[str, float]:
-    """One arm, measured by a process of its own."""
+    """Figures of one arm, measured in a new process."""
     command = [sys.executable, "-m", "benchmarks.segment_throughput", "speed", "--arm", arm]
     command += ["--images", str(arguments.images), "--actors", str(arguments.actors)]
     command += ["--dataset", str(arguments.dataset.absolute())]
@@ -84,7 +84,7 @@ def in_a_process(arm: str, arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def run_arm(arm: str, plan: Plan, actors: int) -> dict[str, float]:
-    """Prepare every shard of a plan; images/s, and CPU ms an image of all that took part."""
+    """Prepare every shard of a plan; images/s, and CPU ms per image of all processes together."""
     if arm == "plain":
         cv2.setNumThreads(1)
         shards = [plan.shard(piece) for piece in plan]
@@ -115,12 +115,12 @@ def run_arm(arm: str, plan: Plan, actors: int) -> dict[str, float]:
 
 
 def figures(plan: Plan, seconds: float, cpu: float) -> dict[str, float]:
-    """What is reported of an arm."""
+    """Figures that are reported for an arm."""
     return {"images_per_second": plan.images / seconds, "cpu_ms": 1000 * cpu / plan.images, "seconds": seconds}
 
 
 def cpu_seconds(name: str = "") -> float:
-    """Of this process and its descendants, as far as they are called so."""
+    """CPU seconds of this process and its descendants whose names start with `name`."""
     total = 0.0
     for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
         try:
@@ -131,13 +131,14 @@ def cpu_seconds(name: str = "") -> float:
 
 
 def whole(arguments: argparse.Namespace) -> None:
-    """`psys prepare` of the first images; adds what it took and its peak memory to whole-<images>.json."""
+    """Run `psys prepare` on the first images; add its time and peak memory to the part "whole-<images>"."""
     name = f"throughput-{arguments.images}" + (f"-scale{arguments.scale:g}" if arguments.scale else "")
     source = arguments.stores / f"{name}-source"
     if not source.exists():
         write_dataset(first_of(read_dataset(arguments.dataset), arguments.images), source)
-    path = arguments.out / f"{name.replace('throughput', 'whole')}.json"
-    before = json.loads(path.read_text())["runs"] if path.exists() else []
+    part = name.replace("throughput", "whole")
+    saved = read_parts(arguments.out).get(part, {"done": True})
+    before = [] if saved["done"] else saved["runs"]
     command = ["-m", "psys.cli", "prepare", "--source", source, "--stores", arguments.stores, "--name", name]
     command += ["--segment.scale", arguments.scale] if arguments.scale else []
     log = arguments.stores / f"{name}.log"
@@ -151,12 +152,12 @@ def whole(arguments: argparse.Namespace) -> None:
     with Running([[*command, "--actors", arguments.actors]], log) as running:
         running.wait(over, arguments.seconds + 60, poll_seconds=0.5)
         seconds = time.monotonic() - begin
-    said = log.read_text().splitlines()
     done = (arguments.stores / name).exists()
-    run = {"seconds": seconds, "peak_mb": max(taken), "median_mb": statistics.median(taken), "said": said[-6:]}
+    run = {"seconds": seconds, "peak_mb": max(taken), "median_mb": statistics.median(taken)}
     runs = [*before, run]
     total = sum(each["seconds"] for each in runs)
-    write(path, {"images": arguments.images, "actors": arguments.actors, "done": done, "seconds": total, "runs": runs})
+    results = {"images": arguments.images, "actors": arguments.actors, "done": done, "seconds": total, "runs": runs}
+    write(arguments.out, results, part)
     state = "done" if done else "not done"
     peak = max(each["peak_mb"] for each in runs)
     row = [arguments.images, state, len(runs), f"{total:.0f}", f"{peak:.0f}", f"{run['median_mb']:.0f}"]
@@ -164,7 +165,7 @@ def whole(arguments: argparse.Namespace) -> None:
 
 
 def memory_mb(running: Running) -> float:
-    """Memory of a command and its descendants, shared pages counted once."""
+    """Memory of the commands and their descendants in MB, shared pages counted once."""
     total = 0.0
     for process in running.processes():
         try:
@@ -175,12 +176,12 @@ def memory_mb(running: Running) -> float:
 
 
 def plan_of(dataset: Path, images: int) -> Plan:
-    """The shards of the first images of a data set."""
+    """The plan (shards) of the first images of a data set."""
     return Plan(first_of(read_dataset(dataset), images), {}, Recipe(SIZE), "benchmark")
 
 
 def first_of(dataset: Dataset, images: int) -> Dataset:
-    """A data set of so many images: as many of the training images, the rest from the test images."""
+    """A data set of `images` images, training and test images in the proportion of the whole data set."""
     train, test = dataset.train, dataset.test
     in_test = images * len(test.labels) // (len(train.labels) + len(test.labels))
     return Dataset(

@@ -1,9 +1,9 @@
 """Seconds from `torchrun launch/ps.py` to the first applied gradient: `python -m benchmarks.startup [--rounds 5]`.
 
-The default run, a worker a core, on a prepared store. What is seen on the way, in files that the run writes: its
-directory (launcher up, settings read, store checked), the `start` event (server up), the last worker's `join`, the
-first `update`. They are looked for every 10 ms; the server writes updates down every 200 ms, so that the last is up to
-that much late. Results go to benchmarks/startup/startup.json.
+The benchmark starts the default run, one worker per core, on a prepared store. It watches for four stages in the
+files of the run: the run directory (launcher up, settings read, store checked), the `start` event (server up), the
+`join` event of the last worker, and the first `update` event. It looks every 10 ms. The server writes update events
+every 200 ms, so the last stage may be seen up to 200 ms late. Results: results/<machine>/startup.json.
 """
 
 import argparse
@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.measure import ROOT, Running, count, median_spread, prepared_sample, table, write
+from benchmarks.measure import ROOT, Running, count, median_spread, prepared_sample, results_path, table, write
 from psys.compute.device import available_cores
 from psys.errors import exit_with_message
 from psys.run.events import read_events
 
-TORCHRUN = ["-m", "torch.distributed.run"]  # what the command torchrun runs, of this very environment
+TORCHRUN = ["-m", "torch.distributed.run"]  # the torchrun of this environment
 POLL_SECONDS = 0.01
 LIMIT_SECONDS = 120.0
 
@@ -27,20 +27,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.startup", description=__doc__)
     parser.add_argument("--rounds", type=count, default=5)
     parser.add_argument("--store", type=Path, default=ROOT / "stores" / "sample", help="prepared from the sample")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "startup")
+    parser.add_argument("--out", type=Path, default=results_path("startup"))
     arguments = parser.parse_args()
     prepared_sample(arguments.store)
     rounds = []
     for number in range(arguments.rounds):
         rounds.append(measure(arguments.store.absolute()))
         print(f"round {number + 1}: {rounds[-1]}", file=sys.stderr, flush=True)
-    write(arguments.out / "startup.json", {"workers": available_cores(), "rounds": rounds})
+    write(arguments.out, {"workers": available_cores(), "rounds": rounds})
     rows = [(stage, median_spread([seconds[stage] for seconds in rounds], digits=2)) for stage in rounds[0]]
     print("\n".join(table(["stage", "seconds since the command"], rows)))
 
 
 def measure(store: Path) -> dict[str, float]:
-    """Start the default run and interrupt it after its first update; seconds from its start to each stage."""
+    """Start the default run and interrupt it after the first update; seconds from the start to each stage."""
     with tempfile.TemporaryDirectory() as name:
         folder, path = Path(name), Path(name) / "run" / "events.jsonl"
         workers = available_cores()

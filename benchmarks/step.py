@@ -1,10 +1,11 @@
 """The gradient step: `python -m benchmarks.step [--models resnet44 resnet8] [--batches 64 256] [--rounds 9]`.
 
-What a user would write first (the plain module, eager, float32, NCHW) beside what psys chooses, on the same real images
-in one process, rounds interleaved, against the machine's limit measured in the same rounds. On a CPU that is
-arithmetic: the step's floating-point operations at the speed of a large square matrix product in the arm's dtype. On a
-GPU it is memory: what convolutions, batch norms and linear layers must read and write, at the speed of a large copy
-(all else can be fused into those). The part for GPUs has not been run yet. Results: benchmarks/step/<device>.json.
+The benchmark compares the gradient step of psys with eager float32 in NCHW, the first version a user would write, on
+the same real images in one process, with interleaved rounds. It also measures the limit of the machine in the same
+rounds. On a CPU the limit is arithmetic: the floating-point operations of the step at the speed of a large square
+matrix product in the dtype of the arm. On a GPU the limit is memory: the bytes that convolutions, batch norms and
+linear layers must read and write at the speed of a large copy (all other operations can be fused into these layers).
+The GPU part has not been run. Results: results/<machine>/step.json, one part per model.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.measure import ROOT, count, median_spread, table, write
+from benchmarks.measure import ROOT, count, median_spread, results_path, table, write
 from psys.augment.batch import normalise
 from psys.compute.device import choose_device, choose_precision
 from psys.compute.flat import FlatModel
@@ -31,12 +32,12 @@ from psys.data.store import PreparedStore
 from psys.errors import exit_with_message
 from psys.models.registry import build
 
-_MATRIX = 2048  # rows and columns of the yardstick of arithmetic
-_COPIED = 2**30  # bytes of the yardstick of memory
+_MATRIX = 2048  # rows and columns of the matrix product that measures the limit on a CPU
+_COPIED = 2**30  # bytes of the copy that measures the limit on a GPU
 
 
 class Timed(NamedTuple):
-    """A step, or a yardstick: `work` in operations (CPU) or bytes moved (GPU)."""
+    """A step, or the operation that measures the limit; `work` is operations (CPU) or bytes moved (GPU)."""
 
     call: Callable[[], object]
     dtype: torch.dtype
@@ -50,35 +51,37 @@ def main() -> None:
     parser.add_argument("--rounds", type=count, default=9)
     parser.add_argument("--threads", type=count, default=1)
     parser.add_argument("--store", type=Path, default=ROOT / "stores" / "sample", help="prepared from the sample")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "step")
+    parser.add_argument("--out", type=Path, default=results_path("step"))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device, store = choose_device(0), PreparedStore.open(arguments.store)
     split = store.split("train")
-    results = []
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {arguments.threads} thread(s)"
+    rows: list[list[str]] = []
     for model in arguments.models:
+        batches = {}
         for batch in arguments.batches:
-            rows = np.arange(batch) % len(split.labels)
-            images, labels = (torch.from_numpy(np.array(c[rows])).to(device) for c in (split.images, split.labels))
+            chosen = np.arange(batch) % len(split.labels)
+            images, labels = (torch.from_numpy(np.array(c[chosen])).to(device) for c in (split.images, split.labels))
             views = normalise(images, store.channel_mean, store.channel_std)
             print(f"{model}, batch {batch}", file=sys.stderr, flush=True)
-            results.append({"model": model, "batch": batch, "arms": measure(model, views, labels, arguments.rounds)})
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {arguments.threads} thread(s)"
-    write(arguments.out / f"{device.type}.json", {"device": name, "results": results})
+            batches[batch] = measure(model, views, labels, arguments.rounds)
+            rows += report(model, batch, batches[batch])
+        write(arguments.out, {"device": name, "batches": batches}, part=model)
     header = ["model", "batch", "step", "ms", "images/s", "times eager fp32", "% of the limit"]
-    print("\n".join(table(header, (row for result in results for row in report(result)))))
+    print("\n".join(table(header, rows)))
 
 
 def measure(model: str, views: Tensor, labels: Tensor, rounds: int) -> dict[str, dict[str, list[float]]]:
-    """Of every arm, by round: the seconds of a step, and those it would take at the machine's limit."""
+    """Seconds of a step, and seconds at the limit of the machine, by arm and round."""
     arms = steps(model, views, labels)
-    yardsticks = {dtype: yardstick(dtype, views.device) for dtype in {arm.dtype for arm in arms.values()}}
-    for each in [*arms.values(), *yardsticks.values()]:
+    limits = {dtype: limit_of(dtype, views.device) for dtype in {arm.dtype for arm in arms.values()}}
+    for each in [*arms.values(), *limits.values()]:
         for _ in range(10 if views.is_cuda else 2):
             each.call()
     taken: dict[str, dict[str, list[float]]] = {name: {"seconds": [], "limit_seconds": []} for name in arms}
     for number in range(rounds):
-        per_work = {dtype: seconds_of(each, views.device) / each.work for dtype, each in yardsticks.items()}
+        per_work = {dtype: seconds_of(each, views.device) / each.work for dtype, each in limits.items()}
         turn = number % len(arms)
         for name in [*arms][turn:] + [*arms][:turn]:
             taken[name]["seconds"].append(seconds_of(arms[name], views.device))
@@ -87,7 +90,7 @@ def measure(model: str, views: Tensor, labels: Tensor, rounds: int) -> dict[str,
 
 
 def steps(model: str, views: Tensor, labels: Tensor) -> dict[str, Timed]:
-    """The arms; `views` are channels_last. Each ends by fetching the loss, as a user who logs it would."""
+    """The arms; `views` are channels_last. Each arm fetches the loss after a step, as a user who logs the loss does."""
     fp32, bf16 = torch.float32, torch.bfloat16
     module = build(model, num_classes=10).to(views.device).train()
     nhwc = copy.deepcopy(module).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -125,14 +128,14 @@ def steps(model: str, views: Tensor, labels: Tensor) -> dict[str, Timed]:
 
 def operations(module: nn.Module, views: Tensor, labels: Tensor) -> float:
     """Floating-point operations of the matrix products and convolutions, forward and backward."""
-    # In bfloat16, for what a linear layer has done by oneDNN in float32 is not counted.
+    # In bfloat16: the counter misses the float32 linear layers that oneDNN computes.
     with FlopCounterMode(display=False) as counter, torch.autocast(views.device.type, torch.bfloat16):
         F.cross_entropy(module(views), labels).backward()
     return float(counter.get_total_flops())
 
 
 def elements_moved(module: nn.Module, views: Tensor, labels: Tensor) -> float:
-    """Numbers that each layer must at least read and write, forward and backward.
+    """Elements that the layers must at least read and write, forward and backward.
 
     x, w -> y; dy, w -> dx; x, dy -> dw: three times the sizes of x, w and y. Batch norm needs dy and x once for both.
     """
@@ -153,8 +156,8 @@ def elements_moved(module: nn.Module, views: Tensor, labels: Tensor) -> float:
     return float(moved)
 
 
-def yardstick(dtype: torch.dtype, device: torch.device) -> Timed:
-    """What the machine can do at its best: multiply matrices on a CPU, copy on a GPU."""
+def limit_of(dtype: torch.dtype, device: torch.device) -> Timed:
+    """The operation that measures the limit of the machine: a matrix product on a CPU, a copy on a GPU."""
     if device.type == "cuda":
         source = torch.zeros(_COPIED, dtype=torch.uint8, device=device)
         target = torch.empty_like(source)
@@ -165,7 +168,7 @@ def yardstick(dtype: torch.dtype, device: torch.device) -> Timed:
 
 
 def seconds_of(timed: Timed, device: torch.device) -> float:
-    """Of one call, or of many on a GPU, where one is too short for the clock."""
+    """Seconds of one call; on a GPU the mean of many calls, because one call is too short for the clock."""
     repeats = 20 if device.type == "cuda" else 1
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -177,17 +180,17 @@ def seconds_of(timed: Timed, device: torch.device) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def report(result: dict[str, Any]) -> list[list[str]]:
-    """A row for every arm; ratios are taken round by round."""
-    first = next(iter(result["arms"].values()))["seconds"]
+def report(model: str, batch: int, arms: dict[str, dict[str, list[float]]]) -> list[list[str]]:
+    """A row for every arm; ratios are taken within a round."""
+    first = next(iter(arms.values()))["seconds"]
     rows = []
-    for name, taken in result["arms"].items():
+    for name, taken in arms.items():
         seconds = taken["seconds"]
-        speed = result["batch"] / statistics.median(seconds)
+        speed = batch / statistics.median(seconds)
         times = median_spread([a / b for a, b in zip(first, seconds, strict=True)], 2)
         share = median_spread([100 * a / b for a, b in zip(taken["limit_seconds"], seconds, strict=True)], 0)
         milliseconds = median_spread([1e3 * s for s in seconds])
-        rows.append([result["model"], str(result["batch"]), name, milliseconds, f"{speed:,.0f}", times, share])
+        rows.append([model, str(batch), name, milliseconds, f"{speed:,.0f}", times, share])
     return rows
 
 

@@ -1,10 +1,11 @@
-"""Workers killed with -9 at random, one after the other: `python -m benchmarks.storm [--kills 100] [--mode async]`.
+"""Repeated kills (SIGKILL) of random workers of one run: `python -m benchmarks.storm [--kills 100] [--mode async]`.
 
-One run on the sample, whose supervisor brings back what dies. When all places are at work again the next victim is
-killed, within two seconds. Seconds are the run's own, from its events: what a replacement takes from the death to its
-first update, and the longest that any worker waited between two updates of its own meanwhile; what they wait before
-the first death is there to compare. Then the run is stopped and audited, and what it left behind is counted. Results
-go to benchmarks/storm/MODE.json.
+The supervisor of the run replaces killed workers. As soon as all workers have made an update, the benchmark waits up
+to two seconds and kills the next worker. From the events of the run it computes the seconds from a worker's death to
+the first update of its replacement, and the longest time between two updates of any surviving worker after that
+death, to compare with the times before the first death. Then the benchmark stops and audits the run, and counts the
+processes, ports, shared memory and temporary files that are left. Results: results/<machine>/storm.json, one part per
+mode.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from typing import Any
 import psutil
 from rich.console import Console
 
-from benchmarks.measure import ROOT, Running, median_spread, prepared_sample, table, write
+from benchmarks.measure import ROOT, Running, median_spread, prepared_sample, results_path, table, write
 from psys.errors import PsysError, exit_with_message
 from psys.run.audit import audit
 from psys.run.events import read_events
@@ -41,16 +42,16 @@ def main() -> None:
     parser.add_argument("--mode", choices=["async", "ssp", "sync"], default="async")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--store", type=Path, default=ROOT / "stores" / "sample", help="prepared from the sample")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "storm")
+    parser.add_argument("--out", type=Path, default=results_path("storm"))
     arguments = parser.parse_args()
     prepared_sample(arguments.store)
     results = storm(arguments)
-    write(arguments.out / f"{arguments.mode}.json", results)
+    write(arguments.out, results, part=arguments.mode)
     print("\n".join(table(["what", f"{arguments.kills} kills, {arguments.mode}"], summary(results))))
 
 
 def storm(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Run it; seconds of its events, its books once they are audited, what was left behind."""
+    """Seconds from the events of the run, its audited batch accounting, and the number of things left behind."""
     chance = random.Random(arguments.seed)
     segments = set(SHARED_MEMORY.iterdir())
     with tempfile.TemporaryDirectory() as name:
@@ -59,10 +60,10 @@ def storm(arguments: argparse.Namespace) -> dict[str, Any]:
         command = ["launch/ps.py", "--mode", arguments.mode, "--workers", arguments.workers, "--epochs", 100_000]
         settings = ["--store", arguments.store.absolute(), "--runs", folder, "--name", "run", "--snapshot-epochs", 1000]
         with Running([[*command, *settings]], folder / "log") as running:
-            diary = Diary(path)
+            progress = Progress(path)
             for kill in range(arguments.kills + 1):
-                diary.expected = arguments.workers + kill
-                running.wait(diary.all_at_work, LIMIT_SECONDS, POLL_SECONDS)
+                progress.expected = arguments.workers + kill
+                running.wait(progress.all_updated, LIMIT_SECONDS, POLL_SECONDS)
                 if kill == arguments.kills:
                     break
                 time.sleep(chance.uniform(0, LONGEST_PAUSE_SECONDS))
@@ -82,26 +83,27 @@ def storm(arguments: argparse.Namespace) -> dict[str, Any]:
         audit(path, Console(quiet=True))
         events = list(read_events(path))
         return {
+            "kills": arguments.kills,
             **waits(events, arguments.kills),
-            "books": {name: count for name, count in events[-1].items() if isinstance(count, int)},
+            "batches": {name: count for name, count in events[-1].items() if isinstance(count, int)},
             "left": left,
         }
 
 
-class Diary:
-    """Who has worked so far: the events of a run that goes on, each read once."""
+class Progress:
+    """The workers that have made an update; reads each event of a running run once."""
 
     def __init__(self, path: Path) -> None:
         self.expected = 0
         self._path, self._read, self._workers = path, 0, set[str]()
 
-    def all_at_work(self) -> bool:
-        """Whether as many workers as `expected` have made an update."""
+    def all_updated(self) -> bool:
+        """Whether at least `expected` workers have made an update."""
         if self._path.exists():
             with self._path.open("rb") as file:
                 file.seek(self._read)
-                news = file.read()
-            whole = news[: news.rfind(b"\n") + 1]
+                added = file.read()
+            whole = added[: added.rfind(b"\n") + 1]
             self._read += len(whole)
             for event in map(json.loads, whole.splitlines()):
                 self._workers.update(event["workers"] if event["event"] == "update" else ())
@@ -109,28 +111,28 @@ class Diary:
 
 
 def listening(where: Any) -> set[int]:
-    """TCP ports that a process, or (of psutil itself) anybody, listens at."""
+    """TCP ports on which a process listens; of the module psutil itself, ports on which any process listens."""
     return {c.laddr.port for c in where.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
 
 
 def waits(events: Sequence[dict[str, Any]], kills: int) -> dict[str, list[float]]:
-    """Seconds of each replacement, and of the longest wait of a worker while another was replaced."""
+    """Seconds of each replacement, and the longest wait of any worker after each death."""
     worked = defaultdict(list)
     for event in events:
         for worker in event["workers"] if event["event"] == "update" else ():
             worked[worker].append(event["seconds"])
     killed = [event["seconds"] for event in events if event["event"] == "leave" and event["reason"] == "broken"]
     if len(killed) != kills:
-        raise PsysError(f"{kills} workers were killed, the run noticed {len(killed)}")
+        raise PsysError(f"{kills} workers were killed, but the run recorded {len(killed)} deaths")
     began = sorted(times[0] for times in worked.values())
-    newcomers = began[len(began) - kills :]
+    replacements = began[len(began) - kills :]
     gaps = [pair for times in worked.values() for pair in pairwise(times)]
     ends = [*killed[1:], float("inf")]
     return {
-        "replacement_seconds": [round(came - went, 3) for went, came in zip(killed, newcomers, strict=True)],
+        "replacement_seconds": [round(updated - died, 3) for died, updated in zip(killed, replacements, strict=True)],
         "longest_wait_seconds": [
-            round(max(b - a for a, b in gaps if b >= went and a < end), 3)
-            for went, end in zip(killed, ends, strict=True)
+            round(max(b - a for a, b in gaps if b >= died and a < end), 3)
+            for died, end in zip(killed, ends, strict=True)
         ],
         "undisturbed_wait_seconds": [round(b - a, 3) for a, b in gaps if b < killed[0]],
     }
@@ -140,13 +142,13 @@ def summary(results: dict[str, Any]) -> list[tuple[str, object]]:
     """Rows of the table."""
     rows: list[tuple[str, object]] = []
     for key, what in (
-        ("replacement_seconds", "from a death to its replacement's first update, s"),
-        ("longest_wait_seconds", "longest wait of a survivor, s, each death"),
-        ("undisturbed_wait_seconds", "wait between two updates before all deaths, s"),
+        ("replacement_seconds", "from a death to the first update of the replacement, s"),
+        ("longest_wait_seconds", "longest wait of a surviving worker, s, after each death"),
+        ("undisturbed_wait_seconds", "wait between two updates before the first death, s"),
     ):
         rows.append((what, f"{median_spread(results[key], 2)}, at most {max(results[key]):.2f}"))
-    books, left = results["books"], results["left"]
-    rows += [(f"batches {name}", books[name]) for name in ("applied", "reissued", "lost")]
+    batches, left = results["batches"], results["left"]
+    rows += [(f"batches {name}", batches[name]) for name in ("applied", "reissued", "lost")]
     return rows + [(f"{what} left behind", count) for what, count in left.items()]
 
 

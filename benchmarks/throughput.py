@@ -1,10 +1,11 @@
-"""Images/s of a cluster on one machine, beside as many processes that do not communicate at all and beside torch's DDP.
+"""Images/s of a run on one machine, compared with processes that do not communicate and with torch's DDP.
 
-`python -m benchmarks.throughput [--models resnet44 ...] [--workers 2] [--rounds 10] [--arms sync ...]`. All train the
-same batches with the same augmentation, precision and optimizer, each process on its share of the cores; those of psys
-are launched as a user would. All are started and warmed up, and then take turns of some seconds, while the others are
-stopped: what the machine's neighbours do meets all alike. In a turn the images of each worker count from its first
-update to its last, and shares are of the same round's `alone`. Results go to benchmarks/throughput/<model>.json.
+`python -m benchmarks.throughput [--models resnet44 ...] [--workers 2] [--rounds 10] [--arms sync ...]`. All arms
+train the same batches with the same augmentation, precision and optimizer, and each process has its share of the
+cores. The arms of psys are started with launch/ps.py. All arms are started and warmed up; then they take turns of
+some seconds, and in a turn all other arms are suspended, so that other load on the machine affects all arms alike. In
+a turn the images of a worker count from its first update to its last. A share is images/s divided by images/s of
+`alone` in the same round. Results: results/<machine>/throughput.json, one part per model.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import ROOT, Running, count, median_spread, prepared_sample, table, write
+from benchmarks.measure import ROOT, Running, count, median_spread, prepared_sample, results_path, table, write
 from psys.compute.device import available_cores
 from psys.config import write_yaml
 from psys.errors import PsysError, exit_with_message
@@ -34,10 +35,10 @@ PSYS = {  # flags of launch/ps.py
     "ssp": ["--mode", "ssp"],
     "async+prefetch": ["--mode", "async", "--prefetch", "1"],
 }
-EPOCHS = 5_000  # never reached: the run is interrupted after its last turn
-VALIDATION_SHARE = 0.04  # leaves 1,920 images of the sample, 30 whole batches of 64: an even share for every worker
-START_SECONDS = 120.0  # the longest that an arm may take to start
-NEVER = 3600.0  # seconds after which one that is stopped would count as dead
+EPOCHS = 5_000  # never reached: the benchmark interrupts the run after the last turn
+VALIDATION_SHARE = 0.04  # leaves 1,920 images of the sample: 30 whole batches of 64
+START_SECONDS = 120.0  # time limit for the start of an arm
+NEVER = 3600.0  # heartbeat timeout in seconds: a suspended worker must not count as dead
 
 
 def main() -> None:
@@ -49,13 +50,13 @@ def main() -> None:
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--rounds", type=count, default=10)
     parser.add_argument("--seconds", type=float, default=5.0, help="length of a turn")
-    parser.add_argument("--warm-up", type=float, default=4.0, help="seconds before the first")
+    parser.add_argument("--warm-up", type=float, default=4.0, help="seconds before the first turn")
     parser.add_argument("--store", type=Path, default=ROOT / "stores" / "sample", help="prepared from the sample")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "throughput")
+    parser.add_argument("--out", type=Path, default=results_path("throughput"))
     arguments = parser.parse_args()
     arms = ["alone", *(arm for arm in arguments.arms if arm != "alone")]
     if len(arms) == 1:
-        parser.error("--arms: name one to compare with alone")
+        parser.error("--arms: expected at least one arm besides alone")
     prepared_sample(arguments.store)
     for model in arguments.models:
         config = RunConfig(
@@ -74,20 +75,20 @@ def main() -> None:
         rounds = compare(arms, config, arguments.rounds, arguments.warm_up, arguments.seconds)
         settings = config.model_dump(mode="json", exclude={"store", "runs", "name", "mode"})
         flags = {arm: PSYS[arm] for arm in arms if arm in PSYS}
-        write(arguments.out / f"{model}.json", {"settings": settings, "flags": flags, "rounds": rounds})
+        write(arguments.out, {"settings": settings, "flags": flags, "rounds": rounds}, part=model)
         print("\n".join(report(model, arms, rounds)), flush=True)
 
 
 def compare(
     arms: Sequence[str], config: RunConfig, rounds: int, warm_up: float, seconds: float
 ) -> list[dict[str, dict[str, float]]]:
-    """By round and arm: images/s of all its workers together and, of psys, MB that its servers hold after the turn."""
+    """By round and arm: images/s of all workers together and, for psys, resident MB of the servers after the turn."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         started: dict[str, Running] = {}
         for arm in arms:
             started[arm] = stack.enter_context(start(arm, config, folder / arm))
-            started[arm].wait(partial(all_work, config, folder / arm), START_SECONDS)
+            started[arm].wait(partial(all_joined, config, folder / arm), START_SECONDS)
             turn(started[arm], warm_up)
         memory: list[dict[str, float]] = []
         for number in range(rounds):
@@ -98,9 +99,11 @@ def compare(
                     memory[-1][arm] = sum(process.memory_info().rss for process in servers) / 1e6
             print(f"{config.model}, round {number + 1} of {rounds}", file=sys.stderr, flush=True)
         pause = (len(arms) - 1) * seconds
-        speeds = {arm: speed_by_turn(events_of(folder / arm), pause)[1:] for arm in arms}  # the first was the warm-up
+        speeds = {
+            arm: speed_by_turn(events_of(folder / arm), pause)[1:] for arm in arms
+        }  # the first turn was the warm-up
     if wrong := [arm for arm in arms if len(speeds[arm]) != rounds]:
-        raise PsysError(f"turns of {seconds:g} s are too short to tell them apart for {', '.join(wrong)}")
+        raise PsysError(f"turns of {seconds:g} s are too short for {', '.join(wrong)}: use a larger --seconds")
     return [
         {
             arm: {
@@ -114,7 +117,7 @@ def compare(
 
 
 def start(arm: str, config: RunConfig, folder: Path) -> Running:
-    """The arm's processes, with all that they write below `folder`."""
+    """Start the processes of an arm; all files they write are below `folder`."""
     folder.mkdir()
     write_yaml(config.model_copy(update={"runs": folder}), folder / "config.yaml")
     commands: list[list[object]]
@@ -128,7 +131,7 @@ def start(arm: str, config: RunConfig, folder: Path) -> Running:
 
 
 def turn(running: Running, seconds: float) -> None:
-    """Let them work for so long."""
+    """Run the processes for `seconds`, then suspend the processes."""
     running.resume()
     end = time.monotonic() + seconds
     running.wait(lambda: time.monotonic() > end, timeout_seconds=2 * seconds)
@@ -139,17 +142,17 @@ def events_of(folder: Path) -> list[dict[str, Any]]:
     return [event for path in folder.glob("*/events.jsonl") for event in read_events(path)]
 
 
-def all_work(config: RunConfig, folder: Path) -> bool:
+def all_joined(config: RunConfig, folder: Path) -> bool:
     return [event["event"] for event in events_of(folder)].count("join") == config.workers
 
 
 def speed_by_turn(events: Sequence[dict[str, Any]], pause: float) -> list[float]:
-    """Images per second of all workers in each turn; before a turn nothing happens for `pause` seconds or more.
+    """Images per second of all workers in each turn; turns are at least `pause` seconds apart.
 
     Raises PsysError if a worker left or a gradient was refused, or a worker updated less than twice in a turn.
     """
     if wrong := [event for event in events if event["event"] in ("leave", "refused")]:
-        raise PsysError(f"not all workers worked all the time: {wrong[0]}")
+        raise PsysError(f"a worker left or a gradient was refused during the measurement: {wrong[0]}")
     workers = [event["worker"] for event in events if event["event"] == "join"]
     updates = sorted((event for event in events if event["event"] == "update"), key=itemgetter("seconds"))
     turns = [updates[:1]]
@@ -164,7 +167,7 @@ def speed(turn: Sequence[dict[str, Any]], worker: object) -> float:
     """Images per second of one worker, from its first update in a turn to its last."""
     own = [update for update in turn if worker in update["workers"]]
     if len(own) < 2:
-        raise PsysError(f"a turn is too short: less than two updates of {worker}")
+        raise PsysError(f"a turn is too short: worker {worker} made less than two updates; use a larger --seconds")
     images = sum(update["images"] / len(update["workers"]) for update in own[1:])
     return float(images / (own[-1]["seconds"] - own[0]["seconds"]))
 

@@ -1,11 +1,12 @@
-"""A push_pull against a copy of the same bytes and against a call that does nothing: `python -m benchmarks.wire`.
+"""Time of a push_pull, compared with a copy of the same bytes and with an empty call: `python -m benchmarks.wire`.
 
-A real server (and a second one) of a vector of parameters with the default optimizer (SGD, Nesterov momentum), and real
-worker processes that compute nothing: hand in a gradient that was written anew in the run's wire format, wait for the
-update, take the parameters. In float32 on one host that is where the model lives, so nothing but the optimizer and one
-write of the parameters moves the vector. Every worker measures all three in turns, then push_pulls alone; how many all
-make a second counts while every one of them does. `apart`: the workers' memory is hidden from the servers, as if on
-another host, and its bytes go in chunks over loopback. Results go to benchmarks/wire/wire.json.
+One or two server processes hold a vector of parameters with the default optimizer (SGD, Nesterov momentum). The
+worker processes compute nothing: a worker writes a new gradient in the wire format of the run, sends it, waits for
+the update and reads the parameters. In float32 on one host the model lives in the shared buffer, so only the
+optimizer and one write of the parameters move the vector. Every worker measures the three operations in turns, then
+push_pulls only; push_pulls/s are counted while all workers make them. `apart`: the servers cannot open the workers'
+memory, as if they were on another host, and the bytes go in chunks over loopback. Results:
+results/<machine>/wire.json, one part per wire format.
 """
 
 import argparse
@@ -28,7 +29,7 @@ import torch
 from torch import nn
 from torch.distributed import rpc
 
-from benchmarks.measure import ROOT, count, median_spread, table, write
+from benchmarks.measure import ROOT, count, median_spread, results_path, table, write
 from psys.cluster.server import Server
 from psys.cluster.shard_server import Shard
 from psys.errors import PsysError, exit_with_message
@@ -49,20 +50,19 @@ from psys.transport.reconnect import Session
 from psys.transport.registration import Reception
 from psys.transport.rendezvous import GATHERING_SECONDS, Door, knock
 
-RESULTS = Path(__file__).parent / "wire" / "wire.json"
 SMALL, LARGE = 656_000, 25_600_000  # parameters: 2.6 MB and 102 MB in float32
 _NEVER = 3600.0  # seconds
-_BLOCK = 10  # operations of a kind before it is the next one's turn
+_BLOCK = 10  # operations of one kind in a row
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.wire", description=__doc__)
     parser.add_argument("--rounds", type=count, default=3)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of measuring, per case and round")
+    parser.add_argument("--seconds", type=float, default=5.0, help="length of a measurement, per case and round")
     parser.add_argument("--wires", nargs="+", choices=get_args(Wire), default=get_args(Wire))
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--case", help="for this program's own processes")
-    parser.add_argument("--role", help="for this program's own processes")
+    parser.add_argument("--out", type=Path, default=results_path("wire"))
+    parser.add_argument("--case", help="internal: for a child process")
+    parser.add_argument("--role", help="internal: for a child process")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--folder", type=Path)
     arguments = parser.parse_args()
@@ -74,21 +74,26 @@ def main() -> None:
         for case in cases(arguments.wires):
             name = " ".join(f"{key}={value}" for key, value in case.items())
             series.setdefault(name, []).append({**case, **measure(case, arguments.seconds)})
-    write(arguments.out, {"rounds": arguments.rounds, "seconds": arguments.seconds, "series": series})
+    for wire in arguments.wires:
+        of_wire = {name: rounds for name, rounds in series.items() if rounds[0]["wire"] == wire}
+        results = {"rounds": arguments.rounds, "seconds": arguments.seconds, "series": of_wire}
+        write(arguments.out, results, part=wire)
     print("\n".join(summary(series)))
 
 
 def cases(wires: list[str]) -> list[dict[str, Any]]:
-    """What is measured: both sizes by format, servers and whether memory is shared; the small one by workers."""
+    """The cases: both sizes by format, servers and shared memory; in float32 also by the number of workers."""
     usual = {"servers": 1, "workers": 1, "wire": "fp32", "apart": False}
     grid = itertools.product((SMALL, LARGE), wires, (1, 2), (False, True))
     by_format = [{**usual, "numel": n, "wire": w, "servers": s, "apart": a} for n, w, s, a in grid]
+    if "fp32" not in wires:
+        return by_format
     by_workers = [{**usual, "numel": SMALL, "workers": workers} for workers in (2, 4, 8)]
-    return by_format + by_workers + [{**usual, "numel": LARGE, "workers": 2}]
+    return [*by_format, *by_workers, {**usual, "numel": LARGE, "workers": 2}]
 
 
 def measure(case: dict[str, Any], seconds: float) -> dict[str, Any]:
-    """One case: milliseconds of a copy, an empty call and a push_pull (medians of each worker), all push_pulls/s."""
+    """Measure one case: median ms of a copy, an empty call and a push_pull; push_pulls/s of all workers together."""
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
 
@@ -97,7 +102,7 @@ def measure(case: dict[str, Any], seconds: float) -> dict[str, Any]:
             process = subprocess.Popen(
                 [*command, "--port", str(port), "--seconds", str(seconds), "--folder", folder],
                 cwd=ROOT,
-                env={**os.environ, "TORCH_CPP_LOG_LEVEL": "ERROR"},  # or it tells of every worker that goes
+                env={**os.environ, "TORCH_CPP_LOG_LEVEL": "ERROR"},  # without it torch RPC logs every worker that ends
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -107,28 +112,28 @@ def measure(case: dict[str, Any], seconds: float) -> dict[str, Any]:
             return process
 
         server = start("server")
-        port = _told(server, seconds)
+        port = _report(server, seconds)
         servers = [server, *(start("shard", port) for _ in range(1, case["servers"]))]
         workers = [start("worker", port) for _ in range(case["workers"])]
-        told = [_told(worker, seconds) for worker in workers]  # who has told it stays, and so does its lane
+        reports = [_report(worker, seconds) for worker in workers]  # a worker keeps its buffer until it is killed
         resident = sum(psutil.Process(each.pid).memory_info().rss for each in servers) / 1e6
-        server.kill()  # first, or it would complain of the others' end
-    begin, end = max(each["done"][0] for each in told), min(each["done"][-1] for each in told)
-    together = sum(begin < done <= end for each in told for done in each["done"])
+        server.kill()  # first: it would log the end of the other processes
+    begin, end = max(each["done"][0] for each in reports), min(each["done"][-1] for each in reports)
+    together = sum(begin < done <= end for each in reports for done in each["done"])
     return {
-        "copy_ms": statistics.median(each["copy_ms"] for each in told),
-        "call_ms": statistics.median(each["call_ms"] for each in told),
-        "push_pull_ms": statistics.median(each["push_pull_ms"] for each in told),
+        "copy_ms": statistics.median(each["copy_ms"] for each in reports),
+        "call_ms": statistics.median(each["call_ms"] for each in reports),
+        "push_pull_ms": statistics.median(each["push_pull_ms"] for each in reports),
         "per_second": together / (end - begin),
         "server_mb": resident,
     }
 
 
-def _told(process: "subprocess.Popen[str]", seconds: float) -> Any:
-    """What it has to say. Raises PsysError if it ends without a word, or has none in ten times the time it takes."""
+def _report(process: "subprocess.Popen[str]", seconds: float) -> Any:
+    """The next report of a process. Raises PsysError if the process ends without one or exceeds the time limit."""
     assert process.stdout
     if not select([process.stdout], [], [], 120 + 10 * seconds)[0] or not (line := process.stdout.readline()):
-        raise PsysError(f"a process has not measured anything: {process.args!r}")
+        raise PsysError(f"a process of the benchmark reported nothing: {process.args!r}")
     return json.loads(line)
 
 
@@ -154,7 +159,7 @@ def summary(series: dict[str, list[dict[str, Any]]]) -> list[str]:
 
 
 def _config(case: dict[str, Any]) -> RunConfig:
-    # In float32 what comes is handed in as the gradient: the rate is low, that it may come back much the same for ever.
+    # In float32 the parameters that arrive are sent as the gradient: a low rate keeps the values nearly constant.
     schedule = ScheduleConfig(kind="constant", learning_rate=1e-12)
     return RunConfig(
         mode="async",
@@ -209,7 +214,7 @@ def _work(case: dict[str, Any], arguments: argparse.Namespace) -> None:
     session = Session("127.0.0.1", arguments.port, "")
     module = nn.Linear(case["numel"], 1, bias=False)
     laned = LanedModel(module, _config(case))
-    # In float32 the parameters that come take its place; in the other formats it is handed in again and again.
+    # In float32 the parameters that arrive replace the gradient; in the other formats the same gradient is sent again.
     laned.models[0].gradient.normal_(generator=torch.Generator().manual_seed(session.admission.number))
     if case["apart"]:
         laned.lane.address = laned.lane.address._replace(token=bytes(len(laned.lane.address.token)))
@@ -234,13 +239,13 @@ def _work(case: dict[str, Any], arguments: argparse.Namespace) -> None:
     end = time.perf_counter() + arguments.seconds
     while time.perf_counter() < end or len(taken["push_pull"]) < 3 * _BLOCK:
         for name, operation in operations.items():
-            operation()  # the others have emptied the caches
+            operation()  # the other operations have evicted the caches
             for _ in range(_BLOCK):
-                laned.models[0].gradient.neg_()  # as a step would have written it
+                laned.models[0].gradient.neg_()  # as a gradient step would write it
                 start = time.perf_counter()
                 operation()
                 taken[name].append(time.perf_counter() - start)
-    # Longer than the others may be behind with their own.
+    # Longer than the measurements of the other workers can differ.
     done, end = [time.monotonic()], time.monotonic() + 2 * arguments.seconds
     while time.monotonic() < end:
         push_pull()
