@@ -1,4 +1,4 @@
-"""The `psys` command: data fetched, images prepared, runs evaluated. (Training starts from launch/ps.py.)"""
+"""The `psys` command: fetch data, prepare images, evaluate and audit runs. (launch/ps.py trains.)"""
 
 import argparse
 import sys
@@ -30,11 +30,11 @@ def _data(argv: Sequence[str]) -> None:
 
 def _evaluate(argv: Sequence[str]) -> None:
     from psys.run.directory import RunDirectory
-    from psys.run.results import finish
+    from psys.run.results import evaluate_run
 
-    parser = Parser(prog="psys evaluate", description=finish.__doc__)
+    parser = Parser(prog="psys evaluate", description=evaluate_run.__doc__)
     parser.add_argument("run", type=Path, help="directory of a run that was stopped before it was evaluated")
-    finish(RunDirectory(parser.parse_args(argv).run), Console())
+    evaluate_run(RunDirectory(parser.parse_args(argv).run), Console())
 
 
 def _audit(argv: Sequence[str]) -> None:
@@ -48,16 +48,19 @@ def _audit(argv: Sequence[str]) -> None:
 _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "data": (_data, "fetch a data set: psys data fetch cifar10"),
     "prepare": (_prepare, "decode, resize and segment images into a store that training reads"),
-    "evaluate": (_evaluate, "evaluate and export what a stopped run had trained"),
-    "audit": (_audit, "make up a run's books again from its events: every batch applied exactly once?"),
+    "evaluate": (_evaluate, "evaluate and export what a stopped run has trained"),
+    "audit": (
+        _audit,
+        "recompute a run's batch accounting from events.jsonl and compare it with the totals the run reported",
+    ),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point; exit code 2 and one line for what the user must mend."""
+    """Entry point; for what the user must correct, one line and exit code 2."""
     parser = Parser(
         prog="psys",
-        description="The way to and from training with a parameter server (training: torchrun launch/ps.py --help).",
+        description="Everything around training with a parameter server (to train: torchrun launch/ps.py --help).",
         epilog="\n".join(f"  {name:10}{text}" for name, (_, text) in _COMMANDS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

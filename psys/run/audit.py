@@ -1,147 +1,151 @@
-"""A run's books made up again from its events alone: was every batch applied exactly once, whatever died?"""
+"""Recomputes a run's batch accounting from events.jsonl: was every batch applied exactly once, whatever failed?"""
 
 from collections import Counter
-from operator import index
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from psys.errors import PsysError
+from psys.ps.events import LeasesReturned, PushRefused, RunEnded, RunEvent, RunStarted, UpdateApplied
+from psys.ps.ledger import BatchAccount
+from psys.ps.messages import Lease
 from psys.run.events import read_events
 
 _ROWS = {
     "batches": "batches of the run",
-    "leased": "leases handed out",
+    "leased": "leases granted",
     "applied": "batches applied",
-    "reissued": "leases handed out again",
+    "reissued": "leases of batches leased before",
     "duplicates": "pushes refused as duplicates",
-    "expired": "pushes refused as too late",
-    "damaged": "gradients refused as not finite",
+    "expired": "pushes refused as expired",
+    "damaged": "pushes refused as not finite",
     "unfinished": "batches not applied",
     "lost": "batches lost",
 }
 
 
-class Books:
-    """The account as it follows from one event after the other; `problems` are what cannot be.
+class RecomputedAccount:
+    """The batch accounting that follows from the events of a run, added in order; `problems` are contradictions.
 
-    A lease ends when its batch is applied or when it is returned, and a returned batch is leased again: so the leases
-    are counted from the ends they came to, and each update's attempts from what was returned before.
+    A lease ends when its batch is applied or returned, and a returned batch is leased again. The events do not list the
+    leases: the account counts them by their ends, and an update's attempts by the returns before the update.
     """
 
     def __init__(self) -> None:
         self.problems: list[str] = []
-        self.resumed = 0
-        self.end: dict[str, int] | None = None
+        self.resumes = 0
+        self.reported: BatchAccount | None = None
         self._batches = self._returned = 0
         self._refused: Counter[str] = Counter()
         self._returns: Counter[int] = Counter()  # by batch
-        self._updates: list[list[int]] = []  # batches of each version, the first being version 1
+        self._updates: list[tuple[int, ...]] = []  # batches of each version, beginning with version 1
 
-    def take(self, event: dict[str, Any]) -> None:
-        """Raises KeyError, TypeError or their like if the event is not as psys writes it."""
-        match event["event"]:
-            case "start" | "resume":
-                self._go_on(event)
-            case "update":
+    def add(self, event: RunEvent) -> None:
+        """Take in the next event."""
+        match event:
+            case RunStarted():
+                self._start(event)
+            case UpdateApplied():
                 self._update(event)
-            case "refused":
-                self._refused[event["receipt"]] += 1
-                if event["receipt"] == "damaged":
-                    self._take_back(event["lease"])
-            case "returned":
-                for lease in event["leases"]:
+            case PushRefused(receipt=receipt, lease=lease):
+                self._refused[receipt] += 1
+                if receipt == "damaged":
                     self._take_back(lease)
-            case "end":
-                self.end = {name: index(event[name]) for name in _ROWS}
+            case LeasesReturned(leases=leases):
+                for lease in leases:
+                    self._take_back(lease)
+            case RunEnded():
+                self.reported = BatchAccount(**{name: getattr(event, name) for name in _ROWS})
 
-    def account(self) -> dict[str, int]:
-        """What the ledger should say."""
+    def account(self) -> BatchAccount:
+        """The totals that the run's ledger should have."""
         applied = [batch for batches in self._updates for batch in batches]
         missing = self._batches - len(set(applied))
-        return {
-            "batches": self._batches,
-            "leased": len(applied) + self._returned,
-            "applied": len(applied),
-            "reissued": self._returned,
-            "duplicates": self._refused["duplicate"],
-            "expired": self._refused["expired"],
-            "damaged": self._refused["damaged"],
-            "unfinished": missing,
-            "lost": missing if self.end and not self.end["unfinished"] else 0,
-        }
+        return BatchAccount(
+            batches=self._batches,
+            leased=len(applied) + self._returned,
+            applied=len(applied),
+            reissued=self._returned,
+            duplicates=self._refused["duplicate"],
+            expired=self._refused["expired"],
+            damaged=self._refused["damaged"],
+            unfinished=missing,
+            lost=missing if self.reported and not self.reported.unfinished else 0,
+        )
 
-    def close(self) -> None:
-        """Compare with what the run said at its end; of one that was stopped early, leases may be out."""
+    def check(self) -> None:
+        """After the last event: add contradictions between batches, and to the totals that the run reported."""
         applied = Counter(batch for batches in self._updates for batch in batches)
-        twice = sorted(batch for batch, times in applied.items() if times > 1)
-        if twice:
-            self.problems.append(f"batches applied more than once: {_few(twice)}")
-        strange = sorted(batch for batch in applied if not 0 <= batch < self._batches)
-        if strange:
-            self.problems.append(f"batches that the run does not have: {_few(strange)}")
-        if self.end is None:
+        repeated = sorted(batch for batch, times in applied.items() if times > 1)
+        if repeated:
+            self.problems.append(f"batches applied more than once: {_first_few(repeated)}")
+        unknown = sorted(batch for batch in applied if not 0 <= batch < self._batches)
+        if unknown:
+            self.problems.append(f"batches that are not part of the run: {_first_few(unknown)}")
+        if self.reported is None:
             return
-        stopped = self.end["unfinished"] > 0
-        for name, value in self.account().items():
-            said = self.end[name]
-            if said != value and not (stopped and name in ("leased", "reissued")):
-                self.problems.append(f"the run says {name} {said}, its events come to {value}")
+        stopped_early = self.reported.unfinished > 0  # some leases may have neither been applied nor returned
+        for name, value in vars(self.account()).items():
+            reported = getattr(self.reported, name)
+            if reported != value and not (stopped_early and name in ("leased", "reissued")):
+                self.problems.append(f"the run reported {name} {reported}, its events add up to {value}")
 
-    def _go_on(self, event: dict[str, Any]) -> None:
-        """At the start, or from a checkpoint: what came after that is undone, and what was out is due again."""
-        self.resumed += event["event"] == "resume"
-        self.end = None
-        version, counts = index(event["version"]), {name: index(count) for name, count in event["counts"].items()}
-        if not 0 <= version <= len(self._updates):
-            self.problems.append(f"resumed at version {version}, but the updates end at {len(self._updates)}")
-        del self._updates[version:]
-        self._batches = index(event["batches"])
+    def _start(self, event: RunStarted) -> None:
+        """At the start or at a checkpoint: later updates are undone, and batches that were leased are due again."""
+        self.resumes += event.event == "resume"
+        self.reported = None
+        if not 0 <= event.version <= len(self._updates):
+            self.problems.append(f"resumed at version {event.version}, but the updates end at {len(self._updates)}")
+        del self._updates[event.version :]
+        counts = Counter(event.counts)
+        self._batches = event.batches
         self._returned = counts["leased"] - sum(map(len, self._updates))
         self._refused = Counter(duplicate=counts["duplicates"], expired=counts["expired"], damaged=counts["damaged"])
-        self._returns = Counter({int(batch): index(attempt) for batch, attempt in event["attempts"].items()})
+        self._returns = Counter(event.attempts)
 
-    def _update(self, event: dict[str, Any]) -> None:
-        batches = [index(batch) for batch in event["batches"]]
-        self._updates.append(batches)
-        if event["version"] != len(self._updates):
-            self.problems.append(f"update {event['version']} stands where {len(self._updates)} should")
-        for batch, attempt in zip(batches, event["attempts"], strict=True):
-            if attempt != self._returns[batch]:
-                was = self._returns[batch]
+    def _update(self, event: UpdateApplied) -> None:
+        self._updates.append(event.batches)
+        if event.version != len(self._updates):
+            self.problems.append(f"update {event.version} where update {len(self._updates)} was expected")
+        if len(event.attempts) != len(event.batches):
+            self.problems.append(
+                f"update {event.version} has {len(event.batches)} batches, {len(event.attempts)} attempts"
+            )
+        for batch, attempt in zip(event.batches, event.attempts, strict=False):
+            if attempt != (returns := self._returns[batch]):
                 self.problems.append(
-                    f"batch {batch} was applied at attempt {attempt} and had been returned {was} times"
+                    f"batch {batch} was applied at attempt {attempt} but returned {returns} times before"
                 )
 
-    def _take_back(self, lease: list[Any]) -> None:
+    def _take_back(self, lease: Lease) -> None:
         self._returned += 1
-        self._returns[index(lease[0])] += 1
+        self._returns[lease.batch] += 1
 
 
 def audit(events: Path, console: Console) -> None:
-    """Print the account of the run whose events these are. Raises PsysError if it does not add up, or is no account."""
-    books = Books()
-    for number, event in enumerate(read_events(events), 1):
-        try:
-            books.take(event)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            raise PsysError(f"{events}, event {number} ({event['event']}): not as psys writes it: {error!r}") from None
-    books.close()
-    table = Table(title=f"{events.parent}: its books, made up from its events", show_header=False, title_justify="left")
-    for name, value in books.account().items():
+    """Recompute a run's batch accounting from events.jsonl and compare it with the totals that the run reported.
+
+    Prints the accounting. Raises PsysError if it contradicts itself or the totals, or if the file cannot be read.
+    """
+    recomputed = RecomputedAccount()
+    for event in read_events(events):
+        recomputed.add(event)
+    recomputed.check()
+    title = f"{events.parent}: batch accounting recomputed from {events.name}"
+    table = Table(title=title, show_header=False, title_justify="left")
+    for name, value in vars(recomputed.account()).items():
         table.add_row(_ROWS[name], str(value))
-    table.add_row("servers resumed", str(books.resumed))
+    table.add_row("resumes", str(recomputed.resumes))
     console.print(table)
-    if books.problems:
-        raise PsysError(f"the books of {events.parent} do not add up: {'; '.join(books.problems[:5])}")
+    if recomputed.problems:
+        raise PsysError(f"the batch accounting of {events.parent} is wrong: {'; '.join(recomputed.problems[:5])}")
     console.print(
-        "The run has no end: it is going on, or it was killed and can be resumed."
-        if books.end is None
-        else "They are what the run itself said at its end."
+        "The run has not ended: it is still going on, or it was killed and can be resumed."
+        if recomputed.reported is None
+        else "The accounting equals the totals that the run reported at its end."
     )
 
 
-def _few(batches: list[int]) -> str:
+def _first_few(batches: list[int]) -> str:
     return ", ".join(map(str, batches[:5])) + (", ..." if len(batches) > 5 else "")

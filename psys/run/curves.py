@@ -1,4 +1,4 @@
-"""A run's history as one picture: loss and accuracy, of training and validation, per epoch."""
+"""The curves of a run as one picture: loss and accuracy, of training and validation, by epoch."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,13 +11,13 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from psys.errors import PsysError
 
-# Okabe and Ito's palette: told apart with every kind of colour vision.
+# Okabe and Ito's palette: people with any kind of colour vision can tell the colours apart.
 _TRAINING, _VALIDATION = "#0072B2", "#D55E00"
 _INK, _FAINT = "#333333", "#DDDDDD"
 
 
 class EpochPoint(NamedTuple):
-    """What is known at one point of a run, usually the end of an epoch; None where no validation was made."""
+    """The figures of a run at one version, usually at the end of an epoch; None where no images are held out."""
 
     epoch: float
     train_seconds: float  # wall-clock of training since the start, without evaluation
@@ -33,7 +33,7 @@ def draw(epochs: Sequence[EpochPoint], path: Path, title: str) -> None:
     Raises PsysError if there is no point to draw or `path` cannot be written.
     """
     if not epochs:
-        raise PsysError(f"no curves to draw in {path}: no epoch was finished")
+        raise PsysError(f"no curves to draw in {path}: the run has no point")
     figure = Figure(figsize=(12, 5), dpi=100, layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontsize=14, fontweight="bold", color=_INK)
     best = max(epochs, key=lambda point: -1.0 if point.validation_accuracy is None else point.validation_accuracy)
@@ -65,7 +65,7 @@ def _line(panel: Axes, label: str, colour: str, points: Sequence[tuple[float, fl
 
 
 def _frame(panel: Axes, epochs: Sequence[EpochPoint]) -> None:
-    """Epochs below, the training time that they took above, a light grid."""
+    """Axes: epochs below, the training time that they took above, a light grid."""
     ends = [0.0, *(point.epoch for point in epochs)]
     seconds = [0.0, *(point.train_seconds for point in epochs)]
 

@@ -1,8 +1,9 @@
-"""What a run came to, from its directory alone: snapshots evaluated, the best exported, curves drawn, a table."""
+"""Evaluates a trained run from its directory alone: snapshots evaluated, the best exported, curves drawn, a table."""
 
 import math
 import shutil
-from pathlib import Path
+from bisect import bisect_right
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -14,41 +15,41 @@ from rich.table import Table
 from torch import nn
 
 from psys.compute.device import choose_device
-from psys.compute.evaluate import evaluate
+from psys.compute.evaluate import Evaluation, evaluate
 from psys.compute.flat import FlatModel
 from psys.data.holdout import holdout
 from psys.data.store import PreparedStore, Split
 from psys.errors import PsysError
 from psys.models.registry import build
+from psys.ps.events import RunEnded, RunEvent, RunStarted, SnapshotSaved, UpdateApplied
 from psys.run.curves import EpochPoint, draw
-from psys.run.directory import RunDirectory, load_snapshot, save_module
+from psys.run.directory import RunDirectory
 from psys.run.events import EventLog, read_events, surviving
-
-Event = dict[str, Any]
+from psys.run.snapshots import load_snapshot, save_module
 
 _PARITY_IMAGES = 500
 
 
-def finish(run: RunDirectory, console: Console) -> dict[str, Any]:
-    """Evaluate every snapshot on the held-out images, choose the best by them, test it, export it, draw and tabulate.
+def evaluate_run(run: RunDirectory, console: Console) -> dict[str, Any]:
+    """Evaluate every snapshot on the held-out images, choose the best, test it, export it, draw curves, print a table.
 
     Leaves best.safetensors, last.safetensors, model.onnx, curves.png and result.json in the run's directory and removes
-    the other snapshots. Returns the result. Raises PsysError if the run was evaluated before, has no snapshot, or is
-    still going on.
+    the other snapshots. Returns the content of result.json. Raises PsysError if the run was evaluated before, has no
+    snapshot, diverged, or is still going on.
     """
-    if (run.path / "result.json").exists():
-        raise PsysError(f"{run.path} is evaluated already: see {run.path / 'result.json'}")
+    if run.complete:
+        raise PsysError(f"{run.path} was evaluated before: see {run.result_file}")
     events = surviving(read_events(run.events))
-    with EventLog(run.events):  # nobody trains, nor evaluates, here at the same time
-        result = _results(run, events, console)
+    with EventLog(run.events):  # no other process trains or evaluates the run meanwhile
+        result = _evaluate(run, events, console)
     console.print(_table(run, result))
     return result
 
 
-def _results(run: RunDirectory, events: list[Event], console: Console) -> dict[str, Any]:
+def _evaluate(run: RunDirectory, events: list[RunEvent], console: Console) -> dict[str, Any]:
     config = run.config()
     store = PreparedStore.open(config.store, config.image_size)
-    if store.content_hash not in [event.get("store") for event in events if event["event"] in ("start", "resume")]:
+    if store.content_hash not in [event.store for event in events if isinstance(event, RunStarted)]:
         raise PsysError(f"{config.store} is not the store that {run.path} was trained on: it was prepared anew since")
     model = FlatModel(build(config.model, len(store.classes)).to(choose_device(0)))
     points = _evaluate_snapshots(run, events, model, store, console)
@@ -64,86 +65,84 @@ def _results(run: RunDirectory, events: list[Event], console: Console) -> dict[s
     test = store.split("test")
     # The best comes last, for it stays loaded for the export.
     for role, version in (("last", max(points)), ("best", best)):
-        tested = _evaluate(model, run.snapshot_path(version), store, test, np.arange(len(test.labels)))
+        load_snapshot(model, run.snapshot_path(version))
+        tested = _evaluate_images(model, store, test, np.arange(len(test.labels)))
         save_module(model.module, run.path / f"{role}.safetensors")
-        result[role] = {"version": version, **points[version]._asdict(), "test": tested}
+        result[role] = {"version": version, **points[version]._asdict(), "test": tested._asdict()}
     result["onnx"] = _export(run, store, model.module, result)
     result["points"] = [point._asdict() for point in points.values()]
-    run.write_json("result.json", result)
+    run.write_result(result)
     shutil.rmtree(run.snapshots)
     return result
 
 
 def _evaluate_snapshots(
-    run: RunDirectory,
-    events: list[Event],
-    model: FlatModel,
-    store: PreparedStore,
-    console: Console,
+    run: RunDirectory, events: list[RunEvent], model: FlatModel, store: PreparedStore, console: Console
 ) -> dict[int, EpochPoint]:
-    """Each snapshot's version with what is known of it; training figures are means since the snapshot before."""
-    snapshots = [event for event in events if event["event"] == "snapshot"]
+    """The point of the curves of each snapshot's version; training figures are means since the snapshot before."""
+    snapshots = [event for event in events if isinstance(event, SnapshotSaved)]
     if not snapshots:
         raise PsysError(f"{run.path} has no snapshot to evaluate: the run ended before its first one")
     config, train = run.config(), store.split("train")
     _, held_out = holdout(train.labels, config.validation_share, config.seed)
-    updates = [event for event in events if event["event"] == "update"]
+    updates = [event for event in events if isinstance(event, UpdateApplied)]
     points: dict[int, EpochPoint] = {}
-    seen = 0
+    first = 0
     hidden = not console.is_terminal
     for snapshot in track(snapshots, "evaluating snapshots", console=console, transient=True, disable=hidden):
-        version = snapshot["version"]
-        since, seen = [u for u in updates if seen < u["version"] <= version], version
-        weights = [update["images"] for update in since]
-        loss, accuracy = (float(np.average([u[key] for u in since], weights=weights)) for key in ("loss", "accuracy"))
-        validation: Event = {}
+        last = bisect_right(updates, snapshot.version, key=lambda update: update.version)
+        since, first = updates[first:last], last
+        if not since:
+            raise PsysError(f"{run.events} has no update before the snapshot of version {snapshot.version}")
+        weights = [update.images for update in since]
+        validation: Evaluation | None = None
         if len(held_out):
-            validation = _evaluate(model, run.snapshot_path(version), store, train, held_out)
-        points[version] = EpochPoint(
-            snapshot["epochs"],
-            snapshot["seconds"],
-            loss,
-            accuracy,
-            validation.get("loss"),
-            validation.get("accuracy"),
+            load_snapshot(model, run.snapshot_path(snapshot.version))
+            validation = _evaluate_images(model, store, train, held_out)
+        points[snapshot.version] = EpochPoint(
+            snapshot.epochs,
+            snapshot.seconds,
+            float(np.average([update.loss for update in since], weights=weights)),
+            float(np.average([update.accuracy for update in since], weights=weights)),
+            validation.loss if validation else None,
+            validation.accuracy if validation else None,
         )
     return points
 
 
-def _evaluate(
-    model: FlatModel, path: Path, store: PreparedStore, split: Split, rows: NDArray[np.int64]
-) -> dict[str, Any]:
-    load_snapshot(model, path)
+def _evaluate_images(model: FlatModel, store: PreparedStore, split: Split, rows: NDArray[np.int64]) -> Evaluation:
     colours = (store.channel_mean, store.channel_std)
-    return evaluate(model.module, split.images, split.labels, rows, *colours, model.parameters.device)._asdict()
+    return evaluate(model.module, split.images, split.labels, rows, *colours, model.parameters.device)
 
 
 def _merit(version: int, point: EpochPoint) -> tuple[float, float]:
-    """What the best snapshot has most of: right answers on held-out images, or training where none were held out."""
+    """What the best snapshot has most of: accuracy on held-out images, or training where no images are held out."""
     if point.validation_accuracy is None or point.validation_loss is None:
         return version, 0.0
     return point.validation_accuracy, -point.validation_loss
 
 
-def _summary(events: list[Event]) -> dict[str, Any]:
-    updates = [event for event in events if event["event"] == "update"]
-    staleness = [versions for update in updates for versions in update["staleness"]]
-    seconds = updates[-1]["seconds"]
-    end: Event = next((event for event in reversed(events) if event["event"] == "end"), {})
+def _summary(events: list[RunEvent]) -> dict[str, Any]:
+    updates = [event for event in events if isinstance(event, UpdateApplied)]
+    staleness = [versions for update in updates for versions in update.staleness]
+    seconds = updates[-1].seconds
+    end = next((event for event in reversed(events) if isinstance(event, RunEnded)), None)
     return {
-        "workers": len({worker for update in updates for worker in update["workers"]}),
+        "workers": len({worker for update in updates for worker in update.workers}),
         "updates": len(updates),
         "train_seconds": seconds,
-        "images_per_second": sum(update["images"] for update in updates) / seconds,
+        "images_per_second": sum(update.images for update in updates) / seconds,
         "staleness_mean": float(np.mean(staleness)),
         "staleness_max": max(staleness),
-        # A run that was killed has no account; psys then claims none.
-        "batches": {key: value for key, value in end.items() if key not in ("event", "seconds")},
+        # Of a run that was killed nobody knows them.
+        "batches": {name: value for name, value in asdict(end).items() if name not in ("event", "seconds")}
+        if end
+        else {},
     }
 
 
 def _export(run: RunDirectory, store: PreparedStore, module: nn.Module, result: dict[str, Any]) -> dict[str, Any]:
-    # Imported here: it takes seconds, and training is under way sooner without.
+    # Imported here: the import takes seconds, which programs that evaluate nothing do not need to spend.
     from psys.onnx.export import export
     from psys.onnx.parity import check
 
