@@ -1,139 +1,150 @@
-"""A worker's part in a run: it comes through the door, calls the servers, and finds them again when they were away."""
+"""A worker's transport that reconnects after the network failed or the servers were started again."""
 
 import contextlib
-import json
 import sys
 import threading
 import time
+from collections.abc import Callable
 
-from psys.config import validate
 from psys.errors import PsysError
-from psys.ps.coordinator import Grant
-from psys.ps.ledger import Lease
-from psys.run.config import RunConfig
-from psys.transport import torch_rpc
-from psys.transport.protocol import Push
-from psys.transport.rendezvous import Admission, Lifeline, knock
-from psys.transport.shared_memory import Lane
+from psys.ps.messages import Grant, Lease, Push
+from psys.transport.join import RendezvousConnection, join
+from psys.transport.join_messages import JoinResponse
+from psys.transport.protocol import RunRejectedError, ServerUnavailableError, WorkerTransport
 
-_ARRIVAL_SECONDS = 30.0  # how long a newcomer looks for the run
 _RETRY_SECONDS = 0.5
 
-
-class RestartedError(Exception):
-    """Another server 0 is there, resumed from a checkpoint: it knows nothing of the leases held. Ask anew."""
+Connect = Callable[[RendezvousConnection], WorkerTransport]
 
 
-class Session:
-    """Calls that outlive a broken network and a restarted server; from one thread at a time, but for `close`.
+class ServerRestartedError(Exception):
+    """The worker is connected to a new server 0, which does not know the leases that the worker holds."""
 
-    Raises PsysError when there is no run at host:port, the token is not the run's, or servers stay away for longer
-    than the run's `patience`.
+
+class ReconnectingWorker:
+    """Joins a run as a worker; its calls are repeated until the run answers. Only `close` may come from another thread.
+
+        worker = ReconnectingWorker(host, port, token)
+        worker.attach(connect)
+        grant = worker.push_pull(None)
+
+    Raises PsysError if no run answers at host:port within `timeout_seconds`, or if the run refuses the worker.
     """
 
-    def __init__(self, host: str, port: int, token: str) -> None:
+    def __init__(self, host: str, port: int, token: str, timeout_seconds: float = 120.0) -> None:
         self._host, self._port, self._token = host, port, token
-        self._lane: Lane | None = None
+        self._connect: Connect | None = None
+        self._transport: WorkerTransport | None = None
         self._dropped: Lease | None = None
-        self._closed = False
-        self._lock = threading.Lock()  # of lifeline and client: one thread may close while another recovers
-        self._enter(knock(host, port, token, "worker", _ARRIVAL_SECONDS))
-        where = f"settings of the server at {host}:{port}"
-        self.config = validate(RunConfig, json.loads(self.admission.settings), where=where)
+        self._closed = threading.Event()
+        self._lock = threading.Lock()  # of connection and transport: one thread may close while another reconnects
+        self._connection = join(host, port, token, "worker", timeout_seconds)
+        try:
+            self.config = self._connection.config()
+        except PsysError:
+            self._connection.close()
+            raise
 
     @property
-    def admission(self) -> Admission:
-        """What the door said last."""
-        return self._lifeline.admission
+    def response(self) -> JoinResponse:
+        """The run's latest answer to this worker."""
+        return self._connection.response
 
-    def attach(self, lane: Lane) -> None:
-        """Make `lane` the memory of this worker's gradients and parameters, and give signs of life from now on."""
-        self._lane = lane
-        self._lifeline.beat()
+    def attach(self, connect: Connect) -> None:
+        """Start heartbeats, and connect to the servers with the transport that `connect` makes for a connection."""
+        self._connect = connect
         try:
-            self._client.attach(lane)
-        except RuntimeError as error:
-            with contextlib.suppress(RestartedError):  # nothing is leased yet
-                self._recover(error)
+            self._attach()
+        except ServerUnavailableError as error:
+            with contextlib.suppress(ServerRestartedError):  # this worker holds no lease yet
+                self._reconnect(error)
 
     def push_pull(self, push: Push | None, holding: tuple[Lease, ...] = ()) -> Grant:
-        """Hand in the gradient in the lease's slot and wait for work; its parameters then stand in its slot.
+        """Call push_pull (see WorkerTransport) until a server answers: a repeated push is applied once.
 
-        Repeated, naming the same lease, until it is answered: nothing is applied twice. Raises RestartedError.
+        Raises ServerRestartedError, RunRejectedError, and PsysError if no server answers for the run's `patience`.
         """
         while True:
             try:
-                if self._lifeline.lost.is_set():
-                    self._recover(None)
-                grant = self._client.push_pull(push, holding)
-                if push is None or push.lease != self._dropped:
-                    return grant
-                self._dropped = None
-            except RuntimeError as error:
-                self._recover(error)
+                if self._connection.lost.is_set():
+                    raise ServerUnavailableError("no heartbeat")
+                assert self._transport is not None
+                grant = self._transport.push_pull(push, holding)
+            except ServerUnavailableError as error:
+                self._reconnect(error)
+                continue
+            if push is None or push.lease != self._dropped:
+                return grant
+            self._dropped = None
 
     def drop_reply(self, lease: Lease) -> None:
-        """On purpose: the answer to its push is treated as lost on its way."""
+        """Inject a fault: the next reply to a push of this lease is treated as lost."""
         self._dropped = lease
 
-    def tell(self, fault: dict[str, object]) -> None:
-        """The server shall know that this was done on purpose."""
-        self._lifeline.say(fault=fault)
+    def announce_fault(self, fault: dict[str, object]) -> None:
+        """Tell the run that this worker is about to inject a fault into itself."""
+        self._connection.send(fault=fault)
 
     def close(self) -> None:
-        """Say good-bye. A call under way in another thread fails."""
+        """Leave the run. A call under way in another thread raises ServerUnavailableError."""
         with self._lock:
-            self._closed = True
-            self._lifeline.say(left=True)
-            self._hang_up()
+            self._closed.set()
+            self._connection.send(left=True)
+            self._disconnect()
 
-    def _recover(self, error: RuntimeError | None) -> None:
-        if error is not None and (self._closed or not torch_rpc.is_connection_error(error)):
+    def _reconnect(self, error: ServerUnavailableError) -> None:
+        if self._closed.is_set():
             raise error
-        reason = str(error).splitlines()[0] if error else "no sign of life"
-        print(f"psys: lost the servers ({reason}): looking for them", file=sys.stderr, flush=True)
-        before = self.admission
+        reason = (str(error).splitlines() or ["no answer"])[0]
+        print(f"psys: lost the servers ({reason}): reconnecting", file=sys.stderr, flush=True)
+        before = self.response
         deadline = time.monotonic() + self.config.patience
         while True:
-            with self._lock:
-                if self._closed:
-                    raise PsysError("this worker has left the run")
-                self._hang_up()
             try:
-                left = max(_RETRY_SECONDS, deadline - time.monotonic())
-                self._enter(
-                    knock(self._host, self._port, self._token, "worker", left, before.number, before.incarnation)
-                )
-                same = self.admission.settings == before.settings
-                if self._lane and same:  # of other settings it would not have the size
-                    self._lifeline.beat()
-                    self._client.attach(self._lane)
+                self._join_again(before, deadline)
+                same = self.response.settings == before.settings
+                if same:  # with other settings the buffer does not have the size that the servers expect
+                    self._attach()
                 break
-            except (PsysError, RuntimeError) as again:
+            except RunRejectedError:
+                raise
+            except (PsysError, ServerUnavailableError) as again:
+                if self._closed.is_set():
+                    raise
                 if time.monotonic() > deadline:
                     raise PsysError(f"lost the servers of the run at {self._host}:{self._port}: {again}") from None
-                time.sleep(_RETRY_SECONDS)
+                self._closed.wait(_RETRY_SECONDS)
         if not same:
             raise PsysError("the run came back with other settings: start this worker again")
-        print("psys: found them again", file=sys.stderr, flush=True)
-        if self.admission.incarnation != before.incarnation:
-            raise RestartedError
+        print("psys: reconnected", file=sys.stderr, flush=True)
+        if self.response.incarnation != before.incarnation:
+            raise ServerRestartedError
 
-    def _enter(self, lifeline: Lifeline) -> None:
+    def _join_again(self, before: JoinResponse, deadline: float) -> None:
         with self._lock:
-            self._lifeline = lifeline
-            try:
-                if self._closed:
-                    lifeline.say(left=True)
-                    raise PsysError("this worker has left the run")
-                admission = lifeline.admission
-                # An answer may wait for as long as a silent worker is waited for; only then is it late itself.
-                patience = 2 * admission.heartbeat_timeout
-                self._client = torch_rpc.Client(admission.number, lifeline.address, admission.servers, patience)
-            except BaseException:
-                lifeline.close()
-                raise
+            if self._closed.is_set():
+                raise ServerUnavailableError("this worker has left the run")
+            self._disconnect()
+        seconds = max(_RETRY_SECONDS, deadline - time.monotonic())
+        connection = join(self._host, self._port, self._token, "worker", seconds, before.number, before.incarnation)
+        with self._lock:
+            if self._closed.is_set():
+                connection.send(left=True)
+                connection.close()
+                raise ServerUnavailableError("this worker has left the run")
+            self._connection = connection
 
-    def _hang_up(self) -> None:
-        self._lifeline.close()
-        torch_rpc.close()
+    def _attach(self) -> None:
+        assert self._connect is not None
+        with self._lock:
+            if self._closed.is_set():
+                raise ServerUnavailableError("this worker has left the run")
+            self._connection.start_heartbeat()
+            transport = self._transport = self._connect(self._connection)
+        transport.attach()
+
+    def _disconnect(self) -> None:
+        self._connection.close()
+        if self._transport is not None:
+            self._transport.close()
+            self._transport = None

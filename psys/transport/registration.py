@@ -1,4 +1,4 @@
-"""Who is who in a run: numbers for those who come, the servers' addresses for those who ask."""
+"""Server 0's registry: the numbers of all processes that join, and the servers' RPC addresses."""
 
 import secrets
 import threading
@@ -6,60 +6,109 @@ import threading
 from psys.errors import PsysError
 from psys.run.config import RunConfig
 from psys.run.faults import read_plan
-from psys.transport.rendezvous import GATHERING_SECONDS, Admission, Knock
+from psys.transport.join_messages import JoinRequest, JoinResponse
 
 
-class Reception:
-    """Server 0's list of addresses and names; called from the door's threads and from its own.
+class Registration:
+    """Numbers and addresses. Every call may come from any thread.
 
-    A worker's number is never given to another while this server lives; `named` numbers were given before.
+    Workers get the numbers 0, 1, 2 ...; while this server lives, no other worker gets the same number. `workers_named`
+    numbers were assigned before this server was resumed from a checkpoint. Servers 1, 2 ... that the run starts itself
+    name their number; the last `remote_servers` numbers go to servers that join without one.
     """
 
-    def __init__(self, config: RunConfig, store_hash: str, listen: str, named: int = 0) -> None:
+    def __init__(self, config: RunConfig, store_hash: str, classes: int, listen: str, workers_named: int = 0) -> None:
         self.incarnation = secrets.token_hex(8)
-        self.named = named
-        self._config, self._settings, self._store_hash = config, config.model_dump_json(), store_hash
+        self.workers_named = workers_named
+        self._config, self._settings = config, config.model_dump_json()
+        self._store_hash, self._classes = store_hash, classes
         self._listen, self._faults = listen, read_plan(config.faults)
         self._changed = threading.Condition()
+        self._joined: set[int] = set()  # numbers of the other servers
         self._addresses: dict[int, str] = {}
+        self._gathered = False
 
-    def admit(self, knock: Knock) -> Admission:
-        """Raises PsysError for a number that the run does not have, and when not all servers come in time."""
-        servers = self._config.servers
+    def admit(self, request: JoinRequest) -> JoinResponse:
+        """Number a process. A worker waits until all servers are ready.
+
+        Raises PsysError if the run has no place for that server, or if servers are missing after `join_timeout`.
+        """
         with self._changed:
-            if knock.role == "server":
-                if knock.number is None or not 1 <= knock.number < servers:
-                    raise PsysError(f"this run has {servers} servers, there is no number {knock.number}")
-                number = knock.number
+            if request.role == "server":
+                number, addresses = self._server_number(request.number), tuple[str, ...]()
+                self._joined.add(number)
             else:
-                self._wait_for(servers)
-                known = knock.incarnation == self.incarnation and knock.number is not None and knock.number < self.named
-                number = knock.number if known and knock.number is not None else self.named
-                self.named = max(self.named, number + 1)
-            return Admission(
+                addresses = self._addresses_from(0)
+                number = self._worker_number(request)
+                self.workers_named = max(self.workers_named, number + 1)
+            return JoinResponse(
                 incarnation=self.incarnation,
                 settings=self._settings,
                 store_hash=self._store_hash,
+                classes=self._classes,
                 heartbeat_timeout=self._config.heartbeat_timeout,
+                join_timeout=self._config.join_timeout,
                 number=number,
-                servers=tuple(self._addresses[i] for i in range(servers)) if knock.role == "worker" else (),
+                servers=addresses,
                 listen=self._listen,
                 faults=self._faults,
             )
 
-    def ready(self, server: int, address: str) -> None:
-        """That server answers calls now."""
+    def server_ready(self, number: int, address: str) -> None:
+        """Server `number`, 0 included, answers calls at `address`."""
         with self._changed:
-            self._addresses[server] = address
+            self._addresses[number] = address
             self._changed.notify_all()
 
-    def others(self) -> list[str]:
-        """Wait for the addresses of servers 1, 2 ... Raises PsysError when not all come in time."""
-        servers = self._config.servers
-        with self._changed:
-            self._wait_for(servers - 1)
-            return [self._addresses[i] for i in range(1, servers)]
+    def server_left(self, number: int) -> bool:
+        """The connection to server `number` ended. Returns whether another server may take its place.
 
-    def _wait_for(self, servers: int) -> None:
-        if not self._changed.wait_for(lambda: len(self._addresses) >= servers, GATHERING_SECONDS):
-            raise PsysError(f"not all of the {self._config.servers} servers came within {GATHERING_SECONDS:.0f} s")
+        No server can once `other_servers` has returned: the run uses the address, and has lost a slice.
+        """
+        with self._changed:
+            if not self._gathered:
+                self._joined.discard(number)
+                self._addresses.pop(number, None)
+            return not self._gathered
+
+    def other_servers(self) -> tuple[str, ...]:
+        """Wait for the addresses of servers 1, 2 ... Raises PsysError if servers are missing after `join_timeout`."""
+        with self._changed:
+            addresses = self._addresses_from(1)
+            self._gathered = True
+            return addresses
+
+    def _server_number(self, named: int | None) -> int:
+        local, remote = self._config.servers - self._config.remote_servers, self._config.remote_servers
+        if named is not None:
+            if not 1 <= named < local:
+                raise PsysError(f"this run starts servers 0 to {local - 1} itself, server {named} is none of them")
+            if named in self._joined:
+                raise PsysError(f"server {named} of this run has joined already")
+            return named
+        free = sorted(set(range(local, self._config.servers)) - self._joined)
+        if not free:
+            raise PsysError(f"this run has a place for {remote} remote servers (--remote-servers), and none is free")
+        return free[0]
+
+    def _worker_number(self, request: JoinRequest) -> int:
+        known = request.incarnation == self.incarnation
+        if known and request.number is not None and request.number < self.workers_named:
+            return request.number
+        return self.workers_named
+
+    def _addresses_from(self, first: int) -> tuple[str, ...]:
+        """Wait, with the lock, for the addresses of all servers from number `first` on."""
+        wanted, timeout = range(first, self._config.servers), self._config.join_timeout
+        if not self._changed.wait_for(lambda: all(number in self._addresses for number in wanted), timeout):
+            raise PsysError(self._missing())
+        return tuple(self._addresses[number] for number in wanted)
+
+    def _missing(self) -> str:
+        """Which servers did not join in time, and what to do."""
+        config = self._config
+        missing = [number for number in range(1, config.servers) if number not in self._addresses]
+        remote = sum(number >= config.servers - config.remote_servers for number in missing)
+        what = f"{len(missing)} of the {config.servers} servers" if missing else "server 0"
+        how = f"start {remote} with --role server --join HOST:PORT" if remote else "see the messages of the servers"
+        return f"{what} of this run did not join within {config.join_timeout:g} s: {how}"
