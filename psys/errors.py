@@ -1,4 +1,4 @@
-"""The one exception a user meets: what is wrong, where, and what to do about it."""
+"""What a user reads on standard error: messages, and errors that say what is wrong, where, and what to do about it."""
 
 import contextlib
 import sys
@@ -10,7 +10,17 @@ class PsysError(Exception):
 
 
 class LostServerError(PsysError):
-    """Another server of the run is gone, and its part of the parameters with it."""
+    """Another server of the run has ended or cannot be reached, and its slice of the parameters is lost."""
+
+    def __init__(self, message: str, patience: float = 0.0) -> None:
+        super().__init__(message)
+        self.patience = patience
+        """seconds for which the run's settings let a server look for the run again"""
+
+
+def say(text: str) -> None:
+    """Show the user a line on standard error."""
+    print(f"psys: {text}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -19,7 +29,7 @@ def exit_with_message() -> Iterator[None]:
     try:
         yield
     except (PsysError, OSError) as error:
-        print(f"psys: error: {' '.join(str(error).split())}", file=sys.stderr)
+        say(f"error: {' '.join(str(error).split())}")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

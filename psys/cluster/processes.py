@@ -1,7 +1,7 @@
-"""Processes of a local run, forked from one that has imported all they need: each is there within milliseconds.
+"""Child processes of a local run, forked from a process that has already imported what they need: each starts in
+milliseconds.
 
-That one is the forkserver of Python's multiprocessing. It runs no thread and touches no device, so forking it is safe;
-this process is not like that.
+That process is the forkserver of Python's multiprocessing. It runs no threads and uses no device, so forking it is safe.
 """
 
 import contextlib
@@ -15,43 +15,56 @@ from collections.abc import Callable, Iterator
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from types import ModuleType
 
-_FORKING = multiprocessing.get_context("forkserver")
+_FORKSERVER = multiprocessing.get_context("forkserver")
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15  # of linux/prctl.h
-# What a terminal, torchrun or `timeout` sends to the whole group that the launcher is in.
-_FOR_THE_LAUNCHER = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+# A terminal, torchrun or `timeout` sends these to the whole process group of the launcher, which stops its children.
+_LAUNCHER_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 _KERNEL = ctypes.CDLL(None)
 
+_lock = threading.Lock()  # for the forkserver and the names below
+_blocks = 0  # of forkserver_running, which are open now
+_cleanup = contextlib.ExitStack()  # what stops the forkserver
 
-def prepare_children() -> None:
-    """Begin to import, in the process that children are forked from, while this one goes on."""
-    _FORKING.set_forkserver_preload(["psys.cluster.roles"])
-    with _forkserver_deaf():
-        forkserver.ensure_running()
+
+@contextlib.contextmanager
+def forkserver_running() -> Iterator[None]:
+    """Run the forkserver within the block, at whose end the children started in it must have ended.
+
+    The forkserver imports what children need while this process goes on. Blocks of several threads share it. If the
+    program has started a forkserver itself, children are forked from that one, and it keeps running.
+    """
+    global _blocks
+    with _lock:
+        if _blocks == 0:
+            _start_forkserver()
+        _blocks += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _blocks -= 1
+            if _blocks == 0:
+                _cleanup.close()
 
 
 def start_child(
     name: str, function: Callable[..., None], *arguments: object, log: Path | None = None
 ) -> ForkServerProcess:
-    """A process called `name` that calls `function`; what it prints is appended to `log`, if given."""
-    # Daemonic: should this process end before its children, it sends them SIGTERM instead of waiting for them.
-    child = _FORKING.Process(target=_run, args=(name, log, function, arguments), daemon=True)
-    with _forkserver_deaf():  # for it is started again, should it have died
+    """Start a process called `name` that calls `function`. Its output is appended to `log`, if given."""
+    # Daemonic: if this process ends first, multiprocessing sends its children SIGTERM instead of waiting for them.
+    child = _FORKSERVER.Process(target=_run, args=(name, log, function, arguments), daemon=True)
+    # The signals are blocked because start() starts the forkserver again if it has died.
+    with _lock, _launcher_signals_blocked(), _main_module_hidden():
         child.start()
     return child
 
 
-def dismiss_children() -> None:
-    """End what children were forked from, and see it gone. No child may be left."""
-    # Python itself leaves that to the end of this process, which others would take for the end of all.
-    forkserver._forkserver._stop()  # type: ignore[attr-defined]
-    resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
+def kill_when_parent_ends(parent: int) -> None:
+    """From now on the kernel kills this process, or the program it executes, when the thread that started it ends.
 
-
-def end_with_parent(parent: int) -> None:
-    """From now on this process, or the program that it becomes, is killed when the thread that started it ends.
-
-    `parent` is the number of that thread's process; if it has ended already, so does this one.
+    `parent` is the process id of that thread's process. If it has ended already, this process is killed at once.
     """
     if sys.platform == "linux":
         _KERNEL.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -59,14 +72,14 @@ def end_with_parent(parent: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def is_orphan() -> bool:
-    """Whether whoever started this process with `start_child` has gone."""
+def parent_ended() -> bool:
+    """Whether the process that called `start_child` has ended."""
     parent = multiprocessing.parent_process()
     return parent is None or not parent.is_alive()
 
 
-def terminate_as_orphan() -> None:
-    """From now on this process gets SIGTERM when whoever started it has gone: nobody else would end it."""
+def terminate_when_parent_ends() -> None:
+    """From now on this process gets SIGTERM when the process that called `start_child` has ended."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -74,28 +87,57 @@ def terminate_as_orphan() -> None:
         parent.join()
         os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=wait, name="orphanage", daemon=True).start()
+    threading.Thread(target=wait, name="wait for parent", daemon=True).start()
+
+
+def _start_forkserver() -> None:
+    server, tracker = forkserver._forkserver, resource_tracker._resource_tracker  # type: ignore[attr-defined]
+    if server._forkserver_pid is not None:
+        return
+    # Python stops both only when this process has ended, and whoever waits for its end would still see them.
+    if tracker._pid is None:
+        _cleanup.callback(tracker._stop)
+    _cleanup.callback(server._stop)
+    _cleanup.callback(_FORKSERVER.set_forkserver_preload, server._preload_modules)
+    _FORKSERVER.set_forkserver_preload(["psys.cluster.child"])
+    with _launcher_signals_blocked():
+        forkserver.ensure_running()
 
 
 @contextlib.contextmanager
-def _forkserver_deaf() -> Iterator[None]:
-    """A forkserver that is started meanwhile hears no signal that is for the launcher, who ends all others in order."""
-    resource_tracker.ensure_running()  # if it had to be started within, it would let signals through
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_LAUNCHER)
+def _launcher_signals_blocked() -> Iterator[None]:
+    """A forkserver started within the block inherits the signal mask: it outlives its children."""
+    resource_tracker.ensure_running()  # it unblocks the signals when it starts, so it starts before
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _LAUNCHER_SIGNALS)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+@contextlib.contextmanager
+def _main_module_hidden() -> Iterator[None]:
+    """A child started within the block does not import the main module of this program.
+
+    multiprocessing imports it in every child, for functions and classes that it may define. A script without
+    `if __name__ == "__main__"` would train again. Other threads cannot pickle objects of `__main__` within the block.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
 def _run(name: str, log: Path | None, function: Callable[..., None], arguments: tuple[object, ...]) -> None:
     parent = os.getppid()
     os.setsid()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _FOR_THE_LAUNCHER)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _LAUNCHER_SIGNALS)
     if sys.platform == "linux":
         _KERNEL.prctl(_PR_SET_NAME, name.encode())
-    # Who starts children hears of their end from the forkserver: without it, they would count as dead and live.
-    end_with_parent(parent)
+    # The forkserver reports the exit codes of children: without it the supervisor would take a living child for dead.
+    kill_when_parent_ends(parent)
     if log is not None:
         file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         os.dup2(file, 1)

@@ -1,206 +1,201 @@
-"""Starts the servers and the workers of a local run as processes, brings back those that die, leaves none behind."""
+"""Starts the servers and workers of a local run as processes, restarts those that die, and leaves none behind."""
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from types import FrameType
+from typing import NamedTuple
 
-from psys.cluster.processes import dismiss_children, start_child
-from psys.cluster.roles import (
-    LOST,
-    STOP,
-    STOP_WHEN_ALONE,
-    STOPPED_EARLY,
-    USER_ERROR,
-    serve_as_child,
-    serve_shard_as_child,
-    work_as_child,
-)
-from psys.errors import PsysError
+from psys.cluster.child import STOP, STOP_WITHOUT_WORKERS, ExitCode, run_server_0, run_shard_server, run_worker
+from psys.cluster.processes import forkserver_running, start_child
+from psys.cluster.restarts import RestartPolicy
+from psys.errors import PsysError, say
+from psys.run.config import RestartConfig
 from psys.run.directory import RunDirectory
 
 _POLL_SECONDS = 0.2
-_SETTLE_SECONDS = 10.0  # for workers to go, once the server has
-_SETTLED_SECONDS = 10.0  # who lived as long did not fail in starting
-_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 4.0
-# Deaths in a row, none of which lived for _SETTLED_SECONDS: by itself, and by a signal, which is somebody else's doing.
-_OWN_DEATHS, _KILLS = 3, 100
+_END_SECONDS = 10.0  # for workers and other servers to end after server 0
 
 
-class _Patience:
-    """When a process that died is started again: at once, then after ever longer pauses, then never."""
+class _ServerProcess(NamedTuple):
+    process: ForkServerProcess
+    errors: Connection
+    """the message of a PsysError, if the process ended with ExitCode.USER_ERROR"""
 
-    def __init__(self) -> None:
-        self._started = time.monotonic()
-        self._own_deaths = self._kills = 0
-
-    def started(self) -> None:
-        self._started = time.monotonic()
-
-    def pause_after(self, code: int) -> float | None:
-        """Seconds until the process that ended with `code` is to be started again; None: never."""
-        if time.monotonic() - self._started > _SETTLED_SECONDS:
-            self._own_deaths = self._kills = 0
-        deaths = self._own_deaths + self._kills
-        self._own_deaths += code > 0
-        self._kills += code < 0
-        if self._own_deaths > _OWN_DEATHS or self._kills > _KILLS:
-            return None
-        return min(_FIRST_PAUSE_SECONDS * 2 ** (deaths - 1), _LONGEST_PAUSE_SECONDS) if deaths else 0.0
+    def message(self) -> str:
+        with contextlib.suppress(EOFError):
+            return self.errors.recv_bytes().decode()
+        return f"{self.process.name} ended without a message"
 
 
-class _Worker:
-    """One place for a worker, and the process that fills it now."""
+class _WorkerProcess:
+    """A worker's process, which is restarted when it dies."""
 
-    def __init__(self, number: int, log: Path, start: Callable[[], ForkServerProcess]) -> None:
+    def __init__(self, number: int, log: Path, restarts: RestartConfig, start: Callable[[], ForkServerProcess]) -> None:
         self.number, self.log = number, log
-        self._start = start
-        self._patience = _Patience()
-        self._due: float | None = None
-        self.process = start()
+        self._start, self._policy = start, RestartPolicy(restarts)
+        self._restart_at: float | None = None
+        self._start_now()
 
-    def look_after(self) -> bool:
-        """Start it again when that is due; whether there is hope for this place."""
-        if self._due is not None:
-            if time.monotonic() >= self._due:
-                self._due = None
-                self._patience.started()
-                self.process = self._start()
+    def check(self) -> bool:
+        """Restart the process if that is due. Returns False if it has ended for good."""
+        if self._restart_at is not None:
+            if time.monotonic() >= self._restart_at:
+                self._start_now()
             return True
         code = self.process.exitcode
-        if not code:  # it works, or it was told to leave, or the run is over
+        if not code:  # it runs; or it was told to leave, or the run is over
             return code is None
-        pause = self._patience.pause_after(code)
-        last_words = self.log.read_text(errors="replace").strip().splitlines()[-1:]
-        what = f"{_ended(code)}: {' '.join(last_words)} (see {self.log})"
+        pause = self._policy.pause_after(code, time.monotonic() - self._started)
+        last_line = self.log.read_text(errors="replace").strip().splitlines()[-1:]
+        what = f"worker process {self.number} {_how_it_ended(code)}: {' '.join(last_line)} (see {self.log})"
         if pause is None:
-            _say(f"worker process {self.number} {what}; it is given up after so many times in a row")
+            say(f"{what}; it died too often in a row and is not restarted")
             return False
-        _say(f"worker process {self.number} {what}; it is started again" + (f" in {pause:g} s" if pause else ""))
-        self._due = time.monotonic() + pause
+        say(f"{what}; it is restarted" + (f" in {pause:g} s" if pause else ""))
+        self._restart_at = time.monotonic() + pause
         return True
+
+    def _start_now(self) -> None:
+        self._restart_at, self._started = None, time.monotonic()
+        self.process = self._start()
 
 
 class Supervisor:
-    """`servers` and `workers` that share this machine's cores. SIGINT and SIGTERM end the run gently."""
+    """Runs the servers and workers of this machine. The servers are restarted together, from the last checkpoint."""
 
-    def __init__(
-        self, run: RunDirectory, listener: socket.socket, servers: int, workers: int, threads: int, token: str
-    ) -> None:
-        self._run, self._listener, self._count, self._awaited = run, listener, servers, workers
+    def __init__(self, run: RunDirectory, listener: socket.socket, threads: int, token: str) -> None:
+        """`threads`: of each worker. Server 0 accepts workers and servers at `listener`, if they know the token."""
+        config = run.config()
+        assert config.workers is not None
+        self._run, self._listener = run, listener
+        self._local_servers, self._awaited = config.servers - config.remote_servers, config.workers
         host, port = listener.getsockname()[:2]
-        self._way = ("localhost" if host in ("0.0.0.0", "::") else host, port)
+        self._address = ("localhost" if host in ("0.0.0.0", "::") else host, port)
         self._threads, self._token = threads, token
-        self._patience = _Patience()
-        self._start_servers()
-        self._workers = [self._worker(number) for number in range(workers)]
+        self._restarts = config.restarts
+        self._policy = RestartPolicy(config.restarts)
+        self._message = ""
+        self._servers: list[_ServerProcess] = []
+        self._workers: list[_WorkerProcess] = []
 
-    def wait(self) -> bool:
-        """Until the run has ended. Returns whether every batch was applied (False: it was interrupted).
+    def supervise(self, stopped: Callable[[], bool]) -> bool:
+        """Start all processes and wait until the run has ended, or been saved and ended because it was `stopped()`.
 
-        Servers that die are started again, all of them, from the last checkpoint. Raises PsysError if that does not
-        help, or if all workers failed; exits if a server found, and said, something that the user must mend.
+        Returns whether every batch was applied. Raises PsysError if a server found something that the user must mend,
+        if a server died too often, or if no worker is left.
         """
-        interrupted: list[int] = []
-
-        def interrupt(number: int, frame: FrameType | None) -> None:
-            interrupted.append(number)
-            _signal(self._servers[0], STOP)
-
-        before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
         code = None
-        try:
-            while code is None:
-                self._servers[0].join(_POLL_SECONDS)
-                self._look_after_workers()
-                code = self._look_after_servers(interrupted)
-        finally:
-            self._end(in_order=code == 0)
-            for number, handler in before.items():
-                signal.signal(number, handler)
-        if code == 0 or interrupted:
+        with forkserver_running():
+            try:
+                self._start_servers()
+                self._workers = [self._worker(number) for number in range(self._awaited)]
+                told = False
+                while code is None:
+                    self._servers[0].process.join(_POLL_SECONDS)
+                    if stopped() and not told:
+                        told = True
+                        _signal(self._servers[0].process, STOP)
+                    self._check_workers()
+                    code = self._check_servers(stopped)
+            finally:
+                self._end(in_order=code == 0)
+        if code == 0 or (stopped() and code != ExitCode.USER_ERROR):
             return code == 0
         saved = f"what was saved is in {self._run.path}"
-        if code == STOPPED_EARLY:
+        if code == ExitCode.INCOMPLETE:
             raise PsysError(f"no worker is left, the run ended early; {saved}")
-        if code == USER_ERROR:  # it has said what
-            sys.exit(USER_ERROR)
-        raise PsysError(f"a server {_ended(code)} and did not come back; {saved}, --resume {self._run.path} goes on")
+        if code == ExitCode.USER_ERROR:
+            raise PsysError(self._message)
+        raise PsysError(
+            f"a server {_how_it_ended(code)} and is not restarted; {saved}, --resume {self._run.path} goes on"
+        )
 
     def _start_servers(self) -> None:
-        first = start_child("psys-server0", serve_as_child, self._run, self._listener, self._awaited, self._token)
-        others = [
-            start_child(f"psys-server{number}", serve_shard_as_child, number, *self._way, self._token)
-            for number in range(1, self._count)
+        for server in self._servers:
+            server.errors.close()
+        self._started = time.monotonic()
+        self._servers = [
+            _start_server("psys-server0", run_server_0, self._run, self._listener, self._awaited, self._token),
+            *(
+                _start_server(f"psys-server{number}", run_shard_server, number, *self._address, self._token)
+                for number in range(1, self._local_servers)
+            ),
         ]
-        self._servers = [first, *others]
-        self._patience.started()
 
-    def _worker(self, number: int) -> _Worker:
+    def _worker(self, number: int) -> _WorkerProcess:
         log = self._run.logs / f"worker{number}.log"
         log.touch()
         name = f"psys-worker{number}"
-        arguments = (*self._way, self._threads, self._token)
-        return _Worker(number, log, lambda: start_child(name, work_as_child, number, *arguments, log=log))
+        arguments = (*self._address, self._threads, self._token)
+        return _WorkerProcess(
+            number, log, self._restarts, lambda: start_child(name, run_worker, number, *arguments, log=log)
+        )
 
-    def _look_after_servers(self, interrupted: list[int]) -> int | None:
-        """The exit code that ends the run, None while it goes on."""
-        codes = [server.exitcode for server in self._servers]
-        if codes[0] in (0, STOPPED_EARLY):
+    def _check_servers(self, stopped: Callable[[], bool]) -> int | None:
+        """Restart the servers if one has died. Returns the exit code that ends the run, None while it goes on."""
+        codes = [server.process.exitcode for server in self._servers]
+        if codes[0] in (0, ExitCode.INCOMPLETE):
             return codes[0]
-        # The others end in order when server 0 tells them so. Who was killed is the cause, who lost another is not.
-        cause = sorted((code == LOST, code > 0, number, code) for number, code in enumerate(codes) if code)
-        if not cause:
+        # The cause is a server that was killed, or else one that failed, but not one that lost another server.
+        # The other servers end with code 0 when server 0 tells them to.
+        died = [(number, code) for number, code in enumerate(codes) if code]
+        causes = sorted((code == ExitCode.SERVER_LOST, code > 0, number, code) for number, code in died)
+        if not causes:
             return None
-        *_, number, code = cause[0]
-        for server in self._servers:  # a part of the parameters is gone: all go back to one version
-            server.kill()
-            server.join()
-        pause = None if code == USER_ERROR or interrupted else self._patience.pause_after(code)
+        *_, number, code = causes[0]
+        for server in self._servers:  # their slices must go back to one version together
+            server.process.kill()
+            server.process.join()
+        if code == ExitCode.USER_ERROR:
+            self._message = self._servers[number].message()
+            return code
+        pause = None if stopped() else self._policy.pause_after(code, time.monotonic() - self._started)
         if pause is None:
             return code
-        _say(f"server {number} {_ended(code)}: all servers are started again from the last checkpoint")
+        say(f"server {number} {_how_it_ended(code)}: all servers are restarted from the last checkpoint")
         time.sleep(pause)
-        if interrupted:
+        if stopped():
             return code
         self._start_servers()
         return None
 
-    def _look_after_workers(self) -> None:
+    def _check_workers(self) -> None:
         if not self._workers:
             return
-        self._workers = [worker for worker in self._workers if worker.look_after()]
-        if not self._workers:
-            _signal(self._servers[0], STOP_WHEN_ALONE)  # others may have joined from elsewhere
+        self._workers = [worker for worker in self._workers if worker.check()]
+        if not self._workers:  # workers of other machines may go on
+            _signal(self._servers[0].process, STOP_WITHOUT_WORKERS)
 
     def _end(self, in_order: bool) -> None:
         self._listener.close()
-        if self._servers[0].exitcode is None:  # only if this process is failing itself
-            self._servers[0].kill()
-        deadline = time.monotonic() + _SETTLE_SECONDS
-        for process in (*(worker.process for worker in self._workers), *self._servers):
+        if self._servers and self._servers[0].process.exitcode is None:  # only if this process itself fails
+            self._servers[0].process.kill()
+        deadline = time.monotonic() + _END_SECONDS
+        for process in (*(w.process for w in self._workers), *(server.process for server in self._servers)):
             if not in_order:
-                process.terminate()  # it may still be looking for the server that is gone
+                process.terminate()  # it may still be looking for server 0
             process.join(max(0.0, deadline - time.monotonic()))
             process.kill()
             process.join()
-        dismiss_children()
+        for server in self._servers:
+            server.errors.close()
 
 
-def _ended(code: int) -> str:
-    if code > 0:
-        return f"ended with code {code}"
-    return f"was killed by {signal.Signals(-code).name}"
+def _start_server(name: str, function: Callable[..., None], *arguments: object) -> _ServerProcess:
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    with sender:
+        return _ServerProcess(start_child(name, function, *arguments, sender), receiver)
 
 
-def _say(text: str) -> None:
-    print(f"psys: {text}", file=sys.stderr, flush=True)
+def _how_it_ended(code: int) -> str:
+    return f"ended with code {code}" if code > 0 else f"was killed by {signal.Signals(-code).name}"
 
 
 def _signal(process: ForkServerProcess, number: int) -> None:

@@ -1,0 +1,79 @@
+"""What the child processes of a local run execute: server 0, another server, or a worker."""
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from enum import IntEnum
+from multiprocessing.connection import Connection
+
+# Before torch is imported: its RPC logs a warning for every worker that leaves.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+from psys.cluster.processes import parent_ended, terminate_when_parent_ends
+from psys.cluster.roles import serve, serve_shard
+from psys.cluster.worker import leave_at_sigterm, work
+from psys.errors import LostServerError, PsysError, exit_with_message, say
+from psys.run.directory import RunDirectory
+from psys.run.status import Status
+
+STOP = signal.SIGTERM
+"""to server 0: apply what is being computed, save and end"""
+STOP_WITHOUT_WORKERS = signal.SIGUSR1
+"""to server 0: do so as soon as the run has no worker"""
+
+
+class ExitCode(IntEnum):
+    """Exit codes of a server's process, besides 0 (every batch is applied) and those of a crash."""
+
+    USER_ERROR = 2
+    """a PsysError or OSError, whose message was sent to the supervisor"""
+    INCOMPLETE = 3
+    """stopped and saved before the last batch"""
+    SERVER_LOST = 4
+    """another server has ended"""
+
+
+def run_server_0(run: RunDirectory, listener: socket.socket, awaited: int, token: str, errors: Connection) -> None:
+    """Be server 0 of the run. `awaited` workers start together."""
+    received: list[int] = []
+    for number in (STOP, STOP_WITHOUT_WORKERS):
+        signal.signal(number, lambda number, frame: received.append(number))
+
+    def stopped(status: Status) -> bool:
+        # Nobody else would end this process once its supervisor has ended.
+        return parent_ended() or STOP in received or (STOP_WITHOUT_WORKERS in received and status.workers == 0)
+
+    with _exit_codes(errors):
+        account = serve(run, listener, awaited, stopped, token)
+        sys.exit(ExitCode.INCOMPLETE if account.unfinished else 0)
+
+
+def run_shard_server(number: int, host: str, port: int, token: str, errors: Connection) -> None:
+    """Be server `number` > 0 of the run whose server 0 is at host:port."""
+    with _exit_codes(errors):
+        serve_shard(host, port, token, number, stopped=parent_ended)
+
+
+def run_worker(place: int, host: str, port: int, threads: int, token: str) -> None:
+    """Be a worker of the run whose server 0 is at host:port; `place` numbers the workers of this machine from 0."""
+    os.environ["LOCAL_RANK"] = str(place)
+    leave_at_sigterm()
+    terminate_when_parent_ends()
+    with exit_with_message():
+        work(host, port, threads, token)
+
+
+@contextlib.contextmanager
+def _exit_codes(errors: Connection) -> Iterator[None]:
+    """End with the ExitCode of an error, and send the supervisor the message of an error that the user must mend."""
+    try:
+        yield
+    except LostServerError as error:
+        say(str(error))
+        sys.exit(ExitCode.SERVER_LOST)
+    except (PsysError, OSError) as error:
+        errors.send_bytes(str(error).encode())
+        sys.exit(ExitCode.USER_ERROR)

@@ -1,0 +1,44 @@
+"""A worker or a server that joins a run of another machine, or of this one."""
+
+import os
+
+from psys.cluster.roles import serve_shard
+from psys.cluster.worker import Leaving, leave_at_sigterm, work
+from psys.errors import LostServerError, PsysError, say
+from psys.training.settings import TrainingConfig
+
+_JOIN_SECONDS = 120.0  # a server may be started before the run
+
+
+def join(config: TrainingConfig) -> None:
+    """Be a worker or a server of the run at `config.join` until it ends, or SIGTERM.
+
+    Raises PsysError if there is no run at that address, the run refuses this process, or the run is lost for longer
+    than its settings let this process look for it.
+    """
+    assert config.join is not None
+    host, _, port = config.join.replace("[", "").replace("]", "").rpartition(":")  # IPv6 comes in brackets
+    if int(port) > 65535:
+        raise PsysError(f"--join {config.join}: a port is at most 65535")
+    token = config.token()
+    leave_at_sigterm()
+    if config.role == "server":
+        _serve(host, int(port), token)
+        return
+    store = config.store if "store" in config.model_fields_set else None
+    threads = config.threads_of_worker(int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    work(host, int(port), threads, token, store)
+
+
+def _serve(host: str, port: int, token: str) -> None:
+    join_seconds = _JOIN_SECONDS
+    try:
+        while True:
+            try:
+                serve_shard(host, port, token, None, stopped=lambda: False, join_seconds=join_seconds)
+                return
+            except LostServerError as error:
+                say(f"{error}; this server looks for the run for {error.patience:g} s")
+                join_seconds = error.patience
+    except Leaving:  # as leave_at_sigterm has it
+        return

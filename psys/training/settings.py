@@ -1,0 +1,68 @@
+"""What a training is started with: the settings of its run, and this process's role in it."""
+
+import os
+import socket
+from collections.abc import Sequence
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from psys.compute.device import available_cores
+from psys.config import Parser, parse
+from psys.errors import PsysError
+from psys.run.config import RunConfig
+from psys.run.directory import RunDirectory
+
+Role = Literal["all", "worker", "server"]
+
+
+class TrainingConfig(RunConfig):
+    """Train an image classifier with many workers around a parameter server."""
+
+    role: Role = "all"
+    """all: servers and workers (of the ranks of torchrun, the first are servers); worker, server: join a run"""
+    join: str | None = Field(None, pattern=r"^.+:\d+$")
+    """HOST:PORT of the run that a `worker` or `server` joins"""
+    resume: Path | None = None
+    """directory of a run to continue from its newest checkpoint, with its settings"""
+    token_file: Path | None = None
+    """file with the token that every process must have to join; by default PSYS_TOKEN of the environment"""
+
+    def run_config(self, workers: int) -> RunConfig:
+        """The settings of the run, with that number of workers."""
+        fields = {name: getattr(self, name) for name in RunConfig.model_fields}
+        return RunConfig(**{**fields, "workers": workers})
+
+    def token(self) -> str:
+        """The token from the file or the environment; "" if none was given. Raises PsysError for an unusable file."""
+        if self.token_file is None:
+            return os.environ.get("PSYS_TOKEN", "")
+        try:
+            token = self.token_file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise PsysError(f"cannot read the token in {self.token_file}: {error}") from None
+        if not token:
+            raise PsysError(f"{self.token_file} is empty: it should hold the run's token")
+        return token
+
+    def threads_of_worker(self, workers_here: int) -> int:
+        """Threads of each worker on a machine whose cores `workers_here` workers share."""
+        return self.threads or max(1, available_cores() // workers_here)
+
+
+def read_settings(argv: Sequence[str], prog: str = "launch/ps.py", default_file: Path | None = None) -> TrainingConfig:
+    """Settings from flags over a file: that of --config, of the run to --resume, or `default_file`. See `parse`."""
+    parser = Parser(prog=prog, add_help=False, allow_abbrev=False)
+    parser.add_argument("--resume", type=Path)
+    resume = parser.parse_known_args(argv)[0].resume
+    return parse(TrainingConfig, argv, prog, RunDirectory(resume).config_file if resume else default_file)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches `host`. Raises PsysError if the name cannot be resolved."""
+    try:
+        return all(ip_address(found[4][0]).is_loopback for found in socket.getaddrinfo(host, None))
+    except OSError as error:
+        raise PsysError(f"cannot resolve the address '{host}': {error.strerror}") from None
