@@ -1,6 +1,5 @@
 """What one process of a run is: server 0, or another server. (A worker is psys.cluster.worker.)"""
 
-import json
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -15,7 +14,6 @@ from psys.cluster.server import Server
 from psys.cluster.shard_server import ShardServer
 from psys.compute.device import share_freed_memory
 from psys.compute.flat import FlatModel
-from psys.config import validate
 from psys.data.store import PreparedStore
 from psys.errors import LostServerError, PsysError
 from psys.ps.events import RunStarted
@@ -34,6 +32,8 @@ from psys.transport.rendezvous import RendezvousServer
 from psys.transport.torch_rpc import TorchRpcServer
 
 _POLL_SECONDS = 0.5
+JOIN_SECONDS = 120.0
+"""How long a server that joins waits for the run to answer: it may be started first."""
 
 
 def serve(
@@ -94,18 +94,23 @@ def serve(
 
 
 def serve_shard(
-    host: str, port: int, token: str, number: int | None = None, stopped: Callable[[], bool] = lambda: False
+    host: str,
+    port: int,
+    token: str,
+    number: int | None,
+    stopped: Callable[[], bool] = lambda: False,
+    join_seconds: float = JOIN_SECONDS,
 ) -> None:
     """Be another server of the run that server 0 coordinates at host:port, until it ends or `stopped()`.
 
-    `number`: which one; None: any of the run's remote servers. Raises LostServerError when server 0 is gone, PsysError
-    when there is no run or it has no place for this server.
+    `number`: which one; None: any of the run's remote servers. Raises LostServerError when server 0 is gone, and
+    PsysError when there is no run within `join_seconds` or it has no place for this server.
     """
     share_freed_memory()
     torch.set_num_threads(1)
-    connection = join(host, port, token, "server", number=number)
+    connection = join(host, port, token, "server", join_seconds, number)
     response = connection.response
-    config = validate(RunConfig, json.loads(response.settings), where=f"settings of the server at {host}:{port}")
+    config = connection.config()
     shard = _shard_server(config, initial_model(config, response.classes), response.number)
     # Over loopback this server is reached at server 0's own address, which other hosts may know.
     listen = response.listen if ip_address(connection.address).is_loopback else connection.address
@@ -115,7 +120,7 @@ def serve_shard(
         connection.watch()
         while not shard.finished.wait(_POLL_SECONDS) and not stopped():
             if connection.lost.is_set():
-                raise LostServerError(f"server {response.number} lost server 0 at {host}:{port}")
+                raise LostServerError(f"server {response.number} lost server 0 at {host}:{port}", config.patience)
     finally:
         connection.close()
         transport.close()
@@ -170,7 +175,7 @@ def _start(
         version=version,
         seconds=seconds,
         batches=ledger.batches,
-        counts=dict(state.counts),
+        counts={**state.counts},
         attempts=dict(state.attempts),
     )
 

@@ -4,8 +4,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-import torch
-
 from psys.compute.device import return_freed_memory
 from psys.errors import LostServerError
 from psys.ps.controller import Save
@@ -39,7 +37,7 @@ class Saver:
             self._events.write(event)
 
     def save(self, save: Save, workers_named: int) -> None:
-        """Write a snapshot, a checkpoint or both. A full disk is an event; raises LostServerError if a server is gone."""
+        """Write a snapshot, a checkpoint or both; a full disk is logged. Raises LostServerError if a server is gone."""
         try:
             state = concatenate_states(self._states(save))
         except (ServerUnavailableError, RunRejectedError) as error:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from torch.futures import Future, collect_all
 
 from psys.cluster.saving import Saver
+from psys.config import validate
 from psys.errors import LostServerError, PsysError
 from psys.ps.controller import RunController, RunEnd, Save, UnknownWorkerError
 from psys.ps.events import FaultInjected, JoinRefused, RunEnded, RunEvent, UpdateApplied
@@ -38,7 +39,9 @@ from psys.transport.protocol import RunRejectedError, ShardControl
 from psys.transport.registration import Registration
 
 _TICK_SECONDS = 0.2
-_STEPS_TOGETHER = 4  # steps that servers apply in one go: with more, workers wait longer than it saves (benchmarks.wire)
+_STEPS_TOGETHER = (
+    4  # steps that servers apply in one go: with more, workers wait longer than it saves (benchmarks.wire)
+)
 
 
 class _Answer(NamedTuple):
@@ -118,13 +121,12 @@ class Server:
     def heartbeat(self, worker: str) -> None:
         self._report(Heartbeat(worker))
 
-    def fault_injected(self, worker: str, fault: Fault) -> None:
+    def fault_injected(self, worker: str, fields: dict[str, Any]) -> None:
+        fault = validate(Fault, fields, where=f"the fault that {worker} announces")
         with self._lock:
             seconds = self._controller.train_seconds(time.monotonic())
             self._log.append(
-                FaultInjected(
-                    worker=worker, step=fault.step, kind=fault.kind, duration=fault.seconds, seconds=seconds
-                )
+                FaultInjected(worker=worker, step=fault.step, kind=fault.kind, duration=fault.seconds, seconds=seconds)
             )
 
     def left(self, worker: str) -> None:
@@ -132,10 +134,10 @@ class Server:
 
     def disconnected(self, name: str) -> None:
         if name.startswith("server"):
-            self._registration.server_left(int(name.removeprefix("server")))
+            replaceable = self._registration.server_left(int(name.removeprefix("server")))
             with self._lock:
                 over = self._controller.over
-            if not over:
+            if not over and not replaceable:
                 self._fail(LostServerError(f"lost {name} and its part of the parameters"))
         else:
             self._report(Disconnected(name))

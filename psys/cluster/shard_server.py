@@ -39,7 +39,7 @@ class ShardServer:
 
     def attach(self, worker: str, address: BufferAddress, nbytes: int) -> bool:
         if nbytes != self.layout.nbytes:
-            raise ValueError(f"{worker} has a buffer of {nbytes} bytes, the buffers of this run have {self.layout.nbytes}")
+            raise ValueError(f"{worker} has a buffer of {nbytes} bytes, this run's have {self.layout.nbytes}")
         return self._buffers.attach(worker, address)
 
     def put(self, worker: str, offset: int, chunk: Tensor) -> None:

@@ -100,7 +100,7 @@ class _Steps:
         result = self._compute(lease.batch, model)
         response = self._run.response
         for fault in response.faults.at(response.number, self._step):
-            self._run.announce(fault)
+            self._run.announce_fault(fault.model_dump(mode="json"))
             match fault.kind:
                 case "nan":
                     model.gradient.fill_(math.nan)  # as of a loss that is not finite
@@ -116,14 +116,14 @@ class _Steps:
         return Push(lease, *result)
 
 
-def _run(run: WorkerTransport, model: BufferedModel, compute: _Steps) -> None:
+def _run(run: ReconnectingWorker, model: BufferedModel, compute: _Steps) -> None:
     lease = run.push_pull(None).lease
     while lease is not None:
         model.receive(lease.slot)
         lease = run.push_pull(compute(lease)).lease
 
 
-def _run_prefetching(run: WorkerTransport, model: BufferedModel, compute: _Steps) -> None:
+def _run_prefetching(run: ReconnectingWorker, model: BufferedModel, compute: _Steps) -> None:
     """Compute one batch while the gradient of the batch before is pushed and the next lease is fetched."""
 
     def fetch(push: Push | None, held: Lease) -> Grant:
