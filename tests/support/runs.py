@@ -74,9 +74,9 @@ def start(store: str, event: Any = "start", version: int = 0, batches: int = LAS
     return RunStarted(event=event, store=store, version=version, seconds=0.0, batches=batches, counts={}, attempts={})
 
 
-def end(**counts: int) -> RunEnded:
+def end(**counts: Any) -> RunEnded:
     """The totals of a run of LAST batches, each leased once and applied."""
-    totals = {"batches": LAST, "leased": LAST, "applied": LAST}
+    totals: dict[str, Any] = {"batches": LAST, "leased": LAST, "applied": LAST}
     zeros = dict.fromkeys(("reissued", "duplicates", "expired", "damaged", "unfinished", "lost"), 0)
     return RunEnded(seconds=float(LAST), **{**totals, **zeros, **counts})
 

@@ -113,7 +113,8 @@ def test_without_held_out_images_the_last_snapshot_is_the_best(
 def test_killed_run_is_evaluated_and_reports_no_batch_accounting(
     tmp_path: Path, tiny_store: PreparedStore, evaluate: Evaluate
 ) -> None:
-    events = [event for event in trained_events(tiny_store) if not isinstance(event, RunEnded)]
+    *events, last = trained_events(tiny_store)
+    assert isinstance(last, RunEnded)
     assert evaluate(trained_run(tmp_path, tiny_store), events)["batches"] == {}
 
 
