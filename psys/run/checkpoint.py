@@ -3,8 +3,8 @@
     checkpoints/<version>/state.safetensors   parameters, statistics, the optimizer's vectors
     checkpoints/<version>/manifest.json       format, ledger, training time, and the hashes of the state and of itself
 
-A folder is written aside, synced and renamed; nothing in it is ever unpickled. While a checkpoint replaces one of the
-same version, the earlier one is called <version>.old.
+A folder is written under a temporary name, synced and renamed; nothing in it is ever unpickled. While a checkpoint
+replaces one of the same version, the earlier one is called <version>.old.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from psys.run.snapshots import save_tensors
 FORMAT = 2
 """Version of the format of a checkpoint."""
 
-_STATE, _MANIFEST, _ASIDE, _OLD = "state.safetensors", "manifest.json", ".writing", ".old"
+_STATE, _MANIFEST, _TEMPORARY, _OLD = "state.safetensors", "manifest.json", ".writing", ".old"
 _MANIFEST_BYTES = 64 << 20  # psys writes none that is longer
 
 
@@ -70,27 +70,27 @@ class Checkpoints:
 
     def save(self, metadata: CheckpointMetadata, state: SliceState) -> Path:
         """Write a checkpoint, then remove the oldest. Raises OSError, having changed nothing."""
-        aside = self.folder / _ASIDE
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
+        temporary = self.folder / _TEMPORARY
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
         path = self._path(metadata.version)
         try:
             tensors = {"parameters": state.parameters, "statistics": state.statistics}
             optimizer = {f"optimizer.{name}": vector for name, vector in state.optimizer.items()}
-            save_tensors({**tensors, **optimizer}, aside / _STATE)
-            digest = _sha256(aside / _STATE)
+            save_tensors({**tensors, **optimizer}, temporary / _STATE)
+            digest = _sha256(temporary / _STATE)
             content = {"format": FORMAT, "metadata": metadata.model_dump(mode="json"), "state_sha256": digest}
             manifest = json.dumps({**content, "sha256": _manifest_sha256(content)})
-            (aside / _MANIFEST).write_text(manifest + "\n", encoding="utf-8")
-            for each in (aside / _STATE, aside / _MANIFEST, aside):
+            (temporary / _MANIFEST).write_text(manifest + "\n", encoding="utf-8")
+            for each in (temporary / _STATE, temporary / _MANIFEST, temporary):
                 _sync(each)
             replaced = path.with_suffix(_OLD)
             if path.exists():  # of the same version, from before the run was resumed
                 shutil.rmtree(replaced, ignore_errors=True)
                 path.rename(replaced)
-            aside.rename(path)
+            temporary.rename(path)
         except OSError:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
             raise
         _sync(self.folder)
         shutil.rmtree(replaced, ignore_errors=True)

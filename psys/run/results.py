@@ -50,7 +50,7 @@ def _evaluate(run: RunDirectory, events: list[RunEvent], console: Console) -> di
     config = run.config()
     store = PreparedStore.open(config.store, config.image_size)
     if store.content_hash not in [event.store for event in events if isinstance(event, RunStarted)]:
-        raise PsysError(f"{config.store} is not the store that {run.path} was trained on: it was prepared anew since")
+        raise PsysError(f"{config.store} is not the store that {run.path} was trained on: it was prepared again since")
     model = FlatModel(build(config.model, len(store.classes)).to(choose_device(0)))
     points = _evaluate_snapshots(run, events, model, store, console)
     draw(list(points.values()), run.path / "curves.png", title=f"{run.path.name}: {config.model}, {config.mode}")

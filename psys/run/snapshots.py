@@ -46,10 +46,10 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def _replace(tensors: dict[str, Tensor], path: Path) -> None:
-    aside = path.with_suffix(".tmp")
+    temporary = path.with_suffix(".tmp")
     try:
-        save_tensors(tensors, aside)
-        aside.replace(path)
+        save_tensors(tensors, temporary)
+        temporary.replace(path)
     except OSError:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise

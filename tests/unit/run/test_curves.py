@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 from psys.errors import PsysError
 from psys.run.curves import EpochPoint, draw
 
+ROOT = Path(__file__).parents[3]
+PROGRAM = ROOT / "tests" / "support" / "programs" / "draw_curves.py"
 TRAINING, VALIDATION, MARK = "#0072B2", "#D55E00", "#333333"
 RUN = [
     EpochPoint(epoch, 3.0 * epoch, 2 / epoch, 1 - 1 / epoch, 2.5 / epoch, 0.9 - 0.8 / epoch) for epoch in range(1, 8)
@@ -30,7 +33,7 @@ def test_both_panels_show_training_and_validation(tmp_path: Path) -> None:
         assert pixels_of(VALIDATION, panel).sum() > 300
 
 
-def test_curves_end_where_the_numbers_end(tmp_path: Path) -> None:
+def test_curves_end_at_the_last_values(tmp_path: Path) -> None:
     def last_row(panel: NDArray[np.float32]) -> float:
         """Where the training curve ends, in pixels from the top."""
         rows, columns = np.nonzero(pixels_of(TRAINING, panel))
@@ -48,20 +51,20 @@ def test_curves_end_where_the_numbers_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("epochs", [RUN[:1], [point._replace(epoch=point.epoch / 7) for point in RUN]])
-def test_short_runs_are_drawn_too(tmp_path: Path, epochs: list[EpochPoint]) -> None:
+def test_runs_of_one_epoch_and_of_parts_of_an_epoch_are_drawn(tmp_path: Path, epochs: list[EpochPoint]) -> None:
     draw(epochs, tmp_path / "curves.png", "run")
     assert pixels_of(VALIDATION, imread(tmp_path / "curves.png")).any()
 
 
-def test_without_validation_there_is_no_validation_curve_and_no_mark(tmp_path: Path) -> None:
-    blind = [point._replace(validation_loss=None, validation_accuracy=None) for point in RUN]
-    draw(blind, tmp_path / "curves.png", "run")
+def test_without_validation_only_the_training_curve_is_drawn(tmp_path: Path) -> None:
+    without_validation = [point._replace(validation_loss=None, validation_accuracy=None) for point in RUN]
+    draw(without_validation, tmp_path / "curves.png", "run")
     image = imread(tmp_path / "curves.png")
     assert not pixels_of(VALIDATION, image).any()
     assert pixels_of(TRAINING, image).any()
 
 
-def test_the_best_epoch_is_marked_where_it_is(tmp_path: Path) -> None:
+def test_best_epoch_is_marked_at_its_position(tmp_path: Path) -> None:
     def mark(best: int) -> float:
         """Column of the dotted line in the accuracy panel, as a share of the panel's epochs."""
         points = [point._replace(validation_accuracy=0.5 if point.epoch == best else 0.4) for point in RUN]
@@ -74,18 +77,15 @@ def test_the_best_epoch_is_marked_where_it_is(tmp_path: Path) -> None:
     assert columns[1] > columns[0] + 50
 
 
-def test_nothing_to_draw_and_nowhere_to_write(tmp_path: Path) -> None:
+def test_run_without_points_and_missing_folder_are_errors(tmp_path: Path) -> None:
     with pytest.raises(PsysError, match=r"no curves to draw in .*curves\.png"):
         draw([], tmp_path / "curves.png", "run")
     with pytest.raises(PsysError, match=r"cannot write .*nowhere.*No such file"):
         draw(RUN, tmp_path / "nowhere" / "curves.png", "run")
 
 
-def test_no_window_system_is_touched(tmp_path: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from psys.run.curves import EpochPoint, draw\n"
-        f"draw([EpochPoint(1, 1, 1, 0.5, None, None)], Path({str(tmp_path / 'a.png')!r}), 'run')\n"
-        "print('matplotlib.pyplot' in sys.modules)"
-    )
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+def test_drawing_does_not_import_pyplot(tmp_path: Path) -> None:
+    command = [sys.executable, str(PROGRAM), str(tmp_path / "curves.png")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
     assert printed.strip() == "False"

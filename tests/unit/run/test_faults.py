@@ -1,14 +1,12 @@
-"""Fault plans, right and wrong, and what a child of this process suffers by them."""
+"""Fault plans, valid and invalid."""
 
-import os
-import signal
 from pathlib import Path
 
 import pytest
 
 from psys.config import write_yaml
 from psys.errors import PsysError
-from psys.run.faults import Fault, FaultPlan, read_plan, suffer
+from psys.run.faults import FaultPlan, read_plan
 
 PLAN = """
 faults:
@@ -21,14 +19,14 @@ faults:
 """
 
 
-def written(folder: Path, text: str) -> Path:
+def write_plan(folder: Path, text: str) -> Path:
     path = folder / "faults.yaml"
     path.write_text(text, encoding="utf-8")
     return path
 
 
-def test_a_plan_says_what_happens_to_whom_at_which_step(tmp_path: Path) -> None:
-    plan = read_plan(written(tmp_path, PLAN))
+def test_plan_lists_the_faults_of_a_worker_at_a_step(tmp_path: Path) -> None:
+    plan = read_plan(write_plan(tmp_path, PLAN))
     assert [fault.kind for fault in plan.at(0, 2)] == ["slow", "nan"]  # in the order of the plan
     assert [fault.kind for fault in plan.at(1, 5)] == ["kill"]
     assert plan.at(0, 2)[0].seconds == 0.25
@@ -37,10 +35,10 @@ def test_a_plan_says_what_happens_to_whom_at_which_step(tmp_path: Path) -> None:
     assert read_plan(tmp_path / "again.yaml") == plan
 
 
-def test_no_plan_is_no_faults(tmp_path: Path) -> None:
+def test_missing_and_empty_plans_have_no_faults(tmp_path: Path) -> None:
     assert read_plan(None) == FaultPlan()
-    assert read_plan(written(tmp_path, "")) == FaultPlan()
-    assert read_plan(written(tmp_path, "faults: []")) == FaultPlan()
+    assert read_plan(write_plan(tmp_path, "")) == FaultPlan()
+    assert read_plan(write_plan(tmp_path, "faults: []")) == FaultPlan()
 
 
 @pytest.mark.parametrize(
@@ -65,41 +63,13 @@ def test_no_plan_is_no_faults(tmp_path: Path) -> None:
         ("faults: !!python/object/apply:os.getpid []", "is not YAML"),
     ],
 )
-def test_what_is_wrong_in_a_plan_is_named_with_its_file(tmp_path: Path, text: str, message: str) -> None:
-    path = written(tmp_path, text)
+def test_invalid_plan_is_refused_with_setting_and_file(tmp_path: Path, text: str, message: str) -> None:
+    path = write_plan(tmp_path, text)
     with pytest.raises(PsysError, match=message) as caught:
         read_plan(path)
     assert str(path) in str(caught.value)
 
 
-def test_a_missing_plan_is_named(tmp_path: Path) -> None:
+def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(PsysError, match=r"cannot read config .*faults\.yaml"):
         read_plan(tmp_path / "faults.yaml")
-
-
-def suffering(fault: Fault) -> int:
-    """The process id of a child that suffers it, and then ends."""
-    if not (pid := os.fork()):
-        try:
-            suffer(fault)
-        finally:
-            os._exit(0)
-    return pid
-
-
-def test_a_kill_is_one() -> None:
-    _, status = os.waitpid(suffering(Fault(worker=0, step=0, kind="kill")), 0)
-    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
-
-
-def test_who_hangs_stands_still_and_goes_on() -> None:
-    pid = suffering(Fault(worker=0, step=0, kind="hang", seconds=0.3))
-    _, status = os.waitpid(pid, os.WUNTRACED)
-    assert os.WIFSTOPPED(status)
-    _, status = os.waitpid(pid, 0)
-    assert os.waitstatus_to_exitcode(status) == 0
-
-
-@pytest.mark.parametrize("kind", ["slow", "nan", "drop_reply"])
-def test_the_others_are_survived(kind: str) -> None:
-    suffer(Fault.model_validate({"worker": 0, "step": 0, "kind": kind, "seconds": 0.01}))

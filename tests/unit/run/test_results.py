@@ -1,9 +1,12 @@
-"""Results of a hand-made run whose snapshots are of known quality."""
+"""The evaluation of a run made by hand, whose snapshots are of known quality."""
 
 import copy
 import io
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -14,95 +17,154 @@ from safetensors.torch import load_file
 
 from psys.augment.batch import normalise
 from psys.compute.flat import FlatModel
-from psys.compute.step import GradientStep
-from psys.data.holdout import holdout
 from psys.data.store import PreparedStore
 from psys.errors import PsysError
-from psys.models.resnet import resnet
-from psys.run.config import RunConfig
-from psys.run.directory import RunDirectory, save_snapshot
+from psys.models.registry import build
+from psys.ps.events import RunEnded, RunEvent, SnapshotSaved
+from psys.run import results
+from psys.run.directory import RunDirectory
 from psys.run.events import EventLog
-from psys.run.results import finish
+from psys.run.results import evaluate_run
+from tests.support.runs import GOOD, LAST, start, trained_events, trained_run, update, write_events, write_tiny_store
 
-GOOD, LAST = 2, 3  # versions; the good one knows the held-out images by heart
+
+@pytest.fixture(scope="session")
+def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> PreparedStore:
+    return write_tiny_store(tmp_path_factory.mktemp("stores") / "tiny")
+
+
+Evaluate = Callable[[RunDirectory, list[RunEvent]], dict[str, Any]]
 
 
 @pytest.fixture
-def run(small_store: PreparedStore, tmp_path: Path) -> RunDirectory:
-    run = RunDirectory.create(RunConfig(name="r", runs=tmp_path, store=small_store.path, validation_share=0.2))
-    torch.manual_seed(0)
-    model = FlatModel(resnet(8))
-    save_snapshot(model.parameters, model.statistics, run.snapshot_path(1))
-    train = small_store.split("train")
-    _, held = holdout(train.labels, 0.2, seed=0)
-    views = normalise(torch.tensor(train.images[held]), small_store.channel_mean, small_store.channel_std)
-    labels = torch.tensor(train.labels[held])
-    parameters = torch.nn.Parameter(model.parameters)
-    parameters.grad = model.gradient
-    optimizer = torch.optim.Adam([parameters], lr=0.01)
-    for _ in range(60):
-        GradientStep(model, torch.float32)(views, labels)
-        optimizer.step()
-    save_snapshot(model.parameters, model.statistics, run.snapshot_path(GOOD))
-    model.parameters.mul_(0.01)
-    save_snapshot(model.parameters, model.statistics, run.snapshot_path(LAST))
-    log = EventLog(run.events)
-    log.write("start", store=small_store.content_hash)
-    for version in (1, GOOD, LAST):
-        for part in (1, 3):
-            log.write(
-                "update",
-                version=version,
-                seconds=float(version),
-                batches=[0],
-                workers=["worker0"],
-                staleness=[part],
-                images=part,
-                loss=float(10 * version + part),
-                accuracy=0.5,
-            )
-        log.write("snapshot", version=version, epochs=float(version), seconds=float(version))
-    log.write("end", seconds=3.0, batches=6, applied=6, duplicates=0, lost=0)
-    log.close()
-    return run
+def evaluate(monkeypatch: pytest.MonkeyPatch) -> Evaluate:
+    """Evaluates a run with the given events, without the export, which takes seconds."""
+
+    def evaluate(run: RunDirectory, events: list[RunEvent]) -> dict[str, Any]:
+        write_events(run, events)
+        return evaluate_run(run, Console(file=io.StringIO()))
+
+    monkeypatch.setattr(results, "_export", lambda *unused: {"images": 0, "max_difference": 0.0, "agreement": 1.0})
+    return evaluate
 
 
-def test_the_best_snapshot_is_chosen_tested_and_exported(run: RunDirectory, small_store: PreparedStore) -> None:
+def test_best_snapshot_is_chosen_tested_and_exported(tmp_path: Path, tiny_store: PreparedStore) -> None:
+    run = trained_run(tmp_path, tiny_store)
+    write_events(run, trained_events(tiny_store))
     good = load_file(run.snapshot_path(GOOD))
-    console = Console(file=io.StringIO(), width=100)
-    result = finish(run, console)
+    printed = io.StringIO()
+    result = evaluate_run(run, Console(file=printed, width=100))
     assert (result["best"]["version"], result["last"]["version"]) == (GOOD, LAST)
-    assert result["best"]["validation_accuracy"] > 0.8  # on the images it learnt; those not held out it has never seen
-    best = resnet(8)
+    assert [result[role]["validation_accuracy"] for role in ("best", "last")] == [1.0, 0.0]
+    assert [result[role]["test"]["accuracy"] for role in ("best", "last")] == [1.0, 0.0]
+    assert "100.0% (epoch 2.0)" in printed.getvalue()
+    best = build("mlp2", 2)
     best.load_state_dict(load_file(run.path / "best.safetensors"))
     assert torch.equal(FlatModel(copy.deepcopy(best)).parameters, good["parameters"])
-    images = small_store.split("test").images
-    session = onnxruntime.InferenceSession(run.path / "model.onnx")
-    (probabilities,) = session.run(None, {"images": np.array(images)})
-    model = best.eval()
+    images = np.array(tiny_store.split("test").images)
+    (probabilities,) = onnxruntime.InferenceSession(run.path / "model.onnx").run(None, {"images": images})
     with torch.inference_mode():
-        expected = model(normalise(torch.tensor(images), small_store.channel_mean, small_store.channel_std)).softmax(1)
+        pixels = normalise(torch.from_numpy(images), tiny_store.channel_mean, tiny_store.channel_std)
+        expected = best.eval()(pixels).softmax(1)
     assert np.allclose(probabilities, expected, atol=1e-4)
-    # Means since the snapshot before, by images: (1 * (10 v + 1) + 3 * (10 v + 3)) / 4.
-    assert [point["train_loss"] for point in result["points"]] == [12.5, 22.5, 32.5]
-    assert (result["staleness_mean"], result["staleness_max"], result["batches"]["lost"]) == (2.0, 3, 0)
-    assert json.loads((run.path / "result.json").read_text()) == json.loads(json.dumps(result))
-    assert not run.snapshots.exists()
-    with pytest.raises(PsysError, match="evaluated already"):
-        finish(run, console)
+    assert run.complete
+    assert run.result() == json.loads(json.dumps(result))
+    assert {path.name for path in run.path.iterdir()} == {
+        *("best.safetensors", "last.safetensors", "model.onnx", "curves.png", "result.json"),
+        *("config.yaml", "environment.json", "events.jsonl", "logs"),
+    }
+    with pytest.raises(PsysError, match="was evaluated before"):
+        evaluate_run(run, Console(file=printed))
 
 
-def test_damage_is_named_and_costs_nothing_else(run: RunDirectory) -> None:
+def test_training_figures_are_means_by_images_since_the_previous_snapshot(
+    tmp_path: Path, tiny_store: PreparedStore, evaluate: Evaluate
+) -> None:
+    result = evaluate(trained_run(tmp_path, tiny_store), trained_events(tiny_store))
+    # For versions v and v + 1: (1 * (10 v + 1) + 3 * (10 (v + 1) + 3)) / 4.
+    assert [point["train_loss"] for point in result["points"]] == [20.0, 40.0, 60.0]
+    assert [point["epoch"] for point in result["points"]] == [1.0, 2.0, 3.0]
+    assert (result["updates"], result["workers"], result["train_seconds"]) == (6, 2, 6.0)
+    assert (result["staleness_mean"], result["staleness_max"], result["images_per_second"]) == (2.0, 3, 2.0)
+    assert result["batches"] == {
+        **{"batches": 6, "leased": 6, "applied": 6, "reissued": 0, "duplicates": 0},
+        **{"expired": 0, "damaged": 0, "unfinished": 0, "lost": 0},
+    }
+
+
+def test_updates_computed_again_after_a_resume_count_once(
+    tmp_path: Path, tiny_store: PreparedStore, evaluate: Evaluate
+) -> None:
+    events = trained_events(tiny_store)
+    undone = [update(version, loss=1e6, staleness=(99,)) for version in (1, 2)]
+    resume = start(tiny_store.content_hash, "resume")
+    result = evaluate(trained_run(tmp_path, tiny_store), [events[0], *undone, resume, *events[1:]])
+    assert result["points"][0]["train_loss"] == 20.0
+    assert (result["updates"], result["staleness_max"]) == (6, 3)
+
+
+def test_without_held_out_images_the_last_snapshot_is_the_best(
+    tmp_path: Path, tiny_store: PreparedStore, evaluate: Evaluate
+) -> None:
+    result = evaluate(trained_run(tmp_path, tiny_store, validation_share=0.0), trained_events(tiny_store))
+    assert (result["best"]["version"], result["best"]["validation_loss"]) == (LAST, None)
+
+
+def test_killed_run_is_evaluated_and_reports_no_batch_accounting(
+    tmp_path: Path, tiny_store: PreparedStore, evaluate: Evaluate
+) -> None:
+    *events, last = trained_events(tiny_store)
+    assert isinstance(last, RunEnded)
+    assert evaluate(trained_run(tmp_path, tiny_store), events)["batches"] == {}
+
+
+def test_damaged_snapshot_is_named_and_everything_else_is_kept(
+    tmp_path: Path, tiny_store: PreparedStore, evaluate: Evaluate
+) -> None:
+    run = trained_run(tmp_path, tiny_store)
     snapshot = run.snapshot_path(GOOD)
-    whole = snapshot.read_bytes()
-    snapshot.write_bytes(whole[:-9])
+    content = snapshot.read_bytes()
+    snapshot.write_bytes(content[:-9])
     with pytest.raises(PsysError, match=f"cannot load .*{snapshot.name}"):
-        finish(run, Console(file=io.StringIO()))
-    snapshot.write_bytes(whole)
-    assert finish(run, Console(file=io.StringIO()))["best"]["version"] == GOOD
+        evaluate(run, trained_events(tiny_store))
+    assert not run.complete
+    snapshot.write_bytes(content)
+    assert evaluate_run(run, Console(file=io.StringIO()))["best"]["version"] == GOOD
 
 
-def test_another_store_than_the_one_trained_on_is_refused(run: RunDirectory) -> None:
-    run.events.write_text(run.events.read_text().replace('"store": "', '"store": "0'))
-    with pytest.raises(PsysError, match="is not the store"):
-        finish(run, Console(file=io.StringIO()))
+def test_diverged_run_is_an_error_with_curves(tmp_path: Path, tiny_store: PreparedStore, evaluate: Evaluate) -> None:
+    run = trained_run(tmp_path, tiny_store)
+    events = trained_events(tiny_store)
+    events[1] = update(1, loss=math.nan)
+    with pytest.raises(PsysError, match=r"training diverged: the loss is nan at epoch 1\.0"):
+        evaluate(run, events)
+    assert (run.path / "curves.png").exists()
+
+
+def test_run_without_a_snapshot_is_an_error(tmp_path: Path, tiny_store: PreparedStore, evaluate: Evaluate) -> None:
+    with pytest.raises(PsysError, match="has no snapshot to evaluate"):
+        evaluate(trained_run(tmp_path, tiny_store), [start(tiny_store.content_hash), update(1)])
+
+
+def test_snapshot_without_an_update_before_it_is_an_error(
+    tmp_path: Path, tiny_store: PreparedStore, evaluate: Evaluate
+) -> None:
+    events: list[RunEvent] = [start(tiny_store.content_hash), SnapshotSaved(version=2, epochs=1.0, seconds=1.0)]
+    with pytest.raises(PsysError, match=r"events\.jsonl has no update before the snapshot of version 2"):
+        evaluate(trained_run(tmp_path, tiny_store), events)
+
+
+def test_store_other_than_the_one_trained_on_is_refused(
+    tmp_path: Path, tiny_store: PreparedStore, evaluate: Evaluate
+) -> None:
+    with pytest.raises(PsysError, match="is not the store that"):
+        evaluate(trained_run(tmp_path, tiny_store), [start("0"), *trained_events(tiny_store)[1:]])
+
+
+def test_run_that_is_still_being_written_is_refused(
+    tmp_path: Path, tiny_store: PreparedStore, evaluate: Evaluate
+) -> None:
+    run = trained_run(tmp_path, tiny_store)
+    write_events(run, trained_events(tiny_store))
+    with EventLog(run.events), pytest.raises(PsysError, match="still going on"):
+        evaluate_run(run, Console(file=io.StringIO()))
