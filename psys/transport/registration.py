@@ -88,7 +88,7 @@ class Registration:
             return named
         free = sorted(set(range(local, self._config.servers)) - self._joined)
         if not free:
-            raise PsysError(f"this run has a place for {remote} remote servers (--remote-servers), and none is free")
+            raise PsysError(f"all {remote} places for remote servers (--remote-servers) of this run are taken")
         return free[0]
 
     def _worker_number(self, request: JoinRequest) -> int:
