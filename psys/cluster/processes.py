@@ -1,7 +1,6 @@
-"""Child processes of a local run, forked from a process that has already imported what they need: each starts in
-milliseconds.
+"""Child processes of a local run, forked from a process that has imported what they need: each starts in milliseconds.
 
-That process is the forkserver of Python's multiprocessing. It runs no threads and uses no device, so forking it is safe.
+That process is the forkserver of Python's multiprocessing. It runs no threads and uses no device: forking it is safe.
 """
 
 import contextlib

@@ -10,7 +10,7 @@ from psys.training.settings import TrainingConfig
 _JOIN_SECONDS = 120.0  # a server may be started before the run
 
 
-def join(config: TrainingConfig) -> None:
+def join_run(config: TrainingConfig) -> None:
     """Be a worker or a server of the run at `config.join` until it ends, or SIGTERM.
 
     Raises PsysError if there is no run at that address, the run refuses this process, or the run is lost for longer
