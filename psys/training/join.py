@@ -3,7 +3,7 @@
 import os
 
 from psys.cluster.roles import serve_shard
-from psys.cluster.worker import Leaving, leave_at_sigterm, work
+from psys.cluster.worker import LeaveRequested, leave_at_sigterm, work
 from psys.errors import LostServerError, PsysError, say
 from psys.training.settings import TrainingConfig
 
@@ -35,10 +35,10 @@ def _serve(host: str, port: int, token: str) -> None:
     try:
         while True:
             try:
-                serve_shard(host, port, token, None, stopped=lambda: False, join_seconds=join_seconds)
+                serve_shard(host, port, token, join_seconds=join_seconds)
                 return
             except LostServerError as error:
                 say(f"{error}; this server looks for the run for {error.patience:g} s")
                 join_seconds = error.patience
-    except Leaving:  # as leave_at_sigterm has it
+    except LeaveRequested:
         return

@@ -42,7 +42,7 @@ def train_as_rank(config: TrainingConfig) -> RunDirectory | None:
     host, port = ranks.get(_SERVER_KEY).decode().rsplit(":", 1)
     with stop_signals_recorded():  # and not acted on
         if rank < servers:
-            serve_shard(host, int(port), token, rank, stopped=lambda: False)
+            serve_shard(host, int(port), token, rank)
         else:
             servers_here = max(0, servers - (rank - int(os.environ["LOCAL_RANK"])))
             workers_here = int(os.environ["LOCAL_WORLD_SIZE"]) - servers_here
