@@ -1,3 +1,4 @@
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,13 @@ from tests.support.stores import write_small_store
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="storms of full length: 100 workers and 50 servers killed")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def default_interrupt_handler() -> None:
+    """A shell starts background jobs, and nohup any command, with SIGINT ignored; the tests send it to themselves."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

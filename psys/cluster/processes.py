@@ -1,7 +1,6 @@
-"""Child processes of a local run, forked from a process that has already imported what they need: each starts in
-milliseconds.
+"""Child processes of a local run, forked from a process that has imported what they need: each starts in milliseconds.
 
-That process is the forkserver of Python's multiprocessing. It runs no threads and uses no device, so forking it is safe.
+That process is the forkserver of Python's multiprocessing. It runs no threads and uses no device: forking it is safe.
 """
 
 import contextlib
@@ -16,6 +15,7 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 _FORKSERVER = multiprocessing.get_context("forkserver")
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15  # of linux/prctl.h
@@ -91,7 +91,8 @@ def terminate_when_parent_ends() -> None:
 
 
 def _start_forkserver() -> None:
-    server, tracker = forkserver._forkserver, resource_tracker._resource_tracker  # type: ignore[attr-defined]
+    server: Any = forkserver._forkserver
+    tracker: Any = resource_tracker._resource_tracker
     if server._forkserver_pid is not None:
         return
     # Python stops both only when this process has ended, and whoever waits for its end would still see them.

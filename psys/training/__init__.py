@@ -1,4 +1,7 @@
-"""Training on this machine, as a rank of torchrun, or as a part of a run elsewhere. From Python: train(TrainingConfig())."""
+"""Training: on this machine, as a rank of torchrun, or as one more process of a run.
+
+From Python: `run = train(TrainingConfig(mode="sync"))`, then `run.result()`.
+"""
 
 from psys.training.local import train
 from psys.training.settings import TrainingConfig, read_settings

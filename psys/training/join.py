@@ -8,7 +8,7 @@ from psys.errors import LostServerError, PsysError, say
 from psys.training.settings import TrainingConfig
 
 
-def join(config: TrainingConfig) -> None:
+def join_run(config: TrainingConfig) -> None:
     """Be a worker or a server of the run at `config.join` until it ends, or SIGTERM.
 
     Raises PsysError if there is no run at that address, the run refuses this process, or the run is lost for longer
@@ -33,10 +33,10 @@ def _serve(host: str, port: int, token: str) -> None:
     try:
         while True:
             try:
-                serve_shard(host, port, token, None, stopped=lambda: False, join_seconds=join_seconds)
+                serve_shard(host, port, token, join_seconds=join_seconds)
                 return
             except LostServerError as error:
                 say(f"{error}; this server looks for the run for {error.patience:g} s")
                 join_seconds = error.patience
-    except LeaveRequested:  # as leave_at_sigterm has it
+    except LeaveRequested:
         return

@@ -5,9 +5,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from psys.errors import PsysError, exit_with_message
+from psys.errors import PsysError, exit_with_message, say
 from psys.run.directory import RunDirectory
-from psys.training.join import join
+from psys.training.join import join_run
 from psys.training.local import train
 from psys.training.settings import TrainingConfig, read_settings
 from psys.training.store import PreparationError
@@ -24,7 +24,7 @@ def launch(config: TrainingConfig) -> RunDirectory | None:
     if (config.role == "all") != (config.join is None):
         raise PsysError("--role worker or --role server, and --join HOST:PORT, go together")
     if config.join is not None:
-        join(config)
+        join_run(config)
         return None
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         return train_as_rank(config)
@@ -42,7 +42,7 @@ def main(argv: Sequence[str], prog: str, default_file: Path) -> None:
         except PreparationError as error:
             if error.code == 2:
                 raise
-            print(f"psys: {error}", file=sys.stderr)
+            say(str(error))
             sys.exit(error.code)
         if run is not None and not run.complete:
             sys.exit(_STOPPED)

@@ -16,7 +16,7 @@ _MAY_CHANGE = {
 def resume(run: RunDirectory, settings: RunConfig) -> None:
     """Make `settings` those of the run, which continues with them from its newest checkpoint.
 
-    Raises PsysError if the run is still going on or complete, if a setting that may not change differs, or if its newest
+    Raises PsysError if the run is going on or complete, if a setting that may not change differs, or if the newest
     checkpoint is damaged.
     """
     before = run.config()

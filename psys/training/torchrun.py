@@ -21,7 +21,7 @@ _SERVER_KEY = "psys/server"
 def train_as_rank(config: TrainingConfig) -> RunDirectory | None:
     """Be the server or worker that torchrun's variables say. Returns the run on rank 0, None on the others.
 
-    SIGINT and SIGTERM on rank 0 stop the run (see `train`); on the other ranks they are ignored, for server 0 ends them.
+    SIGINT and SIGTERM on rank 0 stop the run (see `train`); the other ranks ignore them, for server 0 ends these ranks.
     Raises PsysError for what the user must mend.
     """
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -42,7 +42,7 @@ def train_as_rank(config: TrainingConfig) -> RunDirectory | None:
     host, port = ranks.get(_SERVER_KEY).decode().rsplit(":", 1)
     with stop_signals_recorded():  # and not acted on
         if rank < servers:
-            serve_shard(host, int(port), token, rank, stopped=lambda: False)
+            serve_shard(host, int(port), token, rank)
         else:
             servers_here = max(0, servers - (rank - int(os.environ["LOCAL_RANK"])))
             workers_here = int(os.environ["LOCAL_WORLD_SIZE"]) - servers_here

@@ -4,12 +4,12 @@ import pytest
 
 from psys.config import parse, read_yaml, validate, write_yaml
 from psys.errors import PsysError
-from psys.training.launch import LaunchConfig
+from psys.training import TrainingConfig
 from tests.support.processes import ROOT
 
 
-def parsed(*argv: str, default: Path | None = None) -> LaunchConfig:
-    return parse(LaunchConfig, argv, "test", default)
+def parsed(*argv: str, default: Path | None = None) -> TrainingConfig:
+    return parse(TrainingConfig, argv, "test", default)
 
 
 def test_flags_overlay_the_file_which_overlays_the_defaults(tmp_path: Path) -> None:
@@ -24,13 +24,13 @@ def test_flags_overlay_the_file_which_overlays_the_defaults(tmp_path: Path) -> N
 def test_the_environment_sets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EPOCHS", "3")
     monkeypatch.setenv("MODE", "nonsense")
-    assert parsed().epochs == LaunchConfig().epochs
+    assert parsed().epochs == TrainingConfig().epochs
 
 
 def test_written_settings_read_back_as_they_were(tmp_path: Path) -> None:
     config = parsed("--schedule.kind", "table", "--schedule.table", "[[0, 0.1], [5, 0.01]]", "--workers", "3")
     write_yaml(config, tmp_path / "c.yaml")
-    assert validate(LaunchConfig, read_yaml(tmp_path / "c.yaml"), "there") == config
+    assert validate(TrainingConfig, read_yaml(tmp_path / "c.yaml"), "there") == config
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda file: file.stem)

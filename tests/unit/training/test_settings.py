@@ -1,0 +1,112 @@
+"""Settings of a training: role, token, and the file that a resumed run has them from."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from psys.errors import PsysError
+from psys.run.config import RunConfig
+from psys.run.directory import RunDirectory
+from psys.training import TrainingConfig, read_settings, train
+from psys.training.launch import launch
+from psys.training.settings import is_loopback
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PSYS_TOKEN", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "TORCHELASTIC_USE_AGENT_STORE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("arguments", [["--role", "worker"], ["--role", "server"], ["--join", "localhost:1"]])
+def test_role_and_join_go_together(arguments: list[str]) -> None:
+    with pytest.raises(PsysError, match="--join HOST:PORT, go together"):
+        launch(read_settings(arguments))
+
+
+@pytest.mark.parametrize("role", ["worker", "server"])
+def test_port_to_join_is_checked(role: str) -> None:
+    with pytest.raises(PsysError, match="localhost:99999: a port is at most 65535"):
+        launch(read_settings(["--role", role, "--join", "localhost:99999"]))
+
+
+def test_unknown_role_is_refused() -> None:
+    with pytest.raises(PsysError, match="'role'"):
+        read_settings(["--role", "master"])
+
+
+def test_train_refuses_the_role_of_one_process() -> None:
+    with pytest.raises(PsysError, match="role 'worker'"):
+        train(TrainingConfig(role="worker", join="localhost:1"))
+
+
+def test_several_processes_without_torchrun_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(PsysError, match="without torchrun"):
+        launch(TrainingConfig())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"servers": 3}, "of torchrun's 3 processes 3 are servers"),
+        ({"servers": 3, "remote_servers": 1, "workers": 2}, "of torchrun's 3 processes 1 are workers"),
+        ({"listen": "0.0.0.0"}, "needs a token"),
+    ],
+)
+def test_ranks_that_do_not_fit_the_settings(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], message: str
+) -> None:
+    environment = {"WORLD_SIZE": "3", "RANK": "0", "MASTER_ADDR": "localhost", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(PsysError, match=message):
+        launch(TrainingConfig.model_validate(settings))
+
+
+def test_train_accepts_the_settings_of_a_run(tmp_path: Path) -> None:
+    with pytest.raises(PsysError, match="no prepared store at"):
+        train(RunConfig(store=tmp_path / "none", source=None))
+
+
+def test_train_refuses_an_unknown_model_before_it_prepares(tmp_path: Path) -> None:
+    with pytest.raises(PsysError, match="resnet9"):
+        train(RunConfig(store=tmp_path / "none", model="resnet9", runs=tmp_path / "runs"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_token_of_the_file_goes_before_that_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "token"
+    file.write_text("of the file\n")
+    assert TrainingConfig().token() == ""
+    monkeypatch.setenv("PSYS_TOKEN", "of the environment")
+    assert TrainingConfig().token() == "of the environment"
+    assert TrainingConfig(token_file=file).token() == "of the file"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "No such file"), (b" \n", "is empty"), (b"\xff", "cannot read the token")]
+)
+def test_unusable_token_file_is_named(tmp_path: Path, content: bytes | None, message: str) -> None:
+    file = tmp_path / "token"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(PsysError, match=message) as error:
+        TrainingConfig(token_file=file).token()
+    assert str(file) in str(error.value)
+
+
+def test_settings_of_the_run_to_resume_are_the_defaults(tmp_path: Path) -> None:
+    run = RunDirectory.create(RunConfig(runs=tmp_path, name="r", mode="ssp", workers=3))
+    settings = read_settings(["--resume", str(run.path), "--workers", "2"])
+    assert (settings.mode, settings.workers, settings.resume) == ("ssp", 2, run.path)
+
+
+def test_addresses_of_loopback() -> None:
+    assert is_loopback("127.0.0.1")
+    assert is_loopback("::1")
+    assert not is_loopback("0.0.0.0")
+    with pytest.raises(PsysError, match=r"no\.such\.host\.invalid"):
+        is_loopback("no.such.host.invalid")
