@@ -28,7 +28,7 @@ from psys.errors import exit_with_message
 from psys.segment.actors import Pool, ray_session
 from psys.segment.partial import PartialStore
 from psys.segment.plan import Plan
-from psys.segment.shard import Recipe, Shard, prepare_shard
+from psys.segment.task import Recipe, ImageTask, prepare_images
 
 OUT = ROOT / "benchmarks" / "segment_throughput"
 SIZE = 32
@@ -88,10 +88,10 @@ def run_arm(arm: str, plan: Plan, actors: int) -> dict[str, float]:
     if arm == "plain":
         cv2.setNumThreads(1)
         shards = [plan.shard(piece) for piece in plan]
-        prepare_shard(shards[0], plan.recipe)
+        prepare_images(shards[0], plan.recipe)
         begin, cpu = time.perf_counter(), cpu_seconds()
         for shard in shards:
-            prepare_shard(shard, plan.recipe)
+            prepare_images(shard, plan.recipe)
         return figures(plan, time.perf_counter() - begin, cpu_seconds() - cpu)
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -100,7 +100,7 @@ def run_arm(arm: str, plan: Plan, actors: int) -> dict[str, float]:
     ):
         pool = Pool(actors, plan.recipe, print)
 
-        def until_ready() -> Iterator[tuple[str, Shard]]:
+        def until_ready() -> Iterator[tuple[str, ImageTask]]:
             while pool.ready < actors:
                 yield "", plan.shard(next(iter(plan))).row(0)
 

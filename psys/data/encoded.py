@@ -19,7 +19,7 @@ MOST_PIXELS = 2**26  # of an image that is decoded
 Size = tuple[int, int]  # height, width
 
 
-class Place(NamedTuple):
+class RecordLocation(NamedTuple):
     """Where a record stands: a row of the index. The mask follows the image."""
 
     shard: int
@@ -106,7 +106,7 @@ class Decoded:
         return decoded
 
     def _row(self, number: int) -> NDArray[np.uint8]:
-        place = Place(*self._index[number].tolist())
+        place = RecordLocation(*self._index[number].tolist())
         start, length = place.offset, place.image_bytes
         if self._masks:
             start, length = start + length, place.mask_bytes

@@ -25,7 +25,7 @@ CLASSES_BYTES, MOST_CLASSES = 2**22, 100_000
 _SHOWN = 5
 
 
-class Packed(NamedTuple):
+class PackedSplit(NamedTuple):
     """What a reader found in the files of a split: each image's label is `texts[codes[i]]`."""
 
     images: Members
@@ -59,7 +59,7 @@ def by_split(files: Iterable[Path], root: Path) -> dict[str, list[Path]]:
     return splits or {"train": silent}
 
 
-def classified(parts: dict[str, Packed], path: Path) -> tuple[tuple[str, ...], dict[str, DatasetSplit]]:
+def classified(parts: dict[str, PackedSplit], path: Path) -> tuple[tuple[str, ...], dict[str, DatasetSplit]]:
     """The classes, and every split with its labels as places among them; a test without labels is left out.
 
     Integer labels are places among the names that the files or `CLASS_FILES` in the folder tell, if any does; of other
@@ -85,7 +85,7 @@ def classified(parts: dict[str, Packed], path: Path) -> tuple[tuple[str, ...], d
     return names, splits
 
 
-def _is_unlabelled(part: Packed) -> bool:
+def _is_unlabelled(part: PackedSplit) -> bool:
     return all(part.texts[code] == "-1" for code in np.unique(part.codes))  # as competitions hide their test labels
 
 

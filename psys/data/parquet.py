@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from psys.data.packed import Packed, check_names
-from psys.data.reference import FILE_BYTES, Cell, Members
+from psys.data.packed import PackedSplit, check_names
+from psys.data.reference import FILE_BYTES, ParquetCell, Members
 from psys.errors import PsysError
 
 try:
@@ -26,7 +26,7 @@ STRING_BYTES, CONTAINERS = 2**24, 2**22  # of a footer; 1,000 names of classes h
 BATCH_ROWS = 16  # in memory at once: photographs have some 100 KB each
 
 
-def read_parquet(files: Sequence[Path]) -> Packed:
+def read_parquet(files: Sequence[Path]) -> PackedSplit:
     """Every row of the files, without reading the images.
 
     Raises PsysError naming the file that is not whole, or has no column of images or of labels.
@@ -54,7 +54,7 @@ def read_parquet(files: Sequence[Path]) -> Packed:
             raise PsysError(f"{path} is not a Parquet file of labelled images: {reason}") from None
     if not sum(map(len, codes)):
         raise PsysError(f"{files[0].parent}: the Parquet files have no rows")
-    return Packed(Members(files, Cell, np.concatenate(places)), np.concatenate(codes), list(texts), names)
+    return PackedSplit(Members(files, ParquetCell, np.concatenate(places)), np.concatenate(codes), list(texts), names)
 
 
 def _opened(path: Path) -> ParquetFile:
@@ -155,7 +155,7 @@ class _Column:
 _column = lru_cache(2)(_Column)
 
 
-def read_cell(path: Path, group: int, row: int) -> bytes:
+def read_parquet_image(path: Path, group: int, row: int) -> bytes:
     """The image in a row of a row group; rows in order cost one reading of the group, others one each.
 
     Raises ValueError saying why it cannot be read.

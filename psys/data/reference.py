@@ -21,7 +21,7 @@ class Span(NamedTuple):
     size: int
 
 
-class Cell(NamedTuple):
+class ParquetCell(NamedTuple):
     """A row of a row group of a Parquet file."""
 
     group: int
@@ -32,13 +32,13 @@ class Member(NamedTuple):
     """An image in a file of many."""
 
     path: Path
-    key: Span | Cell
+    key: Span | ParquetCell
 
     def __str__(self) -> str:
         match self.key:
             case Span(offset, size):
                 return f"{self.path} ({size} bytes from byte {offset})"
-            case Cell(group, row):
+            case ParquetCell(group, row):
                 return f"{self.path} (row {row} of row group {group})"
 
 
@@ -92,7 +92,7 @@ class Files(References):
 class Members(References):
     """Images in files of many: of each the number of its file and its key, `places` (N, 3) int64."""
 
-    def __init__(self, files: Sequence[Path], kind: type[Span] | type[Cell], places: NDArray[np.int64]) -> None:
+    def __init__(self, files: Sequence[Path], kind: type[Span] | type[ParquetCell], places: NDArray[np.int64]) -> None:
         self._files, self._kind, self._places = files, kind, places
 
     def __len__(self) -> int:
@@ -127,9 +127,9 @@ def read_encoded(reference: Reference) -> bytes:
         if isinstance(key, Span):
             return _read_span(path, key)
         # Imported here: pyarrow is an extra.
-        from psys.data.parquet import read_cell
+        from psys.data.parquet import read_parquet_image
 
-        return read_cell(path, *key)
+        return read_parquet_image(path, *key)
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from error  # the cause tells that it may pass
 

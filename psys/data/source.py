@@ -10,8 +10,8 @@ from psys.data.cifar import holds_cifar, read_cifar
 from psys.data.dataset import FILE, Dataset, DatasetSplit, read_dataset
 from psys.data.holdout import holdout
 from psys.data.image import EXTENSIONS
-from psys.data.named import CIFAR10, SAMPLE, store_name
-from psys.data.packed import Packed, by_split, classified, find_packed
+from psys.data.source_name import CIFAR10, SAMPLE, store_name
+from psys.data.packed import PackedSplit, by_split, classified, find_packed
 from psys.data.reference import Files
 from psys.data.sample import read_sample
 from psys.data.tars import holds_samples, read_tars
@@ -57,7 +57,7 @@ def open_source(source: str, datasets: Path, test_share: float, seed: int) -> Da
 
 
 def _read_packed(
-    path: Path, files: list[Path], read: Callable[[list[Path]], Packed], form: str, test_share: float, seed: int
+    path: Path, files: list[Path], read: Callable[[list[Path]], PackedSplit], form: str, test_share: float, seed: int
 ) -> Dataset:
     splits = by_split(files, path)
     if "train" not in splits:

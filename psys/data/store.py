@@ -11,20 +11,20 @@ from numpy.typing import DTypeLike, NDArray
 from pydantic import ConfigDict, Field
 
 from psys.config import Config, validate
-from psys.data.encoded import Decoded, Place, Size
+from psys.data.encoded import Decoded, RecordLocation, Size
 from psys.errors import PsysError
 from psys.files import read_bounded
 
 FORMAT = "psys-store"
 VERSION = 2
 MANIFEST = "manifest.json"
-PREPARED_FROM = "prepared_from"  # in the manifest: `place_of` the source
+PREPARED_FROM = "prepared_from"  # in the manifest: `source_location` the source
 RECORDS, INDEX = "records", "index"
 MANIFEST_BYTES = 16 * 2**20  # 100,000 skipped images fill it; JSON may take 30 times its bytes
 
 
 # dense: arrays of pixels and of bits; encoded: records of a JPEG and its mask, which readers see as such arrays.
-Layout = Literal["dense", "encoded"]
+StoreLayout = Literal["dense", "encoded"]
 
 
 class Split(NamedTuple):
@@ -56,7 +56,7 @@ class _FileEntry(_Open):
 class _Manifest(_Open):
     """What training needs of a manifest; the rest tells where the store came from."""
 
-    layout: Layout
+    layout: StoreLayout
     classes: Annotated[tuple[str, ...], Field(min_length=1)]
     quality: Annotated[tuple[str, ...], Field(min_length=1)]
     image_size: tuple[_Side, _Side]
@@ -190,13 +190,13 @@ def shard_name(split: str, number: int) -> str:
     return f"{split}_{RECORDS}_{number:05d}.bin"
 
 
-def columns_of(layout: Layout, image_size: Size, quality: int) -> dict[str, tuple[DTypeLike, tuple[int, ...]]]:
+def columns_of(layout: StoreLayout, image_size: Size, quality: int) -> dict[str, tuple[DTypeLike, tuple[int, ...]]]:
     """Of each column of a split the type, and the shape of a row."""
     height, width = image_size
     images: dict[str, tuple[DTypeLike, tuple[int, ...]]] = (
         {"images": (np.uint8, (height, width, 3)), "masks": (np.uint8, ((height * width + 7) // 8,))}
         if layout == "dense"
-        else {INDEX: (np.int64, (len(Place._fields),))}
+        else {INDEX: (np.int64, (len(RecordLocation._fields),))}
     )
     return {**images, "labels": (np.int64, ()), "quality": (np.float32, (quality,)), "usable": (np.bool_, ())}
 

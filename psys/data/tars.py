@@ -11,7 +11,7 @@ import numpy as np
 
 from psys.data.archive import NOT_WHOLE, is_archive, tar_members
 from psys.data.image import EXTENSIONS
-from psys.data.packed import Packed
+from psys.data.packed import PackedSplit
 from psys.data.reference import FILE_BYTES, Members, Span
 from psys.errors import PsysError
 
@@ -31,7 +31,7 @@ def holds_samples(path: Path) -> bool:
     return any(_key(name)[1] in (*EXTENSIONS, "cls", "json") for name in names)
 
 
-def read_tars(files: Sequence[Path]) -> Packed:
+def read_tars(files: Sequence[Path]) -> PackedSplit:
     """Every image with a label in the tars, without reading the images; a label is the text of a .cls or in a .json.
 
     Raises PsysError naming the tar, and the sample, that is not whole.
@@ -56,7 +56,7 @@ def read_tars(files: Sequence[Path]) -> Packed:
         if len(codes) == before:
             raise PsysError(f"{path} has no sample with an image ({' '.join(EXTENSIONS)})")
     table = np.frombuffer(places, np.int64).reshape(-1, 3)
-    return Packed(Members(files, Span, table), np.frombuffer(codes, np.int64), list(texts))
+    return PackedSplit(Members(files, Span, table), np.frombuffer(codes, np.int64), list(texts))
 
 
 def _samples(file: BinaryIO) -> Iterator[tuple[str, _Sample]]:

@@ -8,8 +8,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from psys.data.encoded import Decoded, Place, Size
-from psys.data.store import FORMAT, INDEX, MANIFEST, VERSION, Layout, columns_of, hash_of, shard_name
+from psys.data.encoded import Decoded, RecordLocation, Size
+from psys.data.store import FORMAT, INDEX, MANIFEST, VERSION, StoreLayout, columns_of, hash_of, shard_name
 
 SHARD_BYTES = 2**30  # after which an encoded store begins another file of records
 COLOURED = 4096  # training images of an encoded store that its channel means are taken of, spread evenly
@@ -24,7 +24,7 @@ class StoreWriter:
         splits: Sequence[str],
         image_size: Size,
         quality: Sequence[str],
-        layout: Layout = "dense",
+        layout: StoreLayout = "dense",
     ) -> None:
         self._folder, self._image_size, self._quality, self._layout = folder, image_size, quality, layout
         self._files = {
@@ -54,7 +54,7 @@ class StoreWriter:
         if self._layout == "encoded":
             pairs = zip(images, masks, strict=True)
             places = [self._records[split].append(bytes(image), bytes(mask)) for image, mask in pairs]
-            rows[INDEX] = np.array(places, np.int64).reshape(-1, len(Place._fields))
+            rows[INDEX] = np.array(places, np.int64).reshape(-1, len(RecordLocation._fields))
         else:
             pixels, bits = np.asarray(images), np.asarray(masks)
             rows |= {"images": pixels, "masks": np.packbits(bits.reshape(len(bits), -1), axis=1)}
@@ -127,12 +127,12 @@ class _Records:
         self.shards: list[Path] = []
         self._file: BinaryIO | None = None
 
-    def append(self, image: bytes, mask: bytes) -> Place:
+    def append(self, image: bytes, mask: bytes) -> RecordLocation:
         if self._file is None or self._file.tell() >= SHARD_BYTES:
             self.close()
             self.shards.append(self._folder / shard_name(self._split, len(self.shards)))
             self._file = self.shards[-1].open("wb")
-        place = Place(len(self.shards) - 1, self._file.tell(), len(image), len(mask))
+        place = RecordLocation(len(self.shards) - 1, self._file.tell(), len(image), len(mask))
         self._file.write(image + mask)
         return place
 

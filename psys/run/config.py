@@ -8,7 +8,7 @@ from pydantic import Field
 from psys.augment.batch import AugmentConfig
 from psys.compute.device import Precision
 from psys.config import NAME, Config
-from psys.data.named import SAMPLE, store_name
+from psys.data.source_name import SAMPLE, store_name
 from psys.ps.codec import Wire
 from psys.ps.partition import partition
 from psys.ps.policy import Mode, rounds_ahead

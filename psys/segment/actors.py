@@ -19,7 +19,7 @@ import cv2
 
 from psys.errors import PsysError
 from psys.segment.guard import guarded
-from psys.segment.shard import Failure, Prepared, Recipe, Shard, prepare_shard
+from psys.segment.task import Failure, Prepared, Recipe, ImageTask, prepare_images
 
 OBJECT_STORE_BYTES = 64 * 2**20  # for each actor: some shards in flight
 CONNECT_SECONDS = 10.0
@@ -39,8 +39,8 @@ class Segmenter:
         cv2.setNumThreads(1)
         self._recipe = recipe
 
-    def prepare(self, shard: Shard) -> Prepared:
-        return prepare_shard(shard, self._recipe)
+    def prepare(self, shard: ImageTask) -> Prepared:
+        return prepare_images(shard, self._recipe)
 
 
 # Ray reads these when it is imported: report nothing to the outside, and leave the actors' view of devices alone.
@@ -151,7 +151,7 @@ def insisting_interrupt() -> Iterator[Callable[[], None]]:
 class _Job:
     """A shard and what has been prepared of it, by the row where each part begins."""
 
-    def __init__(self, name: Any, shard: Shard) -> None:
+    def __init__(self, name: Any, shard: ImageTask) -> None:
         self.name, self.shard = name, shard
         self.parts: dict[int, Prepared] = {}
 
@@ -165,7 +165,7 @@ class _Task:
     """A whole shard or, after its actors died, one image of it."""
 
     job: _Job
-    shard: Shard
+    shard: ImageTask
     first: int = 0
     alone: bool = False  # the actor has nothing else, so that it is known what killed it
     deaths: int = 0
@@ -206,7 +206,7 @@ class Pool:
         """How many actors are there; others are starting."""
         return len(self._actors)
 
-    def prepare(self, shards: Iterator[tuple[NameT, Shard]]) -> Iterator[tuple[NameT, Prepared]]:
+    def prepare(self, shards: Iterator[tuple[NameT, ImageTask]]) -> Iterator[tuple[NameT, Prepared]]:
         """The result of each shard, with the name it came with, in any order.
 
         No more shards are taken than the actors have room for. An image with which actors die again and again is a
@@ -228,7 +228,7 @@ class Pool:
                 elif job := self._take(heads[ready]):
                     yield job.name, Prepared.joined(job.parts)
 
-    def _hand_out(self, shards: Iterator[tuple[Any, Shard]]) -> None:
+    def _hand_out(self, shards: Iterator[tuple[Any, ImageTask]]) -> None:
         while self._actors:
             actor = min(self._actors, key=lambda actor: actor.load)
             if actor.load == SHARDS_PER_ACTOR:

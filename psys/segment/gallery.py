@@ -16,7 +16,7 @@ PICTURE, CAPTION = 96, 16  # pixels on the sheet; pictures of the page are no la
 OUTLINE, NOTHING = (255, 230, 0), (255, 0, 255)
 
 
-class Cell(NamedTuple):
+class GalleryItem(NamedTuple):
     """One training image with its mask."""
 
     row: int  # in the store
@@ -43,7 +43,7 @@ def draw_gallery(store: PreparedStore, seed: int) -> Path:
     chosen = np.random.default_rng(seed).choice(others, min(RANDOM, len(others)), replace=False)
     height, width = store.image_size
     cells = [
-        Cell(
+        GalleryItem(
             row,
             int(split.labels[row]),
             np.asarray(split.images[row]),
@@ -75,7 +75,7 @@ def doubt(figures: dict[str, NDArray[np.float32]]) -> NDArray[np.float64]:
     return np.asarray(np.mean(ranks, axis=0), np.float64)
 
 
-def _draw_sheet(cells: list[Cell], classes: tuple[str, ...], path: Path) -> None:
+def _draw_sheet(cells: list[GalleryItem], classes: tuple[str, ...], path: Path) -> None:
     """The first of the worst and some random ones: image, outline, foreground; captions of unusable ones are bright."""
     third = SHEET_CELLS // 3
     worst = [cell for cell in cells if not cell.is_random]
@@ -86,7 +86,7 @@ def _draw_sheet(cells: list[Cell], classes: tuple[str, ...], path: Path) -> None
     cv2.imwrite(str(path), cv2.cvtColor(np.concatenate(lines), cv2.COLOR_RGB2BGR))
 
 
-def _picture(cell: Cell, classes: tuple[str, ...]) -> NDArray[np.uint8]:
+def _picture(cell: GalleryItem, classes: tuple[str, ...]) -> NDArray[np.uint8]:
     image = cv2.resize(cell.image, (PICTURE, PICTURE), interpolation=cv2.INTER_CUBIC)
     mask = cv2.resize(cell.mask.astype(np.uint8), (PICTURE, PICTURE), interpolation=cv2.INTER_NEAREST)
     outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)

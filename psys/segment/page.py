@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from psys.segment.gallery import Cell
+    from psys.segment.gallery import GalleryItem
 
 _PAGE = Template("""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>Masks of $store</title>
@@ -64,7 +64,7 @@ $cells
 
 
 def write_page(
-    cells: Sequence["Cell"], classes: Sequence[str], folder: Path, total: int, unusable: int, picture: int
+    cells: Sequence[GalleryItem], classes: Sequence[str], folder: Path, total: int, unusable: int, picture: int
 ) -> None:
     """Write gallery.html into `folder`, which holds `total` training images, `unusable` of them with a useless mask.
 
@@ -92,7 +92,7 @@ def write_page(
     (folder / "gallery.html").write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
-def _figure(cell: "Cell", name: str, picture: int) -> str:
+def _figure(cell: GalleryItem, name: str, picture: int) -> str:
     kinds = ["random" if cell.is_random else "worst", *([] if cell.usable else ["unusable"])]
     numbers = {"doubt": cell.doubt, **cell.figures}
     data = " ".join(f'data-{key.replace("_", "-")}="{value:.4f}"' for key, value in numbers.items())

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 
 from psys.errors import PsysError
 from psys.files import read_bounded
-from psys.segment.shard import Failure, Prepared, Recipe
+from psys.segment.task import Failure, Prepared, Recipe
 
 SHARD_BYTES = 2**30
 SUFFIX = ".safetensors"

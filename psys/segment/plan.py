@@ -12,13 +12,13 @@ from psys.data.dataset import Dataset, forget
 from psys.data.reference import Member, Reference
 from psys.errors import PsysError
 from psys.segment.grabcut import Box
-from psys.segment.shard import Recipe, Shard
+from psys.segment.task import Recipe, ImageTask
 
 SHARD_IMAGES = 8, 64  # fewer in a small set, so that there are enough for every actor
 SHARD_BYTES = 8 * 2**20  # of pixels, as they come and as they are stored
 
 
-class Piece(NamedTuple):
+class PlannedTask(NamedTuple):
     """Consecutive rows of a split."""
 
     split: str
@@ -49,20 +49,20 @@ class Plan:
     def __len__(self) -> int:
         return len(self._pieces)
 
-    def __iter__(self) -> Iterator[Piece]:
+    def __iter__(self) -> Iterator[PlannedTask]:
         return iter(self._pieces)
 
-    def shard(self, piece: Piece) -> Shard:
+    def shard(self, piece: PlannedTask) -> ImageTask:
         """What an actor needs of a piece."""
         rows = slice(piece.first, piece.first + piece.rows)
         images = self.dataset.splits[piece.split].images[rows]
         if isinstance(images, np.ndarray):
             pixels = np.array(images)
             forget(images)
-            return Shard(pixels)
-        return Shard(images, self._boxes_of(images))
+            return ImageTask(pixels)
+        return ImageTask(images, self._boxes_of(images))
 
-    def name(self, piece: Piece, row: int) -> str:
+    def name(self, piece: PlannedTask, row: int) -> str:
         """What an image of a piece is called."""
         image = self.dataset.splits[piece.split].images[piece.first + row]
         return f"{piece.split} image {piece.first + row}" if isinstance(image, np.ndarray) else self._name(image)
@@ -77,7 +77,7 @@ class Plan:
         boxes = tuple(self._boxes.get(self._name(image)) for image in images) if self._boxes else ()
         return boxes if any(boxes) else ()
 
-    def _cut(self, name: str) -> Iterator[Piece]:
+    def _cut(self, name: str) -> Iterator[PlannedTask]:
         images = self.dataset.splits[name].images
         bytes_each = 3 * self.recipe.size**2
         if isinstance(images, np.ndarray):
@@ -96,4 +96,4 @@ class Plan:
                 self.boxed += len(boxes) - boxes.count(None)
                 content = [*itertools.islice(marks, rows.stop - first), repr(boxes)]
                 key.update("\n".join(content).encode(errors="surrogateescape"))  # a file's name need not be UTF-8
-            yield Piece(name, first, rows.stop - first, key.hexdigest()[:40])
+            yield PlannedTask(name, first, rows.stop - first, key.hexdigest()[:40])

@@ -19,7 +19,7 @@ from rich.console import Console
 from psys.config import Config
 from psys.data.dataset import Dataset
 from psys.data.folders import new_folder
-from psys.data.named import SAMPLE, place_of, store_name
+from psys.data.source_name import SAMPLE, source_location, store_name
 from psys.data.source import open_source
 from psys.data.store import MANIFEST, PREPARED_FROM, PreparedStore
 from psys.data.writer import StoreWriter
@@ -29,10 +29,10 @@ from psys.segment.boxes import read_boxes
 from psys.segment.gallery import draw_gallery
 from psys.segment.grabcut import SegmentConfig
 from psys.segment.partial import PartialStore
-from psys.segment.plan import Piece, Plan
+from psys.segment.plan import PlannedTask, Plan
 from psys.segment.quality import QUALITY, GateConfig, is_usable
 from psys.segment.report import progress, say
-from psys.segment.shard import Prepared, Recipe, Shard
+from psys.segment.task import Prepared, Recipe, ImageTask
 
 SKIPPED_SHOWN, SKIPPED_IN_MANIFEST = 20, 100
 QUARANTINE = "quarantine.jsonl"
@@ -182,7 +182,7 @@ def _prepare_missing(plan: Plan, partial: PartialStore, config: PrepareConfig, c
     shards, images = [0, 0], [0, 0]  # reused, done
     shown = 0
 
-    def settle(piece: Piece, prepared: Prepared, reused: bool) -> None:
+    def settle(piece: PlannedTask, prepared: Prepared, reused: bool) -> None:
         nonlocal shown
         shards[not reused] += 1
         images[not reused] += piece.rows
@@ -195,7 +195,7 @@ def _prepare_missing(plan: Plan, partial: PartialStore, config: PrepareConfig, c
             if shown <= SKIPPED_SHOWN:
                 say(console, f"skipped {line}")
 
-    def missing() -> Iterator[tuple[Piece, Shard]]:
+    def missing() -> Iterator[tuple[PlannedTask, ImageTask]]:
         for piece in plan:
             prepared = partial.load(piece.key, plan.recipe, piece.rows)
             if prepared is not None and all(failure.lasting for failure in prepared.failures):
@@ -247,7 +247,9 @@ def _assemble(
         dataset.classes,
         {split: report.summary() for split, report in reports.items()},
         **made_of,
-        **{PREPARED_FROM: place_of(config.source)},  # not in what it is made of: a data set that was moved is the same
+        **{
+            PREPARED_FROM: source_location(config.source)
+        },  # not in what it is made of: a data set that was moved is the same
         libraries={name: version(name) for name in ("numpy", "opencv-python-headless", "ray")},
     )
     return reports

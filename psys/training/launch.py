@@ -27,7 +27,7 @@ from psys.cluster.worker import leave_at_sigterm, work
 from psys.compute.device import available_cores
 from psys.config import Parser, parse
 from psys.data.holdout import holdout
-from psys.data.named import CIFAR10, SAMPLE, place_of
+from psys.data.source_name import CIFAR10, SAMPLE, source_location
 from psys.data.store import PREPARED_FROM, PreparedStore
 from psys.errors import PsysError
 from psys.models.registry import build
@@ -173,7 +173,7 @@ def check_source(config: LaunchConfig, store: PreparedStore) -> None:
     if "store" in config.model_fields_set or config.source is None:
         return
     place = store.manifest.get(PREPARED_FROM)  # not in a store that is older than the question
-    if place not in (None, place_of(config.source)) and (place in (SAMPLE, CIFAR10) or os.path.exists(place)):
+    if place not in (None, source_location(config.source)) and (place in (SAMPLE, CIFAR10) or os.path.exists(place)):
         raise PsysError(
             f"{config.store} was prepared from {place}, not from {config.source}: "
             f"say --store {config.store} if it is to be this one, or give another --store to be prepared"

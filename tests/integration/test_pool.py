@@ -9,7 +9,7 @@ import pytest
 
 from psys.data.sample import read_sample
 from psys.segment.actors import Pool, ray_session
-from psys.segment.shard import Failure, Recipe, Shard, prepare_shard
+from psys.segment.task import Failure, Recipe, ImageTask, prepare_images
 
 KILLS = 1
 
@@ -33,9 +33,9 @@ def actor_processes() -> list[psutil.Process]:
 def test_killed_actors_cost_nothing_and_a_deadly_image_only_itself(images) -> None:
     recipe = Recipe(32)
     deadly: Any = Deadly()
-    shards = {str(first): Shard(tuple(images[first : first + 5])) for first in range(0, 40, 5)}
-    expected = {key: prepare_shard(shard, recipe) for key, shard in shards.items()}
-    shards["10"] = Shard((*images[10:12], deadly, *images[13:15]))
+    shards = {str(first): ImageTask(tuple(images[first : first + 5])) for first in range(0, 40, 5)}
+    expected = {key: prepare_images(shard, recipe) for key, shard in shards.items()}
+    shards["10"] = ImageTask((*images[10:12], deadly, *images[13:15]))
     kills = 0
     results = {}
 

@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 import pytest
 
-from psys.data.named import place_of
+from psys.data.source_name import source_location
 from psys.data.sample import read_sample
 from psys.data.source import open_source
 from psys.data.store import PreparedStore
@@ -25,7 +25,7 @@ from psys.errors import PsysError
 from psys.segment.grabcut import Box, SegmentConfig
 from psys.segment.plan import Plan
 from psys.segment.prepare import PrepareConfig, prepare
-from psys.segment.shard import Recipe
+from psys.segment.task import Recipe
 from tests.support.processes import wait_until
 
 SHARDS = 9  # of 8 of the photographs, the last of each split of fewer
@@ -121,7 +121,7 @@ def test_one_and_two_actors_make_the_same_store_and_leave_no_ray_behind(photos, 
     assert "1 skipped" in said.out
     assert said.err == ""
     assert one.manifest["source"]["origin"] == "folder photos"
-    assert one.manifest["prepared_from"] == place_of(str(photos))
+    assert one.manifest["prepared_from"] == source_location(str(photos))
     assert set(one.manifest["libraries"]) == {"numpy", "opencv-python-headless", "ray"}
     assert one.manifest["splits"]["test"]["per_class"] == [4, 4, 4]
     assert sum(one.manifest["splits"][split]["count"] for split in ("train", "test")) == 60

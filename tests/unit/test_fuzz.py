@@ -34,7 +34,7 @@ from psys.data.sample import read_sample
 from psys.data.source import open_source
 from psys.data.store import MANIFEST, PreparedStore
 from psys.errors import PsysError
-from psys.segment.shard import Failure, Recipe, Shard, prepare_shard
+from psys.segment.task import Failure, Recipe, ImageTask, prepare_images
 from psys.training.launch import LaunchConfig
 from tests.support.cifar import BATCHES, binary_batch, python_batch
 from tests.support.images import read_image
@@ -235,7 +235,7 @@ def test_an_image_that_claims_too_many_pixels_is_skipped_by_name_and_not_decoded
     bomb.write_bytes(huge(suffix))
     before = most_memory_bytes()
 
-    done = prepare_shard(Shard((bomb,)), Recipe(32))
+    done = prepare_images(ImageTask((bomb,)), Recipe(32))
 
     assert done.failures == (Failure(0, "more pixels than OPENCV_IO_MAX_IMAGE_PIXELS=67108864 allows"),)
     assert most_memory_bytes() - before < 100e6

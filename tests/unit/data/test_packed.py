@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from psys.data.dataset import Dataset, DatasetSplit
-from psys.data.reference import Cell, Member, Span, read_encoded
+from psys.data.reference import ParquetCell, Member, Span, read_encoded
 from psys.data.source import open_source
 from psys.errors import PsysError
 from tests.support.images import read_image
@@ -225,11 +225,11 @@ def test_a_row_that_cannot_be_read_is_the_fault_of_that_row_alone(tmp_path):
         read_image(references[3])
     np.testing.assert_array_equal(read_image(references[4]), images[4])
     assert str(references[3]) == f"{file} (row 3 of row group 0)"
-    for key, message in ((Cell(0, 99), "no row 99"), (Cell(7, 0), "no row group 7")):
+    for key, message in ((ParquetCell(0, 99), "no row 99"), (ParquetCell(7, 0), "no row group 7")):
         with pytest.raises(ValueError, match=message):
             read_encoded(Member(file, key))
     with pytest.raises(ValueError, match="No such file"):
-        read_encoded(Member(tmp_path / "gone.parquet", Cell(0, 0)))
+        read_encoded(Member(tmp_path / "gone.parquet", ParquetCell(0, 0)))
 
 
 def test_a_tar_that_is_not_one_of_samples_is_named(tmp_path):

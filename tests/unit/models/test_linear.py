@@ -79,7 +79,7 @@ def test_leaves_the_gradient_of_its_weight_in_its_slope(
     first, plain, _ = both()
     second = Linear(40, 10)
     for layer in (first, second):
-        layer.slope = layer.weight.detach() if in_the_weights_memory else torch.empty_like(layer.weight)
+        layer.weight_gradient = layer.weight.detach() if in_the_weights_memory else torch.empty_like(layer.weight)
     plain_second = nn.Linear(40, 10)
     plain_second.load_state_dict(second.state_dict())
     for layers, gradients in (((first, second), found), ((plain, plain_second), expected)):
@@ -91,5 +91,5 @@ def test_leaves_the_gradient_of_its_weight_in_its_slope(
     assert {tensor.dtype for tensor in found} == {torch.float32}
     torch.testing.assert_close(found, expected)
     if processor.startswith("Intel") or precision != torch.float32:
-        assert found[1] is first.slope
-        assert found[3] is second.slope
+        assert found[1] is first.weight_gradient
+        assert found[3] is second.weight_gradient

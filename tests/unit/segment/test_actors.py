@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from psys.segment.actors import SILENT_SECONDS, Pool, insisting_interrupt
-from psys.segment.shard import Recipe, Shard, prepare_shard
+from psys.segment.task import Recipe, ImageTask, prepare_images
 
 
 class _Ray(ModuleType):
@@ -35,7 +35,7 @@ class _Ray(ModuleType):
         def actor(cls: type) -> Any:
             def start(recipe: Recipe) -> Any:
                 return SimpleNamespace(
-                    __ray_ready__=method(lambda: True), prepare=method(lambda shard: prepare_shard(shard, recipe))
+                    __ray_ready__=method(lambda: True), prepare=method(lambda shard: prepare_images(shard, recipe))
                 )
 
             return SimpleNamespace(remote=start)
@@ -57,7 +57,7 @@ def test_what_is_waited_for_is_said_and_then_it_goes_on(monkeypatch: pytest.Monk
     images = np.zeros((2, 8, 8, 3), np.uint8)
 
     pool = Pool(1, Recipe(8), said.append)
-    results = dict(pool.prepare(iter({"a": Shard(images)}.items())))
+    results = dict(pool.prepare(iter({"a": ImageTask(images)}.items())))
 
     assert results["a"].rows.tolist() == [0, 1]
     assert said == ["no actor: Ray is starting one, or waits for a node with a free CPU"] * 2

@@ -10,7 +10,7 @@ import pytest
 
 from psys.config import parse
 from psys.data.dataset import Dataset, DatasetSplit, write_dataset
-from psys.data.named import place_of, store_name
+from psys.data.source_name import source_location, store_name
 from psys.data.sample import read_sample
 from psys.data.store import PREPARED_FROM
 from psys.errors import PsysError
@@ -87,10 +87,10 @@ def test_a_name_is_that_of_one_folder(name: str) -> None:
 
 def test_a_place_is_the_same_whatever_way_leads_there(sources: Path) -> None:
     ways = ("a/images", "./a/images/", "latest", str(sources / "a" / "images"), "b/../a/images")
-    assert {place_of(way) for way in ways} == {os.path.realpath("a/images")}
-    assert place_of("b/images") != place_of("a/images")
-    assert (place_of("sample"), place_of("cifar10")) == ("sample", "cifar10")
-    assert place_of("./sample") != "sample"
+    assert {source_location(way) for way in ways} == {os.path.realpath("a/images")}
+    assert source_location("b/images") != source_location("a/images")
+    assert (source_location("sample"), source_location("cifar10")) == ("sample", "cifar10")
+    assert source_location("./sample") != "sample"
 
 
 def test_a_store_of_another_source_of_that_name_is_not_trained_on(sources: Path) -> None:
@@ -98,11 +98,11 @@ def test_a_store_of_another_source_of_that_name_is_not_trained_on(sources: Path)
         manifest = {} if prepared_from is None else {PREPARED_FROM: prepared_from}
         check_source(LaunchConfig(**settings), SimpleNamespace(manifest=manifest))  # type: ignore[arg-type]
 
-    there = place_of("a/images")
+    there = source_location("a/images")
     for source in ("a/images", "latest"):
         check(there, source=source)
     check(None, source="b/images")  # not known of an older store
-    check(place_of("gone/images"), source="b/images")  # it may have been moved
+    check(source_location("gone/images"), source="b/images")  # it may have been moved
     check(there, source="b/images", store=Path("stores/images"))  # as was asked for
     check("sample", store=Path("stores/mine"))
     with pytest.raises(PsysError, match=rf"stores/images was prepared from {there}, not from b/images: .*--store"):

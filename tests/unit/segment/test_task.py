@@ -6,7 +6,7 @@ import pytest
 
 from psys.data.sample import read_sample
 from psys.segment.grabcut import Box, segment
-from psys.segment.shard import Failure, Prepared, Recipe, Shard, prepare_shard
+from psys.segment.task import Failure, Prepared, Recipe, ImageTask, prepare_images
 from tests.support.images import read_image
 
 
@@ -83,7 +83,7 @@ def test_other_unreadable_files_are_refused(tmp_path):
 def test_images_in_memory_are_kept_and_segmented():
     images = read_sample().test.images[:6]
 
-    done = prepare_shard(Shard(images), Recipe(32))
+    done = prepare_images(ImageTask(images), Recipe(32))
 
     np.testing.assert_array_equal(done.images, images)
     assert done.rows.tolist() == [0, 1, 2, 3, 4, 5]
@@ -97,7 +97,7 @@ def test_files_are_cropped_resized_and_the_unreadable_ones_reported(tmp_path, im
     bad = tmp_path / "bad.png"
     bad.write_text("no image")
 
-    done = prepare_shard(Shard((good, bad, good, tmp_path / "gone.png")), Recipe(16))
+    done = prepare_images(ImageTask((good, bad, good, tmp_path / "gone.png")), Recipe(16))
 
     middle = cv2.resize(image[:, 16:48], (16, 16), interpolation=cv2.INTER_AREA)
     np.testing.assert_array_equal(done.images, [middle, middle])
@@ -112,7 +112,7 @@ def test_files_are_cropped_resized_and_the_unreadable_ones_reported(tmp_path, im
 def test_an_encoded_store_gets_the_whole_image(tmp_path, image):
     file = saved(tmp_path / "wide.png", bgr(image))
 
-    done = prepare_shard(Shard((file,)), Recipe(16, "encoded"))
+    done = prepare_images(ImageTask((file,)), Recipe(16, "encoded"))
 
     assert cv2.imdecode(np.frombuffer(done.images[0], np.uint8), 1).shape == (16, 32, 3)
     assert cv2.imdecode(np.frombuffer(done.masks[0], np.uint8), -1).shape == (16, 32)
@@ -120,7 +120,7 @@ def test_an_encoded_store_gets_the_whole_image(tmp_path, image):
 
 @pytest.mark.parametrize("layout", ["dense", "encoded"])
 def test_a_shard_with_nothing_readable_is_empty(tmp_path, layout):
-    done = prepare_shard(Shard((tmp_path / "gone.png",)), Recipe(32, layout))
+    done = prepare_images(ImageTask((tmp_path / "gone.png",)), Recipe(32, layout))
 
     assert len(done.images) == len(done.masks) == len(done.quality) == len(done.rows) == 0
     assert len(done.failures) == 1
@@ -131,10 +131,10 @@ def test_parts_of_a_shard_join_to_the_whole(tmp_path, layout):
     bad = tmp_path / "bad.png"
     bad.write_text("no image")
     good = [saved(tmp_path / f"{row}.png", bgr(read_sample().test.images[row])) for row in range(3)]
-    shard, recipe = Shard((good[0], bad, good[1], good[2])), Recipe(32, layout)
+    shard, recipe = ImageTask((good[0], bad, good[1], good[2])), Recipe(32, layout)
 
-    whole = prepare_shard(shard, recipe)
-    joined = Prepared.joined({row: prepare_shard(shard.row(row), recipe) for row in (3, 1, 0, 2)})
+    whole = prepare_images(shard, recipe)
+    joined = Prepared.joined({row: prepare_images(shard.row(row), recipe) for row in (3, 1, 0, 2)})
 
     assert joined.failures == whole.failures
     for name in ("rows", "images", "masks", "quality"):
@@ -146,12 +146,12 @@ def test_a_box_follows_the_crop(tmp_path, image):
     file = saved(tmp_path / "wide.png", bgr(image))
 
     def mask(*sides: int) -> np.ndarray:
-        done = prepare_shard(Shard((file,), (Box(*sides),)), Recipe(32))
+        done = prepare_images(ImageTask((file,), (Box(*sides),)), Recipe(32))
         assert done.failures == ()
         return done.masks[0]
 
     np.testing.assert_array_equal(mask(32, 4, 46, 28), segment(image[:, 16:48], box=Box(16, 4, 30, 28)))
     np.testing.assert_array_equal(mask(0, 0, 64, 32), segment(image[:, 16:48], box=Box(0, 0, 32, 32)))
     assert not mask(2, 4, 14, 28).any()
-    outside = prepare_shard(Shard((file,), (Box(70, 4, 90, 20),)), Recipe(32))
+    outside = prepare_images(ImageTask((file,), (Box(70, 4, 90, 20),)), Recipe(32))
     assert outside.failures == (Failure(0, "its box (70, 4, 90, 20) lies outside of its 64 x 32 pixels"),)

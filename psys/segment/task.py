@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from psys.data.encoded import encode_image, encode_mask
 from psys.data.reference import Reference, read_encoded
-from psys.data.store import Layout
+from psys.data.store import StoreLayout
 from psys.segment.boxes import seen_in
 from psys.segment.decode import decode_upright
 from psys.segment.grabcut import Box, SegmentConfig, segment
@@ -18,7 +18,7 @@ from psys.segment.quality import QUALITY, measure
 
 
 @dataclass(frozen=True)
-class Shard:
+class ImageTask:
     """Consecutive images of a split, few enough to travel: pixels, or references that the actor can read."""
 
     images: NDArray[np.uint8] | tuple[Reference, ...]  # (B, H, W, 3) RGB, or B references
@@ -27,10 +27,10 @@ class Shard:
     def __len__(self) -> int:
         return len(self.images)
 
-    def row(self, index: int) -> "Shard":
+    def row(self, index: int) -> "ImageTask":
         """The shard of this image alone."""
         rows = slice(index, index + 1)
-        return Shard(self.images[rows], self.boxes[rows])
+        return ImageTask(self.images[rows], self.boxes[rows])
 
 
 class Failure(NamedTuple):
@@ -49,7 +49,7 @@ class Recipe:
     """
 
     size: int
-    layout: Layout = "dense"
+    layout: StoreLayout = "dense"
     segment: SegmentConfig = field(default_factory=SegmentConfig)
 
 
@@ -91,7 +91,7 @@ def _together(columns: list[Any]) -> Any:
     return tuple(itertools.chain(*columns)) if isinstance(columns[0], tuple) else np.concatenate(columns)
 
 
-def prepare_shard(shard: Shard, recipe: Recipe) -> Prepared:
+def prepare_images(shard: ImageTask, recipe: Recipe) -> Prepared:
     """Decode, segment and resize every image of a shard; what is wrong with an image is reported, never raised."""
     images: list[Any] = []
     masks: list[Any] = []

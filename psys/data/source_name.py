@@ -16,6 +16,6 @@ def store_name(source: str) -> str:
     return _ENDING.sub("", name)
 
 
-def place_of(source: str) -> str:
+def source_location(source: str) -> str:
     """What tells a source from others of its name: where it is, whatever way leads there."""
     return source if source in (SAMPLE, CIFAR10) else os.path.realpath(source)
