@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.measure import ROOT, table, write
-from psys.data.reference import read_encoded
+from psys.data.read import read_encoded
 from psys.errors import PsysError, exit_with_message
 from psys.segment.cut import cut_plainly, rectangle
 from psys.segment.decode import decode_upright

@@ -28,7 +28,7 @@ from psys.errors import exit_with_message
 from psys.segment.actors import Pool, ray_session
 from psys.segment.partial import PartialStore
 from psys.segment.plan import Plan
-from psys.segment.task import Recipe, ImageTask, prepare_images
+from psys.segment.task import ImageTask, Recipe, prepare_images
 
 OUT = ROOT / "benchmarks" / "segment_throughput"
 SIZE = 32

@@ -43,7 +43,7 @@ def sparing_holes(wanted: Tensor, masks: Tensor, size: int, most: float, generat
     foreground = masks.float()
     erased = (
         rows.float() @ foreground @ columns.float().T
-    )  # (N, H, W): foreground pixels in a square centred at each pixel
+    )  # (N, H, W): foreground in a square centred at each pixel
     allowed = erased <= most * foreground.sum(dim=(1, 2), keepdim=True)
     centre, found = draw(allowed.flatten(1), 1, generator)
     chosen = rows[centre // width] & (found & wanted)[:, None]

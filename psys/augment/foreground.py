@@ -89,7 +89,7 @@ def apply_modes(
         targets = (targets[:, None] == torch.arange(classes, device=device)).float()
     same_repeat = (
         torch.arange(count, device=device) // images * images
-    )  # the index of the first view with the same repeat
+    )  # first view of the same repeat
 
     def draw_other(allowed: Tensor) -> tuple[Tensor, Tensor]:
         """For each view another image among the `allowed` (B or 1, B), and whether there is one."""

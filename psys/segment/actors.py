@@ -19,7 +19,7 @@ import cv2
 
 from psys.errors import PsysError
 from psys.segment.guard import guarded
-from psys.segment.task import Failure, Prepared, Recipe, ImageTask, prepare_images
+from psys.segment.task import Failure, ImageTask, Prepared, Recipe, prepare_images
 
 OBJECT_STORE_BYTES = 64 * 2**20  # for each actor: some shards in flight
 CONNECT_SECONDS = 10.0

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from psys.data.dataset import Dataset, forget
+from psys.data.dataset import Dataset, release_memory
 from psys.data.reference import Member, Reference
 from psys.errors import PsysError
 from psys.segment.grabcut import Box
-from psys.segment.task import Recipe, ImageTask
+from psys.segment.task import ImageTask, Recipe
 
 SHARD_IMAGES = 8, 64  # fewer in a small set, so that there are enough for every actor
 SHARD_BYTES = 8 * 2**20  # of pixels, as they come and as they are stored
@@ -58,7 +58,7 @@ class Plan:
         images = self.dataset.splits[piece.split].images[rows]
         if isinstance(images, np.ndarray):
             pixels = np.array(images)
-            forget(images)
+            release_memory(images)
             return ImageTask(pixels)
         return ImageTask(images, self._boxes_of(images))
 
@@ -90,7 +90,7 @@ class Plan:
             key = self._made_by.copy()
             if isinstance(images, np.ndarray):
                 key.update(str(images.shape).encode() + images[rows].tobytes())
-                forget(images)
+                release_memory(images)
             else:
                 boxes = self._boxes_of(images[rows])
                 self.boxed += len(boxes) - boxes.count(None)

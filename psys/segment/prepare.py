@@ -19,8 +19,8 @@ from rich.console import Console
 from psys.config import Config
 from psys.data.dataset import Dataset
 from psys.data.folders import new_folder
-from psys.data.source_name import SAMPLE, source_location, store_name
 from psys.data.source import open_source
+from psys.data.source_name import SAMPLE, source_location, store_name
 from psys.data.store import MANIFEST, PREPARED_FROM, PreparedStore
 from psys.data.writer import StoreWriter
 from psys.errors import PsysError
@@ -29,10 +29,10 @@ from psys.segment.boxes import read_boxes
 from psys.segment.gallery import draw_gallery
 from psys.segment.grabcut import SegmentConfig
 from psys.segment.partial import PartialStore
-from psys.segment.plan import PlannedTask, Plan
+from psys.segment.plan import Plan, PlannedTask
 from psys.segment.quality import QUALITY, GateConfig, is_usable
 from psys.segment.report import progress, say
-from psys.segment.task import Prepared, Recipe, ImageTask
+from psys.segment.task import ImageTask, Prepared, Recipe
 
 SKIPPED_SHOWN, SKIPPED_IN_MANIFEST = 20, 100
 QUARANTINE = "quarantine.jsonl"

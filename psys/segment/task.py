@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from psys.data.encoded import encode_image, encode_mask
-from psys.data.reference import Reference, read_encoded
+from psys.data.read import read_encoded
+from psys.data.reference import Reference
 from psys.data.store import StoreLayout
 from psys.segment.boxes import seen_in
 from psys.segment.decode import decode_upright

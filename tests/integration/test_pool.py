@@ -9,7 +9,7 @@ import pytest
 
 from psys.data.sample import read_sample
 from psys.segment.actors import Pool, ray_session
-from psys.segment.task import Failure, Recipe, ImageTask, prepare_images
+from psys.segment.task import Failure, ImageTask, Recipe, prepare_images
 
 KILLS = 1
 

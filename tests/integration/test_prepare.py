@@ -17,9 +17,9 @@ import numpy as np
 import psutil
 import pytest
 
-from psys.data.source_name import source_location
 from psys.data.sample import read_sample
 from psys.data.source import open_source
+from psys.data.source_name import source_location
 from psys.data.store import PreparedStore
 from psys.errors import PsysError
 from psys.segment.grabcut import Box, SegmentConfig

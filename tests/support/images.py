@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from psys.data.reference import Reference, read_encoded
+from psys.data.read import read_encoded
+from psys.data.reference import Reference
 from psys.segment.decode import decode_upright
 
 

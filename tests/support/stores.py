@@ -6,10 +6,10 @@ import numpy as np
 
 from psys.data.dataset import DatasetSplit
 from psys.data.sample import read_sample
-from psys.data.store import StoreLayout, PreparedStore
+from psys.data.store import PreparedStore, StoreLayout
 from psys.data.writer import StoreWriter
 from psys.segment.quality import QUALITY, GateConfig, is_usable
-from psys.segment.task import Recipe, ImageTask, prepare_images
+from psys.segment.task import ImageTask, Recipe, prepare_images
 
 
 def write_small_store(

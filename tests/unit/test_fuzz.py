@@ -34,7 +34,7 @@ from psys.data.sample import read_sample
 from psys.data.source import open_source
 from psys.data.store import MANIFEST, PreparedStore
 from psys.errors import PsysError
-from psys.segment.task import Failure, Recipe, ImageTask, prepare_images
+from psys.segment.task import Failure, ImageTask, Recipe, prepare_images
 from psys.training.launch import LaunchConfig
 from tests.support.cifar import BATCHES, binary_batch, python_batch
 from tests.support.images import read_image

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from psys.data.dataset import Dataset, DatasetSplit
-from psys.data.reference import ParquetCell, Member, Span, read_encoded
+from psys.data.read import read_encoded
+from psys.data.reference import Member, ParquetCell, Span
 from psys.data.source import open_source
 from psys.errors import PsysError
 from tests.support.images import read_image

@@ -10,8 +10,8 @@ import pytest
 
 from psys.config import parse
 from psys.data.dataset import Dataset, DatasetSplit, write_dataset
-from psys.data.source_name import source_location, store_name
 from psys.data.sample import read_sample
+from psys.data.source_name import source_location, store_name
 from psys.data.store import PREPARED_FROM
 from psys.errors import PsysError
 from psys.run.config import RunConfig

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from psys.segment.actors import SILENT_SECONDS, Pool, insisting_interrupt
-from psys.segment.task import Recipe, ImageTask, prepare_images
+from psys.segment.task import ImageTask, Recipe, prepare_images
 
 
 class _Ray(ModuleType):

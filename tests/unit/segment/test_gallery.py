@@ -68,7 +68,8 @@ def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
     names = ('<img src=x onerror="alert(1)">', "a&b $cells", "caf\udce9")
     pixels = np.zeros((40, 200, 3), np.uint8)
     cells = [
-        gallery.GalleryItem(row, row, pixels, pixels[..., 0] > 0, row > 0, {"share": 0.5}, 0.5, False) for row in range(3)
+        gallery.GalleryItem(row, row, pixels, pixels[..., 0] > 0, row > 0, {"share": 0.5}, 0.5, False)
+        for row in range(3)
     ]
     write_page(cells, names, folder, 3, 1, 96)
     text = (folder / "gallery.html").read_text(encoding="utf-8")

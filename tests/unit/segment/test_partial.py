@@ -11,7 +11,7 @@ import safetensors.numpy
 from psys.data.sample import read_sample
 from psys.errors import PsysError
 from psys.segment.partial import PartialStore
-from psys.segment.task import Recipe, ImageTask, prepare_images
+from psys.segment.task import ImageTask, Recipe, prepare_images
 
 
 @pytest.fixture(scope="module", params=["dense", "encoded"])
@@ -19,7 +19,9 @@ def done(request, tmp_path_factory):
     """A recipe, and a shard of five images of which the second cannot be read."""
     recipe = Recipe(32, request.param)
     gone = tmp_path_factory.mktemp("shard") / "gone.png"
-    prepared = prepare_images(ImageTask((*read_sample().test.images[:1], gone, *read_sample().test.images[1:4])), recipe)
+    prepared = prepare_images(
+        ImageTask((*read_sample().test.images[:1], gone, *read_sample().test.images[1:4])), recipe
+    )
     return recipe, prepared
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from psys.data.sample import read_sample
 from psys.segment.grabcut import Box, segment
-from psys.segment.task import Failure, Prepared, Recipe, ImageTask, prepare_images
+from psys.segment.task import Failure, ImageTask, Prepared, Recipe, prepare_images
 from tests.support.images import read_image
 
 
