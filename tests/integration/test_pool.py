@@ -56,4 +56,4 @@ def test_killed_actors_cost_nothing_and_a_deadly_image_only_itself(images) -> No
         np.testing.assert_array_equal(prepared.images, expected[key].images[kept])
         np.testing.assert_array_equal(prepared.masks, expected[key].masks[kept])
         np.testing.assert_array_equal(prepared.quality, expected[key].quality[kept])
-    assert results["10"].failures == (Failure(2, "2 actors died while they prepared it", lasting=False),)
+    assert results["10"].failures == (Failure(2, "2 actors died while they prepared it", permanent=False),)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from psys.segment.actors import SILENT_SECONDS, Pool, insisting_interrupt
+from psys.segment.actors import NO_ACTOR_SECONDS, Pool, checked_interrupts
 from psys.segment.task import ImageTask, Recipe, prepare_images
 
 
@@ -43,7 +43,7 @@ class _Ray(ModuleType):
         return actor
 
     def wait(self, references: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
-        assert timeout == SILENT_SECONDS
+        assert timeout == NO_ACTOR_SECONDS
         self.silent -= 1
         return ([], references) if self.silent >= 0 else (references[:1], references[1:])
 
@@ -64,7 +64,7 @@ def test_what_is_waited_for_is_said_and_then_it_goes_on(monkeypatch: pytest.Monk
 
 
 def test_a_ctrl_c_that_was_lost_on_its_way_is_raised_anew() -> None:
-    with insisting_interrupt() as raise_if_interrupted:
+    with checked_interrupts() as raise_if_interrupted:
         raise_if_interrupted()
         with suppress(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
@@ -78,7 +78,7 @@ def test_ctrl_c_is_left_to_who_has_taken_it() -> None:
     caught: list[int] = []
     former = signal.signal(signal.SIGINT, lambda number, frame: caught.append(number))
     try:
-        with insisting_interrupt() as raise_if_interrupted:
+        with checked_interrupts() as raise_if_interrupted:
             signal.raise_signal(signal.SIGINT)
             raise_if_interrupted()
     finally:
@@ -89,7 +89,7 @@ def test_ctrl_c_is_left_to_who_has_taken_it() -> None:
 
 def test_a_thread_that_may_not_catch_ctrl_c_prepares_all_the_same() -> None:
     def enter() -> bool:
-        with insisting_interrupt() as raise_if_interrupted:
+        with checked_interrupts() as raise_if_interrupted:
             raise_if_interrupted()
             return True
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from psys.errors import PsysError
-from psys.segment.boxes import read_boxes, reduced, seen_in, turned
+from psys.segment.boxes import read_boxes, reduced, visible_part, oriented
 from psys.segment.grabcut import Box
 
 HEADER = "file,left,top,right,bottom\n"
@@ -15,7 +15,7 @@ HEADER = "file,left,top,right,bottom\n"
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_box_turns_as_the_image_does(tmp_path, orientation):
-    """The box of a bright patch, turned, is the box of the patch in the image that OpenCV sets upright itself."""
+    """The box of a bright patch, oriented, is the box of the patch in the image that OpenCV sets upright itself."""
     stored, box = np.zeros((40, 60, 3), np.uint8), Box(8, 4, 30, 12)
     stored[box.top : box.bottom, box.left : box.right] = 255
     tiff = b"MM\0*\0\0\0\x08\0\1\x01\x12\0\3\0\0\0\1" + bytes([0, orientation, 0, 0, 0, 0, 0, 0])
@@ -25,13 +25,13 @@ def test_a_box_turns_as_the_image_does(tmp_path, orientation):
     rows, columns = np.nonzero(upright[..., 0])
 
     found = Box(columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
-    assert turned(box, orientation, width=60, height=40) == found
+    assert oriented(box, orientation, width=60, height=40) == found
 
 
 def test_a_box_is_reduced_outwards_and_seen_through_a_window():
     assert reduced(Box(5, 8, 13, 16), 4) == Box(1, 2, 4, 4)
-    assert seen_in(Box(5, 8, 13, 16), Box(10, 0, 40, 30)) == Box(0, 8, 3, 16)
-    assert seen_in(Box(5, 8, 10, 16), Box(10, 0, 40, 30)) is None
+    assert visible_part(Box(5, 8, 13, 16), Box(10, 0, 40, 30)) == Box(0, 8, 3, 16)
+    assert visible_part(Box(5, 8, 10, 16), Box(10, 0, 40, 30)) is None
 
 
 def test_boxes_come_as_csv_or_json_lines_and_several_of_a_file_are_one(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from psys.data.sample import read_sample
-from psys.segment.boxes import turned
+from psys.segment.boxes import oriented
 from psys.segment.decode import decode_upright
 from psys.segment.grabcut import Box
 from psys.segment.huge import decode_huge_png
@@ -48,7 +48,7 @@ def test_a_box_turns_with_its_photograph(folder):
         height, width = pixels.shape[:2] if orientation < 5 else pixels.shape[1::-1]
         data = (folder / f"class{label}" / f"{row:05d}-{kind}-{orientation}{KINDS[kind]}").read_bytes()
 
-        assert decode_upright(data, box)[1] == turned(box, orientation, width, height)
+        assert decode_upright(data, box)[1] == oriented(box, orientation, width, height)
 
 
 def test_a_huge_jpeg_is_reduced_while_it_is_decoded(folder):
@@ -109,7 +109,7 @@ def test_a_png_in_bands_is_the_same_png_reduced(mode):
 
 
 def test_a_huge_png_is_bounded_too():
-    """80 million pixels, of which a corner is bright and turned by EXIF; and one that ends too early."""
+    """80 million pixels, of which a corner is bright and oriented by EXIF; and one that ends too early."""
     pixels = np.zeros((8_000, 10_000), np.uint8)
     pixels[:4_000, :5_000] = 200
     tiff = b"MM\0*" + struct.pack(">IHHHIHHI", 8, 1, 274, 3, 1, 6, 0, 0)

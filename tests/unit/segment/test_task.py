@@ -105,7 +105,7 @@ def test_files_are_cropped_resized_and_the_unreadable_ones_reported(tmp_path, im
     assert done.masks.shape == (2, 16, 16)
     assert done.failures == (
         Failure(1, "not an image, or of a format that OpenCV cannot decode"),
-        Failure(3, "No such file or directory", lasting=False),
+        Failure(3, "No such file or directory", permanent=False),
     )
 
 
