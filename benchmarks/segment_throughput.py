@@ -87,7 +87,7 @@ def run_arm(arm: str, plan: Plan, actors: int) -> dict[str, float]:
     """Prepare every shard of a plan; images/s, and CPU ms an image of all that took part."""
     if arm == "plain":
         cv2.setNumThreads(1)
-        shards = [plan.shard(piece) for piece in plan]
+        shards = [plan.load(piece) for piece in plan]
         prepare_images(shards[0], plan.recipe)
         begin, cpu = time.perf_counter(), cpu_seconds()
         for shard in shards:
@@ -102,12 +102,12 @@ def run_arm(arm: str, plan: Plan, actors: int) -> dict[str, float]:
 
         def until_ready() -> Iterator[tuple[str, ImageTask]]:
             while pool.ready < actors:
-                yield "", plan.shard(next(iter(plan))).row(0)
+                yield "", plan.load(next(iter(plan))).row(0)
 
         for _ in pool.prepare(until_ready()):
             pass
         begin, cpu, of_actors = time.perf_counter(), cpu_seconds(), cpu_seconds("ray::Segmenter")
-        for key, prepared in pool.prepare((piece.key, plan.shard(piece)) for piece in plan):
+        for key, prepared in pool.prepare((piece.key, plan.load(piece)) for piece in plan):
             partial.save(key, prepared)
         seconds = time.perf_counter() - begin
         of_actors = cpu_seconds("ray::Segmenter") - of_actors

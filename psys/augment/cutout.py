@@ -41,9 +41,7 @@ def sparing_holes(wanted: Tensor, masks: Tensor, size: int, most: float, generat
         _hidden(length, torch.arange(length, device=masks.device)[:, None], size) for length in (height, width)
     )
     foreground = masks.float()
-    erased = (
-        rows.float() @ foreground @ columns.float().T
-    )  # (N, H, W): foreground in a square centred at each pixel
+    erased = rows.float() @ foreground @ columns.float().T  # (N, H, W): foreground in a square centred at each pixel
     allowed = erased <= most * foreground.sum(dim=(1, 2), keepdim=True)
     centre, found = draw(allowed.flatten(1), 1, generator)
     chosen = rows[centre // width] & (found & wanted)[:, None]

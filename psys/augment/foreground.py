@@ -87,9 +87,7 @@ def apply_modes(
     masks = masks_of(moved)
     if config.mix:
         targets = (targets[:, None] == torch.arange(classes, device=device)).float()
-    same_repeat = (
-        torch.arange(count, device=device) // images * images
-    )  # first view of the same repeat
+    same_repeat = torch.arange(count, device=device) // images * images  # first view of the same repeat
 
     def draw_other(allowed: Tensor) -> tuple[Tensor, Tensor]:
         """For each view another image among the `allowed` (B or 1, B), and whether there is one."""

@@ -88,7 +88,10 @@ class Files(References):
 
 
 class Members(References):
-    """Images in files that hold many; positions (N, 3) int64: each image's index into `files` and the key's two fields."""
+    """Images in files that hold many.
+
+    positions: (N, 3) int64, for each image the index of its file and the two fields of its key.
+    """
 
     def __init__(
         self, files: Sequence[Path], kind: type[Span] | type[ParquetCell], positions: NDArray[np.int64]

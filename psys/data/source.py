@@ -52,9 +52,7 @@ def open_source(source: str, datasets: Path, test_share: float, seed: int) -> Da
     if files := find_packed(path, ".tar"):
         return _read_packed(path, files, read_tars, "WebDataset", test_share, seed)
     if files := [*find_packed(path, ".tar.gz"), *find_packed(path, ".tgz")]:
-        raise PsysError(
-            f"{files[0]} is compressed, but tar members are read by offset: decompress it with gunzip"
-        )
+        raise PsysError(f"{files[0]} is compressed, but tar members are read by offset: decompress it with gunzip")
     return _read_folder(path, test_share, seed)
 
 

@@ -91,7 +91,7 @@ class PreparedStore:
 
     @classmethod
     def open(cls, path: Path, image_size: int | None = None) -> "PreparedStore":
-        """Open the store at `path`; images have `image_size` pixels a side (default and, in a dense store, always: its own).
+        """Open the store at `path`; `image_size` overrides the size of decoded images in an encoded store.
 
         Raises PsysError if the store is missing, has another format, or its files do not match its manifest.
         """

@@ -40,7 +40,7 @@ def cut(image: NDArray[np.uint8], trimap: NDArray[np.uint8], contrast: float, it
 
 
 def trimap_of(probable: NDArray[np.bool_], frame: int) -> NDArray[np.uint8]:
-    """A trimap: probable foreground as given, probable background elsewhere, background in a frame of `frame` pixels."""
+    """A trimap: probable foreground as given, probable background elsewhere, background in a frame."""
     labels = np.where(probable, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
     return np.pad(labels[frame:-frame, frame:-frame], frame, constant_values=cv2.GC_BGD)
 

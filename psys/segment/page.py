@@ -27,8 +27,8 @@ _PAGE = Template("""<!DOCTYPE html>
   figcaption { margin-top: 4px } small { color: #666; display: block } [hidden] { display: none }
 </style></head><body>
 <h1>Masks of $store</h1>
-<p>$summary Each item shows the image, its mask and its foreground; a mask in a red frame is not used. <b>Doubt</b> is the
-mean rank over the quality metrics, from 0 (best of all training images in every metric) to 1 (worst).</p>
+<p>$summary Each item shows the image, its mask and its foreground; a mask in a red frame is not used. <b>Doubt</b> is
+the mean rank over the quality metrics, from 0 (best of all training images in every metric) to 1 (worst).</p>
 <nav>
   <label>Class <select id="class"><option value="">all</option>$options</select></label>
   <label>Order <select id="order"><option value="doubt">worst first</option>$metrics</select></label>
