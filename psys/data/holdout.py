@@ -18,5 +18,5 @@ def holdout(labels: NDArray[np.int64], share: float, seed: int) -> tuple[NDArray
     validation = np.sort(np.concatenate(held))
     training = np.setdiff1d(np.arange(len(labels)), validation)
     if not len(training):
-        raise PsysError(f"holding out {share:g} of {len(labels)} images leaves none for training: hold out fewer")
+        raise PsysError(f"holding out {share:g} of {len(labels)} images leaves none to train on: hold out fewer")
     return training, validation

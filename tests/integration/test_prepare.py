@@ -130,7 +130,7 @@ def test_one_and_two_actors_make_the_same_store_and_leave_no_ray_behind(photos, 
 
     capfd.readouterr()
     prepare(config.model_copy(update={"gallery": False}))
-    assert "prepared already" in capfd.readouterr().out
+    assert "already prepared" in capfd.readouterr().out
     with pytest.raises(PsysError, match=r"another settings \(image_size differ"):
         prepare(config.model_copy(update={"image_size": 24}))
 
@@ -153,7 +153,7 @@ def test_a_class_with_no_readable_image_is_named(tmp_path):
             cv2.imwrite(str(source / split / name / "a.png"), read_sample().test.images[0])
     (source / "test" / "dog" / "a.png").write_text("broken")
 
-    with pytest.raises(PsysError, match="class 'dog' has no readable image left for test"):
+    with pytest.raises(PsysError, match="class 'dog' has no readable image for test"):
         prepare(PrepareConfig(source=str(source), stores=tmp_path / "stores", actors=1))
 
 
@@ -206,7 +206,7 @@ def test_a_killed_preparation_leaves_no_process_and_the_next_does_only_what_is_m
     resumed = PreparedStore.open(prepare(config))
     said = capfd.readouterr().out
 
-    done, reused = re.findall(r"(\d+) shards \(\d+ images\)", said)
+    done, reused = re.findall(r"(\d+) tasks \(\d+ images\)", said)
     assert (int(done), int(reused)) == (SHARDS - kept, kept)
     resumed.verify()
     assert resumed.manifest == undisturbed.manifest

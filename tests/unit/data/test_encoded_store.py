@@ -113,12 +113,12 @@ def test_images_of_any_size_stand_in_one_store_and_are_read_at_the_size_asked_fo
 
 def test_a_dense_store_has_one_size(dense):
     assert PreparedStore.open(dense.path, 32).image_size == (32, 32)
-    with pytest.raises(PsysError, match="holds images of 32 x 32 pixels and no others: prepare another store for 24"):
+    with pytest.raises(PsysError, match="holds images of 32 x 32 pixels only: prepare another store for 24"):
         PreparedStore.open(dense.path, 24)
 
 
 def test_records_go_on_in_the_next_file_and_any_batching_makes_the_same_store(tmp_path, monkeypatch):
-    monkeypatch.setattr(writing, "SHARD_BYTES", 5000)
+    monkeypatch.setattr(writing, "RECORD_FILE_BYTES", 5000)
     rows = [(encode_image(photograph(n, 32, 40)), encode_mask(photograph(n, 32, 40)[..., 0] > 99)) for n in range(20)]
     found = []
     for batch in (1, 7, 20):
@@ -150,7 +150,7 @@ def edit(path, row, column, value):
 def test_an_index_that_points_outside_is_refused(store, tmp_path, column, value):
     path = shutil.copytree(store.path, tmp_path / "store")
     edit(path, 4, column, value)
-    with pytest.raises(PsysError, match=r"train_index\.npy points outside of its files"):
+    with pytest.raises(PsysError, match=r"train_index\.npy points outside the record files"):
         PreparedStore.open(path)
 
 

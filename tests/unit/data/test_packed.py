@@ -16,8 +16,8 @@ from psys.data.read import read_encoded
 from psys.data.reference import Member, ParquetCell, Span
 from psys.data.source import open_source
 from psys.errors import PsysError
-from tests.support.images import read_image
-from tests.support.packed import CLASSES, encoded, samples, some, write_parquet, write_tar
+from tests.support.images import encoded, read_image
+from tests.support.packed import CLASSES, sample_images, samples, write_parquet, write_tar
 
 
 def opened(path: Path, share: float = 0.2) -> Dataset:
@@ -30,7 +30,7 @@ def pixels(split: DatasetSplit) -> np.ndarray:
 
 def parquet_splits(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """60 training images in two files and 20 of test, below data/."""
-    images, labels = some(8)
+    images, labels = sample_images(8)
     data = [encoded(image) for image in images]
     for name, rows in (("train-00000-of-00002", slice(0, 35)), ("train-00001-of-00002", slice(35, 60))):
         write_parquet(folder / "data" / f"{name}.parquet", data[rows], labels[rows], rows=8)
@@ -40,7 +40,7 @@ def parquet_splits(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def tar_splits(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """The same in tars."""
-    images, labels = some(8)
+    images, labels = sample_images(8)
     for name, rows in (("train-000000", slice(0, 35)), ("train-000001", slice(35, 60)), ("test-000000", slice(60, 80))):
         write_tar(folder / f"{name}.tar", samples(images[rows], labels[rows]), mtime=1.5)
     (folder / "classes.txt").write_text("\n".join(CLASSES) + "\n")
@@ -86,7 +86,7 @@ def test_a_fingerprint_changes_with_the_files_and_not_with_where_they_stand(tmp_
 
 @pytest.mark.parametrize("form", ["parquet", "tar"])
 def test_a_share_of_each_class_is_held_out_of_a_single_file(tmp_path, form):
-    images, labels = some(10)
+    images, labels = sample_images(10)
     texts = [CLASSES[label] for label in labels]
     if form == "tar":
         file = write_tar(tmp_path / "all.tar", samples(images, texts, ".jpg", "folder/"))
@@ -114,7 +114,7 @@ def test_a_share_of_each_class_is_held_out_of_a_single_file(tmp_path, form):
     ],
 )
 def test_splits_are_known_by_the_names_of_files_or_folders(tmp_path, train, test):
-    images, labels = some(3)
+    images, labels = sample_images(3)
     data = [encoded(image) for image in images]
     write_parquet(tmp_path / train, data[:20], labels[:20])
     write_parquet(tmp_path / test, data[20:], labels[20:])
@@ -125,7 +125,7 @@ def test_splits_are_known_by_the_names_of_files_or_folders(tmp_path, train, test
 
 
 def test_a_test_set_with_hidden_labels_gives_way_to_validation(tmp_path):
-    images, labels = some(3)
+    images, labels = sample_images(3)
     data = [encoded(image) for image in images]
     write_parquet(tmp_path / "train.parquet", data[:20], labels[:20])
     write_parquet(tmp_path / "validation.parquet", data[20:], labels[20:])
@@ -135,7 +135,7 @@ def test_a_test_set_with_hidden_labels_gives_way_to_validation(tmp_path):
 
 
 def test_other_columns_may_be_named_otherwise(tmp_path):
-    images, labels = some(3)
+    images, labels = sample_images(3)
     data = [encoded(image) for image in images]
     for columns, plain in ((("img", "fine_label"), False), (("jpg", "cls"), True)):
         file = write_parquet(tmp_path / "a.parquet", data, labels.astype(np.uint8), columns=columns, plain=plain)
@@ -145,13 +145,13 @@ def test_other_columns_may_be_named_otherwise(tmp_path):
 
 
 def test_numbers_without_names_name_themselves(tmp_path):
-    images, labels = some(3, classes=3)
+    images, labels = sample_images(3, classes=3)
     dataset = opened(write_tar(tmp_path / "a.tar", samples(images, labels)), 0.4)
     assert dataset.classes == ("0", "1", "2")
 
 
 def test_a_tar_may_have_long_names_extra_members_and_labels_in_json(tmp_path):
-    images, labels = some(3)
+    images, labels = sample_images(3)
     long = "class/" + "x" * 200
     members = [("readme.md", b"hello")]
     for number, (image, label) in enumerate(zip(images, labels, strict=True)):
@@ -175,7 +175,7 @@ def refused(path: Path, message: str) -> None:
 
 
 def test_a_parquet_file_that_is_not_one_of_labelled_images_is_named(tmp_path):
-    images, labels = some(2)
+    images, labels = sample_images(2)
     data = [encoded(image) for image in images]
     whole = write_parquet(tmp_path / "whole.parquet", data, labels).read_bytes()
     file = tmp_path / "a.parquet"
@@ -187,7 +187,7 @@ def test_a_parquet_file_that_is_not_one_of_labelled_images_is_named(tmp_path):
     write_parquet(file, data, labels, columns=("pixels", "target"))
     refused(file, r"a\.parquet .*expected a column of labels \(label, .*\); it has pixels, target")
     write_parquet(file, data, [0.5] * 20)
-    refused(file, r"a\.parquet .*labels are double, expected integers or texts")
+    refused(file, r"a\.parquet .*labels are double, expected integers or strings")
     write_parquet(file, data, [None, *labels[1:]])
     refused(file, r"a\.parquet .*1 rows have no label")
     write_parquet(file, data, [-1, *labels[1:]])
@@ -216,13 +216,13 @@ def test_images_of_no_known_column_are_named(tmp_path):
 
 
 def test_a_row_that_cannot_be_read_is_the_fault_of_that_row_alone(tmp_path):
-    images, labels = some(5)
+    images, labels = sample_images(5)
     data = [None if number == 3 else encoded(image) for number, image in enumerate(images)]
     file = write_parquet(tmp_path / "train.parquet", data, labels)
     write_parquet(tmp_path / "test.parquet", data[10:20], labels[10:20])
     references = opened(tmp_path).train.images
 
-    with pytest.raises(ValueError, match="the row has no bytes of an image"):
+    with pytest.raises(ValueError, match="the row has no image"):
         read_image(references[3])
     np.testing.assert_array_equal(read_image(references[4]), images[4])
     assert str(references[3]) == f"{file} (row 3 of row group 0)"
@@ -234,19 +234,19 @@ def test_a_row_that_cannot_be_read_is_the_fault_of_that_row_alone(tmp_path):
 
 
 def test_a_tar_that_is_not_one_of_samples_is_named(tmp_path):
-    images, labels = some(2)
+    images, labels = sample_images(2)
     whole = write_tar(tmp_path / "train.tar", samples(images, labels)).read_bytes()
     file = tmp_path / "train.tar"
     for content, message in (
         (whole[: len(whole) // 2], "claims|ends too early"),
         (whole[:4096], "ends too early"),
         (b"", "is not a tar"),
-        (whole[:3000] + b"\xff" * 600 + whole[3600:], "not a whole WebDataset tar"),
+        (whole[:3000] + b"\xff" * 600 + whole[3600:], "not a complete WebDataset tar"),
     ):
         file.write_bytes(content)
         refused(tmp_path, rf"train\.tar.*({message})")
     file.write_bytes(gzip.compress(whole))
-    refused(tmp_path, r"train\.tar is not a whole WebDataset tar|is not a tar")
+    refused(tmp_path, r"train\.tar is not a complete WebDataset tar|is not a tar")
     file.rename(tmp_path / "train.tar.gz")
     refused(tmp_path, r"train\.tar\.gz is compressed: .* gunzip the tars first")
 
@@ -264,8 +264,8 @@ def test_a_tar_that_is_not_one_of_samples_is_named(tmp_path):
         ([("a.png", b"x"), ("a.jpg", b"x"), ("a.cls", b"1")], "sample a has 2 images"),
         ([("a.png", b"x"), ("a.png", b"x"), ("a.cls", b"1")], "two members png"),
         ([("a.cls", b"1")], "has no sample with an image"),
-        ([("a.png", b"x"), ("a.cls", b"1"), ("b.png", b"x"), ("b.cls", b"-1")], "none of its 2 classes: '-1'"),
-        ([("a.png", b"x"), ("a.cls", b"cat"), ("b.png", b"x"), ("b.cls", b"cat")], "images of 1 class"),
+        ([("a.png", b"x"), ("a.cls", b"1"), ("b.png", b"x"), ("b.cls", b"-1")], "outside its 2 classes: '-1'"),
+        ([("a.png", b"x"), ("a.cls", b"cat"), ("b.png", b"x"), ("b.cls", b"cat")], "has 1 class"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
@@ -274,16 +274,16 @@ def test_a_sample_that_is_not_whole_is_named(tmp_path, members, message):
 
 
 def test_splits_and_classes_that_do_not_fit_are_named(tmp_path):
-    images, labels = some(2)
+    images, labels = sample_images(2)
     write_tar(tmp_path / "test.tar", samples(images, labels))
-    refused(tmp_path, "has files for test, but none for train")
+    refused(tmp_path, "has files for test but none for train")
     write_tar(tmp_path / "train.tar", samples(images, labels % 9))
     refused(tmp_path, "class '9' has no image for train")
     write_tar(tmp_path / "more.tar", samples(images, labels))
     refused(tmp_path, r"more\.tar names no split .*, other files of .* do")
     (tmp_path / "more.tar").unlink()
     for names, message in (
-        ("a\nb\n", "none of its 2 classes"),
+        ("a\nb\n", "outside its 2 classes"),
         ("a\na\n", "no two the same"),
         ("\n", "names 0 classes"),
     ):
@@ -295,7 +295,7 @@ def test_splits_and_classes_that_do_not_fit_are_named(tmp_path):
 
 
 def test_a_tar_cut_after_it_was_indexed_is_told(tmp_path):
-    images, labels = some(2)
+    images, labels = sample_images(2)
     file = write_tar(tmp_path / "a.tar", samples(images, labels))
     last = opened(file, 0.5).train.images[-1]
     assert isinstance(last, Member)
@@ -306,7 +306,7 @@ def test_a_tar_cut_after_it_was_indexed_is_told(tmp_path):
 
 
 def test_without_pyarrow_it_is_said_how_to_get_it(tmp_path, monkeypatch):
-    images, labels = some(2)
+    images, labels = sample_images(2)
     file = write_parquet(tmp_path / "a.parquet", [encoded(image) for image in images], labels)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.delitem(sys.modules, "psys.data.parquet", raising=False)

@@ -19,13 +19,14 @@ from psys.segment import prepare as preparing
 from psys.segment.prepare import PrepareConfig, prepare
 from psys.training.launch import LaunchConfig, check_source
 from tests.support.cifar import pack
-from tests.support.packed import encoded, samples, some, write_parquet, write_tar
+from tests.support.images import encoded
+from tests.support.packed import sample_images, samples, write_parquet, write_tar
 
 
 @pytest.fixture
 def sources(tmp_path: Path, cifar_folder: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder, which is the current one, with a source of each kind."""
-    images, labels = some(10, classes=2)
+    images, labels = sample_images(10, classes=2)
     data = [encoded(image) for image in images]
     write_parquet(tmp_path / "flowers.v2.parquet", data, labels, names=("a", "b"))
     write_tar(tmp_path / "x.tar", samples(images, labels))

@@ -60,7 +60,7 @@ def test_what_is_waited_for_is_said_and_then_it_goes_on(monkeypatch: pytest.Monk
     results = dict(pool.prepare(iter({"a": ImageTask(images)}.items())))
 
     assert results["a"].rows.tolist() == [0, 1]
-    assert said == ["no actor: Ray is starting one, or waits for a node with a free CPU"] * 2
+    assert said == ["no actor: Ray is starting one or waits for a node with a free CPU"] * 2
 
 
 def test_a_ctrl_c_that_was_lost_on_its_way_is_raised_anew() -> None:

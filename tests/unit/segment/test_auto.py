@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks.segment_fit import Cuts, fit
 from psys.data.sample import read_sample
-from psys.segment.auto import WEIGHTS, Figures, Judge, find, maps_of
+from psys.segment.auto import WEIGHTS, Judge, find, maps_of
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from psys.errors import PsysError
-from psys.segment.boxes import read_boxes, reduced, visible_part, oriented
+from psys.segment.boxes import oriented, read_boxes, reduced, visible_part
 from psys.segment.grabcut import Box
 
 HEADER = "file,left,top,right,bottom\n"
@@ -55,9 +55,9 @@ def test_boxes_come_as_csv_or_json_lines_and_several_of_a_file_are_one(tmp_path)
         (HEADER + "a.jpg,nan,2,3,4\n", "line 2: 'left' must be a number"),
         (HEADER + "a.jpg,1,2,3,1e99\n", "line 2: 'bottom' must be a number"),
         (HEADER + "a.jpg,3,2,3,4\n", "line 2: expected left < right and top < bottom, got 3, 2, 3, 4"),
-        (HEADER + "/etc/a.jpg,1,2,3,4\n", "line 2: 'file' must be a path under the source's root"),
-        (HEADER + "../a.jpg,1,2,3,4\n", "line 2: 'file' must be a path under"),
-        (HEADER + ",1,2,3,4\n", "line 2: 'file' must be the name"),
+        (HEADER + "/etc/a.jpg,1,2,3,4\n", "line 2: 'file' must be a path inside the source's root"),
+        (HEADER + "../a.jpg,1,2,3,4\n", "line 2: 'file' must be a path inside"),
+        (HEADER + ",1,2,3,4\n", "line 2: 'file' must be a path"),
         (HEADER + "a" * 20_000, "line 2: more than 16384 characters"),
         (HEADER + '"a.jpg,1,2,3,4\n', "line 2: "),
     ],
@@ -78,7 +78,7 @@ def test_a_wrong_table_is_refused_by_its_line(tmp_path, text, message):
         ("[1]", "line 2: expected an object, found list"),
         ('{"file": "a", "left": 1, "top": 1, "right": true, "bottom": 3}', "line 2: 'right' must be a number"),
         ('{"file": "a", "left": 1, "top": 1, "right": [2], "bottom": 3}', "line 2: 'right' must be a number"),
-        ('{"file": 3, "left": 1, "top": 1, "right": 2, "bottom": 3}', "line 2: 'file' must be the name"),
+        ('{"file": 3, "left": 1, "top": 1, "right": 2, "bottom": 3}', "line 2: 'file' must be a path"),
         ('{"file": "a", "left": 1, "top": 1, "right": 1e999, "bottom": 3}', "line 2: 'right' must be a number"),
     ],
 )

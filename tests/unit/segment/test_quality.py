@@ -70,7 +70,7 @@ def test_figures_do_not_depend_on_a_flip_or_an_enlargement(disc):
 
 
 def test_another_size_is_refused(disc):
-    with pytest.raises(ValueError, match="size of its image"):
+    with pytest.raises(ValueError, match="mask of the image's size"):
         measure(image_of(disc)[:32], disc)
 
 

@@ -104,7 +104,7 @@ def test_files_are_cropped_resized_and_the_unreadable_ones_reported(tmp_path, im
     assert done.rows.tolist() == [0, 2]
     assert done.masks.shape == (2, 16, 16)
     assert done.failures == (
-        Failure(1, "not an image, or of a format that OpenCV cannot decode"),
+        Failure(1, "not an image in a format that OpenCV can decode"),
         Failure(3, "No such file or directory", permanent=False),
     )
 
@@ -154,4 +154,4 @@ def test_a_box_follows_the_crop(tmp_path, image):
     np.testing.assert_array_equal(mask(0, 0, 64, 32), segment(image[:, 16:48], box=Box(0, 0, 32, 32)))
     assert not mask(2, 4, 14, 28).any()
     outside = prepare_images(ImageTask((file,), (Box(70, 4, 90, 20),)), Recipe(32))
-    assert outside.failures == (Failure(0, "its box (70, 4, 90, 20) lies outside of its 64 x 32 pixels"),)
+    assert outside.failures == (Failure(0, "its box (70, 4, 90, 20) lies outside its 64 x 32 pixels"),)
