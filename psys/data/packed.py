@@ -55,9 +55,7 @@ def by_split(files: Iterable[Path], root: Path) -> dict[str, list[Path]]:
         split = next((name for said in words for name, known in SPLIT_WORDS.items() if said & known), None)
         (unnamed if split is None else splits.setdefault(split, [])).append(file)
     if splits and unnamed:
-        raise PsysError(
-            f"the name of {unnamed[0]} has no split (train, validation, test), names of other files in {root} do"
-        )
+        raise PsysError(f"{unnamed[0]} names no split (train, validation, test), but other files in {root} do")
     return splits or {"train": unnamed}
 
 

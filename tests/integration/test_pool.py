@@ -30,7 +30,7 @@ def actor_processes() -> list[psutil.Process]:
     return [child for child in psutil.Process().children(recursive=True) if child.name().startswith("ray::Segmenter")]
 
 
-def test_killed_actors_cost_nothing_and_a_deadly_image_only_itself(images) -> None:
+def test_killed_actors_are_replaced_and_a_crashing_image_is_a_failure(images) -> None:
     recipe = Recipe(32)
     deadly: Any = Deadly()
     shards = {str(first): ImageTask(tuple(images[first : first + 5])) for first in range(0, 40, 5)}

@@ -51,7 +51,7 @@ class _Ray(ModuleType):
         return reference()
 
 
-def test_what_is_waited_for_is_said_and_then_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pool_logs_while_no_actor_is_running(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", _Ray(silent=2))
     said: list[str] = []
     images = np.zeros((2, 8, 8, 3), np.uint8)
@@ -63,7 +63,7 @@ def test_what_is_waited_for_is_said_and_then_it_goes_on(monkeypatch: pytest.Monk
     assert said == ["no actor: Ray is starting one or waits for a node with a free CPU"] * 2
 
 
-def test_a_ctrl_c_that_was_lost_on_its_way_is_raised_anew() -> None:
+def test_discarded_interrupt_is_raised_again() -> None:
     with checked_interrupts() as raise_if_interrupted:
         raise_if_interrupted()
         with suppress(KeyboardInterrupt):
@@ -74,7 +74,7 @@ def test_a_ctrl_c_that_was_lost_on_its_way_is_raised_anew() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_ctrl_c_is_left_to_who_has_taken_it() -> None:
+def test_existing_interrupt_handler_is_kept() -> None:
     caught: list[int] = []
     former = signal.signal(signal.SIGINT, lambda number, frame: caught.append(number))
     try:
@@ -87,7 +87,7 @@ def test_ctrl_c_is_left_to_who_has_taken_it() -> None:
     assert caught == [signal.SIGINT]
 
 
-def test_a_thread_that_may_not_catch_ctrl_c_prepares_all_the_same() -> None:
+def test_checked_interrupts_works_in_a_thread() -> None:
     def enter() -> bool:
         with checked_interrupts() as raise_if_interrupted:
             raise_if_interrupted()

@@ -14,7 +14,7 @@ HEADER = "file,left,top,right,bottom\n"
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_box_turns_as_the_image_does(tmp_path, orientation):
+def test_box_is_oriented_like_its_image(tmp_path: Path, orientation: int) -> None:
     """The box of a bright patch, oriented, is the box of the patch in the image that OpenCV sets upright itself."""
     stored, box = np.zeros((40, 60, 3), np.uint8), Box(8, 4, 30, 12)
     stored[box.top : box.bottom, box.left : box.right] = 255
@@ -28,13 +28,13 @@ def test_a_box_turns_as_the_image_does(tmp_path, orientation):
     assert oriented(box, orientation, width=60, height=40) == found
 
 
-def test_a_box_is_reduced_outwards_and_seen_through_a_window():
+def test_box_is_rounded_outwards_and_clipped_to_a_window() -> None:
     assert reduced(Box(5, 8, 13, 16), 4) == Box(1, 2, 4, 4)
     assert visible_part(Box(5, 8, 13, 16), Box(10, 0, 40, 30)) == Box(0, 8, 3, 16)
     assert visible_part(Box(5, 8, 10, 16), Box(10, 0, 40, 30)) is None
 
 
-def test_boxes_come_as_csv_or_json_lines_and_several_of_a_file_are_one(tmp_path):
+def test_boxes_are_read_from_csv_and_json_lines_and_united_per_file(tmp_path: Path) -> None:
     rows = [("cat/a.jpg", 3, 4, 10, 12), ("./cat/b.jpg", 0.5, 0, 9.2, 3), ("cat/a.jpg", 1, 6, 5, 20)]
     table, lines = tmp_path / "boxes.csv", tmp_path / "boxes.jsonl"
     table.write_text(HEADER + "".join(",".join(map(str, row)) + "\n" for row in rows))
@@ -62,7 +62,7 @@ def test_boxes_come_as_csv_or_json_lines_and_several_of_a_file_are_one(tmp_path)
         (HEADER + '"a.jpg,1,2,3,4\n', "line 2: "),
     ],
 )
-def test_a_wrong_table_is_refused_by_its_line(tmp_path, text, message):
+def test_error_names_the_invalid_line_of_a_table(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "boxes.csv"
     file.write_text(text)
 
@@ -82,7 +82,7 @@ def test_a_wrong_table_is_refused_by_its_line(tmp_path, text, message):
         ('{"file": "a", "left": 1, "top": 1, "right": 1e999, "bottom": 3}', "line 2: 'right' must be a number"),
     ],
 )
-def test_a_wrong_line_of_json_is_refused_by_its_number(tmp_path, line, message):
+def test_error_names_the_invalid_line_of_json(tmp_path: Path, line: str, message: str) -> None:
     file = tmp_path / "boxes.jsonl"
     file.write_text('{"file": "a", "left": 1, "top": 1, "right": 2, "bottom": 3}\n' + line + "\n")
 
@@ -90,6 +90,6 @@ def test_a_wrong_line_of_json_is_refused_by_its_number(tmp_path, line, message):
         read_boxes(file)
 
 
-def test_no_file_of_boxes_is_named(tmp_path):
+def test_missing_file_of_boxes_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(PsysError, match=r"cannot read boxes .*gone\.csv: No such file"):
         read_boxes(tmp_path / "gone.csv")

@@ -31,7 +31,7 @@ def same(one, other):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 
-def test_what_was_saved_is_there_for_the_next_process(tmp_path, done):
+def test_saved_result_is_loaded_after_reopening(tmp_path: Path, done: Result) -> None:
     recipe, prepared = done
     with PartialStore.opened(tmp_path / "partial") as partial:
         partial.save("abc", prepared)
@@ -44,7 +44,7 @@ def test_what_was_saved_is_there_for_the_next_process(tmp_path, done):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_damaged_shard_counts_as_missing_and_is_replaced(tmp_path, done):
+def test_damaged_result_counts_as_missing_and_is_replaced(tmp_path: Path, done: Result) -> None:
     recipe, prepared = done
     for damage in (
         lambda data: data[:-1],
@@ -60,7 +60,7 @@ def test_a_damaged_shard_counts_as_missing_and_is_replaced(tmp_path, done):
             same(partial.load("abc", recipe, 5), prepared)
 
 
-def test_what_does_not_fit_counts_as_missing(tmp_path, done):
+def test_result_of_another_shape_counts_as_missing(tmp_path: Path, done: Result) -> None:
     recipe, prepared = done
     other = Recipe(32, "encoded" if recipe.layout == "dense" else "dense")
     with PartialStore.opened(tmp_path) as partial:
@@ -69,7 +69,7 @@ def test_what_does_not_fit_counts_as_missing(tmp_path, done):
         assert partial.load("abc", other, 5) is None
 
 
-def test_a_forged_shard_is_neither_trusted_nor_unpickled(tmp_path):
+def test_forged_result_is_not_unpickled(tmp_path: Path) -> None:
     from hashlib import sha256
 
     recipe = Recipe(32)
@@ -80,14 +80,14 @@ def test_a_forged_shard_is_neither_trusted_nor_unpickled(tmp_path):
         assert [partial.load(f"k{number}", recipe, 3) for number in range(3)] == [None, None, None]
 
 
-def test_what_a_killed_process_was_writing_is_swept_away(tmp_path):
+def test_unfinished_file_of_a_killed_process_is_deleted(tmp_path: Path) -> None:
     (tmp_path / "0123.unfinished").write_bytes(b"half")
 
     with PartialStore.opened(tmp_path):
         assert [entry.name for entry in tmp_path.iterdir()] == ["lock"]
 
 
-def test_two_processes_do_not_prepare_into_one_folder(tmp_path):
+def test_folder_is_locked_for_one_process(tmp_path: Path) -> None:
     code = "import sys; from pathlib import Path; from psys.segment.partial import PartialStore\n"
     code += "with PartialStore.opened(Path(sys.argv[1])): print('mine', flush=True); sys.stdin.read()"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
