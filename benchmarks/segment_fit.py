@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from benchmarks.measure import results_path, table, write
 from benchmarks.segment_quality import find_pairs, read_pair
 from psys.errors import exit_with_message
-from psys.segment.auto import WEIGHTS, Figures, Judge, all_cuts, maps_of
+from psys.segment.auto import WEIGHTS, CutFeatures, FeatureExtractor, all_cuts, maps_of
 from psys.segment.grabcut import FIND_SHORT_SIDE, ITERATIONS, resized, scaled
 
 FOLDS = 5
@@ -48,7 +48,7 @@ def main() -> None:
     weights = fit(pooled)
     by_fold = [fit([cuts for cuts in pooled if cuts.fold != fold]) for fold in range(FOLDS)]
     rows = [[str(folder), *scores(of_folder, by_fold)] for folder, of_folder in measured.items()]
-    fitted = dict(zip(Figures._fields, weights.round(3).tolist(), strict=True))
+    fitted = dict(zip(CutFeatures._fields, weights.round(3).tolist(), strict=True))
     write(arguments.out, {"weights": fitted, "in_use": WEIGHTS._asdict(), "folders": rows})
     print("\n".join(f"{name:14} {weight:+.3f}" for name, weight in fitted.items()))
     print("\n".join(table(["folder", "images", "chosen, cross-validated", "weights in use", "best cut"], rows)))
@@ -65,9 +65,9 @@ def measure(folder: Path, generator: np.random.Generator) -> list[Cuts]:
         truth = scaled(truth, image.shape)
         maps = maps_of(image)
         if cuts := all_cuts(image, maps, ITERATIONS["auto"]):
-            judge = Judge(image, maps, cuts)
+            extractor = FeatureExtractor(image, maps, cuts)
             ious = [float((cut & truth).sum() / (cut | truth).sum()) for cut in cuts]
-            measured.append(Cuts(np.array([judge.figures(cut) for cut in cuts]), np.array(ious), fold))
+            measured.append(Cuts(np.array([extractor.features(cut) for cut in cuts]), np.array(ious), fold))
         print(f"{folder.name} {name}", file=sys.stderr, flush=True)
     return measured
 

@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.measure import results_path, table, write
-from psys.data.reference import read_encoded
+from psys.data.read import read_encoded
 from psys.errors import PsysError, exit_with_message
-from psys.segment.cut import cut_plainly, rectangle
+from psys.segment.cut import cut_with_opencv, rectangle
 from psys.segment.decode import decode_upright
 from psys.segment.grabcut import Box, SegmentConfig, segment
 
@@ -124,7 +124,7 @@ def _plain_box(image: Image, truth: Mask) -> Mask:
     box = box_of(truth)
     labels = np.zeros(truth.shape, np.uint8)
     labels[box.top : box.bottom, box.left : box.right] = cv2.GC_PR_FGD
-    return cut_plainly(image, labels, 5) if (labels == cv2.GC_BGD).any() else truth | True
+    return cut_with_opencv(image, labels, 5) if (labels == cv2.GC_BGD).any() else truth | True
 
 
 def _centre_box(image: Image, _: Mask) -> Mask:
@@ -144,7 +144,7 @@ METHODS: dict[str, Method] = {
     "whole image": lambda image, truth: np.ones_like(truth),
     "centre box": _centre_box,
     "centre disc": _centre_disc,
-    "plain rectangle": lambda image, _: cut_plainly(image, rectangle(image.shape, 0.05), 5),
+    "plain rectangle": lambda image, _: cut_with_opencv(image, rectangle(image.shape, 0.05), 5),
     "plain, true box": _plain_box,
 }
 

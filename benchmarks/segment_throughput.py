@@ -29,7 +29,7 @@ from psys.errors import exit_with_message
 from psys.segment.actors import Pool, ray_session
 from psys.segment.partial import PartialStore
 from psys.segment.plan import Plan
-from psys.segment.shard import Recipe, Shard, prepare_shard
+from psys.segment.task import ImageTask, Recipe, prepare_images
 
 SIZE = 32
 LIMIT_SECONDS = 4 * 3600.0
@@ -87,11 +87,11 @@ def run_arm(arm: str, plan: Plan, actors: int) -> dict[str, float]:
     """Prepare every shard of a plan; images/s, and CPU ms per image of all processes together."""
     if arm == "plain":
         cv2.setNumThreads(1)
-        shards = [plan.shard(piece) for piece in plan]
-        prepare_shard(shards[0], plan.recipe)
+        shards = [plan.load(piece) for piece in plan]
+        prepare_images(shards[0], plan.recipe)
         begin, cpu = time.perf_counter(), cpu_seconds()
         for shard in shards:
-            prepare_shard(shard, plan.recipe)
+            prepare_images(shard, plan.recipe)
         return figures(plan, time.perf_counter() - begin, cpu_seconds() - cpu)
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -100,14 +100,14 @@ def run_arm(arm: str, plan: Plan, actors: int) -> dict[str, float]:
     ):
         pool = Pool(actors, plan.recipe, print)
 
-        def until_ready() -> Iterator[tuple[str, Shard]]:
+        def until_ready() -> Iterator[tuple[str, ImageTask]]:
             while pool.ready < actors:
-                yield "", plan.shard(next(iter(plan))).row(0)
+                yield "", plan.load(next(iter(plan))).row(0)
 
         for _ in pool.prepare(until_ready()):
             pass
         begin, cpu, of_actors = time.perf_counter(), cpu_seconds(), cpu_seconds("ray::Segmenter")
-        for key, prepared in pool.prepare((piece.key, plan.shard(piece)) for piece in plan):
+        for key, prepared in pool.prepare((piece.key, plan.load(piece)) for piece in plan):
             partial.save(key, prepared)
         seconds = time.perf_counter() - begin
         of_actors = cpu_seconds("ray::Segmenter") - of_actors

@@ -1,4 +1,4 @@
-"""Batch augmentation: several views of every sample, each with its own transforms, stand in the same batch."""
+"""Batch augmentation: a batch holds several views of every sample, each transformed independently."""
 
 from typing import Self
 
@@ -16,24 +16,24 @@ Colour = tuple[float, float, float]
 
 
 class AugmentConfig(Config):
-    """How training images are varied; shares are probabilities, drawn anew for every view."""
+    """How training images are transformed; shares are probabilities, sampled independently for every view."""
 
     views: int = Field(default=1, ge=1)
     """Views M of every sample in a batch, each transformed independently; 1 is no batch augmentation."""
     flip: bool = True
     """Mirror half of the views left-right."""
     shift: int = Field(default=4, ge=0)
-    """Largest shift along rows and columns, pixels; what moves in is black."""
+    """Largest shift along rows and columns, pixels; uncovered pixels are black."""
     rotate_degrees: float = Field(default=0.0, ge=0, le=180)
-    """Largest rotation either way, degrees; 0 is off. What moves in is black."""
+    """Largest rotation in either direction, degrees; 0 is off. Uncovered pixels are black."""
     cutout_size: int = Field(default=0, ge=0)
-    """Side of cutout's square hole of the mean colour, pixels; 0 is off. Its paper has 16 for CIFAR-10."""
+    """Side of cutout's square, filled with the mean colour, pixels; 0 is off. Its paper uses 16 for CIFAR-10."""
     cutout_share: float = Field(default=1.0, ge=0, le=1)
-    """Share of the views with a hole, 0 to 1, among those that no foreground mode has taken."""
+    """Share of the views with cutout, 0 to 1, among the views without a foreground mode."""
     foreground: ForegroundConfig = ForegroundConfig()
 
     @model_validator(mode="after")
-    def _keep_has_a_hole(self) -> Self:
+    def _keep_needs_a_cutout_size(self) -> Self:
         if self.foreground.keep and not self.cutout_size:
             raise ValueError("'foreground.keep' is a kind of cutout: 'cutout_size' must be above 0")
         return self
@@ -50,13 +50,13 @@ def augment(
     std: Colour,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """M independently transformed views of each sample, and their labels: sample i is at i, B + i, 2B + i, ...
+    """M independently transformed views of each sample and their labels; sample i has rows i, B + i, 2B + i, ...
 
-    `images` (B, H, W, 3) uint8, `labels` (B,), `packed_masks` (B, ceil(H * W / 8)) uint8 and `usable` (B,) bool live on
-    the generator's device; `mean` and `std` in units of [0, 1]. Returns views (M * B, 3, H, W) float32, channels_last,
-    and labels (M * B,), or (M * B, classes) float32 probabilities if images are mixed. The same generator state gives
-    the same views. First images and masks are moved (flip, shift, rotation), then the foreground modes see what is in
-    the picture, then cutout takes from the others. Hoffer et al., CVPR 2020.
+    images: (B, H, W, 3) uint8; labels: (B,) int64; packed_masks: (B, ceil(H * W / 8)) uint8; usable: (B,) bool; all on
+    the generator's device. mean, std: of each channel, for pixel values scaled to 0..1. Returns views (M * B, 3, H, W)
+    float32, channels_last, and labels (M * B,) int64, or (M * B, classes) float32 probabilities if `mix` is used. The
+    same generator state gives the same views. Images and masks are first flipped, shifted and rotated; then the
+    foreground modes are applied, and cutout is applied to views without a foreground mode. Hoffer et al., CVPR 2020.
     """
     image_size = (images.shape[1], images.shape[2])
     originals = pack(images, unpack_masks(packed_masks, image_size))
@@ -80,11 +80,11 @@ def augment(
 
 
 def normalise(images: Tensor, mean: Colour, std: Colour) -> Tensor:
-    """The network's input from pixels: (x / 255 - mean) / std per channel, without augmentation as evaluation needs it.
+    """Convert pixels to the network's input: (x / 255 - mean) / std for each channel.
 
-    (B, H, W, 3) uint8 -> (B, 3, H, W) float32, channels_last (the bytes already lie that way: no transposing copy).
+    (B, H, W, 3) uint8 -> (B, 3, H, W) float32, channels_last: the input's memory order, so nothing is transposed.
     """
-    # Whole rows at a time: torch is slow where the innermost loop has but the three channels.
+    # One vector operation for a whole row: torch is slow with an innermost dimension of three channels.
     centre, spread = torch.tensor((mean, std), device=images.device).repeat(1, images.shape[2])
     rows = torch.addcmul(-centre / spread, images.flatten(2), 1 / (255 * spread))
     return rows.view(images.shape).permute(0, 3, 1, 2)

@@ -1,4 +1,4 @@
-"""Foreground modes: views in which the image's mask decides what is shown, and controls with a wrong mask."""
+"""Foreground modes: views composed with the image's foreground mask, and controls that use a wrong mask."""
 
 from typing import Annotated, NamedTuple, Self
 
@@ -10,7 +10,7 @@ from psys.augment.cutout import sparing_holes
 from psys.augment.draws import draw
 from psys.augment.inpaint import backgrounds
 from psys.augment.mix import mixing_rectangles, visible_share
-from psys.augment.pixels import either, masks_of
+from psys.augment.pixels import logical_or, masks_of
 from psys.config import Config
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -18,26 +18,26 @@ MODES = ("black", "mean", "swap", "keep", "mix", "shuffled_mask", "box_mask")
 
 
 class ForegroundConfig(Config):
-    """Shares of the views, 0 to 1, a mode each at most; whole stays what has no usable mask or finds no partner."""
+    """Share of the views, 0 to 1, for each mode; a view without a usable mask or partner image is left unchanged."""
 
     black: Share = 0.0
-    """The foreground on black: the founding paper's."""
+    """The foreground on black, as in the original paper."""
     mean: Share = 0.0
     """The foreground on the mean colour."""
     swap: Share = 0.0
-    """The foreground on the background of another image of the batch, where that one's foreground is filled in."""
+    """The foreground on the background of another image of the batch, whose own foreground is inpainted."""
     swap_same_class: bool = False
-    """Take that background from an image of the same class; if the batch has none, the view stays whole."""
+    """Take the background from an image of the same class; if the batch has none, the view is unchanged."""
     keep: Share = 0.0
-    """Cutout that keeps the foreground: its hole of `cutout_size` erases at most `keep_erased` of it."""
+    """Cutout whose square of `cutout_size` pixels hides at most the share `keep_erased` of the foreground."""
     keep_erased: Share = 0.25
-    """Most of the foreground, 0 to 1, that `keep` erases; where no place for the hole allows it, there is none."""
+    """Largest share of the foreground, 0 to 1, that `keep` hides; if no square satisfies it, nothing is hidden."""
     mix: Share = 0.0
-    """CutMix with another image of the batch; labels count as much as foreground is visible, or area without masks."""
+    """CutMix with another image of the batch; labels weighted by visible foreground, or by area without masks."""
     shuffled_mask: Share = 0.0
-    """Control for `black`: cut out with the mask of another image of the batch."""
+    """Control for `black`: the mask of another image of the batch is used."""
     box_mask: Share = 0.0
-    """Control for `black`: cut out with the bounding box of the mask."""
+    """Control for `black`: the bounding box of the mask is used."""
 
     @model_validator(mode="after")
     def _shares_fit(self) -> Self:
@@ -53,10 +53,10 @@ class ForegroundConfig(Config):
 
 
 class Views(NamedTuple):
-    """V views of a batch in which modes have been applied."""
+    """V views of a batch after the foreground modes were applied."""
 
     words: Tensor  # (V, H, W) int32, see `pixels`
-    labels: Tensor  # (V,) int64, or with `mix` (V, classes) float32: each row's sum is 1
+    labels: Tensor  # (V,) int64, or with `mix` (V, classes) float32 whose rows sum to 1
     is_plain: Tensor  # (V,) bool: no mode was applied
 
 
@@ -71,12 +71,12 @@ def apply_modes(
     classes: int,
     generator: torch.Generator,
 ) -> Views:
-    """Views of B images: each mode applied to its share of them.
+    """Apply each mode to its share of the V views of B images.
 
-    `originals` (B, H, W) int32 words; `moved` (V, H, W), where V is a multiple of B, the same as they were moved about:
-    what moved in is background. `labels` (B,) int64, `usable` (B,) bool, `mean` the word of the mean colour. `swap`
-    takes the other image's background as it was, `mix` and `shuffled_mask` the other view as it was moved. Nothing
-    waits for a GPU, and the work does not depend on what is drawn.
+    originals: (B, H, W) int32 words (see `pixels`); moved: (V, H, W) int32, the same images after flip, shift and
+    rotation, with V a multiple of B; labels: (B,) int64; usable: (B,) bool; mean: the word of the mean colour.
+    `swap` takes the background of the other image's original; `mix` and `shuffled_mask` take the other moved view.
+    Nothing synchronises with the GPU, and the amount of work does not depend on the random draws.
     """
     count, images = len(moved), len(originals)
     repeats, device = count // images, moved.device
@@ -87,10 +87,10 @@ def apply_modes(
     masks = masks_of(moved)
     if config.mix:
         targets = (targets[:, None] == torch.arange(classes, device=device)).float()
-    same_repeat = torch.arange(count, device=device) // images * images  # the first view of each view's repeat
+    same_repeat = torch.arange(count, device=device) // images * images  # first view of the same repeat
 
     def draw_other(allowed: Tensor) -> tuple[Tensor, Tensor]:
-        """For each view one of the images that are `allowed` (B or 1, B) and not its own, and whether there is one."""
+        """For each view another image among the `allowed` (B or 1, B), and whether there is one."""
         return draw(allowed & ~torch.eye(images, dtype=torch.bool, device=device), repeats, generator)
 
     drawn = torch.rand(count, device=device, generator=generator)
@@ -133,9 +133,9 @@ def apply_modes(
 
 
 def boxes(masks: Tensor) -> Tensor:
-    """The bounding box of each mask, (B, H, W) bool like `masks`; that of an empty mask is empty."""
+    """The bounding box of each mask, (B, H, W) bool -> (B, H, W) bool; an empty mask has an empty box."""
 
-    def between(occupied: Tensor) -> Tensor:  # (B, length): from the first to the last
+    def between(occupied: Tensor) -> Tensor:  # (B, length): True from the first to the last occupied index
         counted = occupied.cumsum(dim=1)
         return (counted > 0) & (counted - occupied.long() < counted[:, -1:])
 
@@ -143,4 +143,4 @@ def boxes(masks: Tensor) -> Tensor:
 
 
 def _shown(masks: Tensor, chosen: Tensor) -> Tensor:
-    return either(masks, ~chosen[:, None, None])
+    return logical_or(masks, ~chosen[:, None, None])

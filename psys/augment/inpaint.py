@@ -1,4 +1,4 @@
-"""Backgrounds without their foregrounds: what is hidden is filled smoothly from what surrounds it."""
+"""Inpaint foregrounds: hidden pixels are filled smoothly from the background around them."""
 
 import torch
 from torch import Tensor
@@ -6,19 +6,19 @@ from torch import Tensor
 from psys.augment.pixels import from_planes, masks_of, to_planes
 
 _REACH = 1 / 16
-"""Of the side: over this distance the weight of a known pixel falls to 1/e."""
+"""Distance over which a known pixel's weight falls to 1/e, as a share of the image's side."""
 _STRIDE = 2
-"""A filled colour stands for so many rows and columns of pixels."""
+"""A filled colour is computed for every _STRIDE-th row and column."""
 _RIM = 1e-3
-"""Weight of a background pixel beside the foreground: masks are a pixel off, and the object's edge must not leak."""
+"""Weight of a background pixel next to the foreground: a mask may be off by one pixel and show the object's edge."""
 
 
 def backgrounds(words: Tensor) -> Tensor:
-    """Words (B, H, W) int32 with every pixel in or beside the mask filled, and no mask; black where nothing is known.
+    """Fill every pixel in or next to the mask: words (B, H, W) int32 -> words without a mask.
 
-    A filled pixel is the mean of all known ones, weighted by exp(-distance / reach): a blur that finds the nearest
-    however far they are, in two matrix products, since distance is along rows plus along columns. It is computed for
-    one pixel in `_STRIDE` along rows and columns, from as many: enough for a blur.
+    A filled pixel is the mean of all known pixels, weighted by exp(-distance / reach). The distance is the sum of those
+    along rows and along columns, so the mean takes two matrix products. It is computed from and for every `_STRIDE`-th
+    row and column. An image without known pixels is filled with black.
     """
     masks = masks_of(words)
     beside = _dilated(masks)
@@ -36,9 +36,9 @@ def backgrounds(words: Tensor) -> Tensor:
 
 
 def _falloff(count: int, device: torch.device) -> Tensor:
-    """Weights (count, count) that the places of a line have for each other."""
-    places = torch.arange(count, device=device)
-    return torch.exp(-(places[:, None] - places).abs() / (_REACH * count))
+    """Weights of `count` positions along a side for each other: (count, count) float32."""
+    positions = torch.arange(count, device=device)
+    return torch.exp(-(positions[:, None] - positions).abs() / (_REACH * count))
 
 
 def _dilated(masks: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""CutMix whose labels count what is seen of the objects, not how large the rectangle is."""
+"""CutMix whose labels are weighted by the visible foreground instead of the rectangle's area."""
 
 import torch
 from torch import Tensor
@@ -7,9 +7,10 @@ from psys.augment.cutout import rectangles
 
 
 def mixing_rectangles(wanted: Tensor, image_size: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """Where another image shows through: a rectangle in each of N images that are `wanted` (N,) bool, (N, H, W) bool.
+    """CutMix's rectangle in each of N images, True inside: (N, H, W) bool. Yun et al., ICCV 2019.
 
-    Its share of the area before it is clipped is uniform in [0, 1], its shape that of the image. Yun et al., ICCV 2019.
+    wanted: (N,) bool, the images that get a rectangle. Before clipping a rectangle has the image's aspect ratio and a
+    share of its area uniform in [0, 1].
     """
     scale = torch.rand(len(wanted), device=wanted.device, generator=generator).sqrt() * wanted
     sides = torch.stack([scale * length for length in image_size]).round().long()
@@ -17,11 +18,11 @@ def mixing_rectangles(wanted: Tensor, image_size: tuple[int, int], generator: to
 
 
 def visible_share(masks: Tensor, other_masks: Tensor, rectangles: Tensor, by_mask: Tensor) -> Tensor:
-    """How much the other image's label counts: (V,) float32, 0 to 1.
+    """Weight of the other image's label: (V,) float32, 0 to 1.
 
-    The other's share of all foreground pixels that are visible, its own in the rectangle and the first image's outside;
-    the rectangle's share of the area where `by_mask` (V,) bool is False or no foreground is visible. The three others
-    are (V, H, W) bool.
+    masks, other_masks, rectangles: (V, H, W) bool; by_mask: (V,) bool. The weight is the other image's share of the
+    visible foreground pixels: its own inside the rectangle and the first image's outside. Where `by_mask` is False or
+    no foreground is visible, the weight is the rectangle's share of the area.
     """
     own, other, area = (
         shown.flatten(1).sum(dim=1) for shown in (masks & ~rectangles, other_masks & rectangles, rectangles)

@@ -10,8 +10,8 @@ class FlatModel:
     parameters, gradient: (n,) float32; the first `decayed` elements are the weights that weight decay applies to (two
     or more dimensions), then come biases and normalisation. Convolution weights lie in channels_last order (out, rows,
     columns, in), as the kernels for channels_last images want them. statistics: (m,) float32, every floating-point
-    buffer (batch norm's running mean and variance). The module's tensors alias these vectors from here on; `leaves` are
-    its parameters in the vectors' order and `slopes` their gradients.
+    buffer (batch norm's running mean and variance). The module's tensors are views of these vectors.
+    parameter_list: the module's parameters in the vectors' order; parameter_gradients: their views of `gradient`.
 
     `memory`: (n,) to live in, shared with another process say, on the module's device: there parameters and gradient
     take turns, the one written over the other. The module's values are copied to it.
@@ -19,16 +19,16 @@ class FlatModel:
 
     def __init__(self, module: nn.Module, memory: Tensor | None = None) -> None:
         self.module = module
-        self.leaves = sorted(module.parameters(), key=lambda p: p.dim() < 2)
-        sizes = [p.numel() for p in self.leaves]
-        device = self.leaves[0].device
-        self.decayed = sum(p.numel() for p in self.leaves if p.dim() >= 2)
+        self.parameter_list = sorted(module.parameters(), key=lambda p: p.dim() < 2)
+        sizes = [p.numel() for p in self.parameter_list]
+        device = self.parameter_list[0].device
+        self.decayed = sum(p.numel() for p in self.parameter_list if p.dim() >= 2)
         self.parameters = torch.empty(sum(sizes), device=device) if memory is None else memory
         self.gradient = torch.zeros_like(self.parameters) if memory is None else memory
-        shapes = [p.shape for p in self.leaves]
-        self.slopes = [_shaped(*pair) for pair in zip(self.gradient.split(sizes), shapes, strict=True)]
-        for leaf, value in zip(self.leaves, self.parameters.split(sizes), strict=True):
-            leaf.data = _shaped(value, leaf.shape).copy_(leaf.detach())
+        shapes = [p.shape for p in self.parameter_list]
+        self.parameter_gradients = [_shaped(*pair) for pair in zip(self.gradient.split(sizes), shapes, strict=True)]
+        for parameter, value in zip(self.parameter_list, self.parameters.split(sizes), strict=True):
+            parameter.data = _shaped(value, parameter.shape).copy_(parameter.detach())
         buffers = [b for b in module.buffers() if b.is_floating_point()]
         self.statistics = torch.cat([b.flatten() for b in buffers]) if buffers else torch.zeros(0, device=device)
         for buffer, value in zip(buffers, self.statistics.split([b.numel() for b in buffers]), strict=True):

@@ -29,10 +29,10 @@ class GradientStep:
     def __init__(self, model: FlatModel, precision: torch.dtype, label_smoothing: float = 0.0) -> None:
         self._model, self._precision, self._label_smoothing = model, precision, label_smoothing
         self._replays: dict[torch.Size, Replay] = {}
-        slopes: dict[Tensor, Tensor] = dict(zip(model.leaves, model.slopes, strict=True))
+        gradients: dict[Tensor, Tensor] = dict(zip(model.parameter_list, model.parameter_gradients, strict=True))
         for layer in model.module.modules():
             if isinstance(layer, Linear):
-                layer.slope = slopes[layer.weight]
+                layer.weight_gradient = gradients[layer.weight]
 
     def __call__(self, views: Tensor, labels: Tensor) -> StepResult:
         """views: (V, 3, H, W) float32, normalised; labels: (V,) int64, or probabilities (V, classes) float32.
@@ -64,7 +64,7 @@ class GradientStep:
         loss = F.cross_entropy(logits, labels, label_smoothing=self._label_smoothing)
         # Accumulating into zeros, as backward() would, reads and writes the whole gradient once more. What a layer has
         # left in its place is that tensor itself, which is not copied.
-        torch._foreach_copy_(self._model.slopes, torch.autograd.grad(loss, self._model.leaves))
+        torch._foreach_copy_(self._model.parameter_gradients, torch.autograd.grad(loss, self._model.parameter_list))
         logits = logits.detach()
         classes = labels if labels.dim() == 1 else labels.argmax(1)
         norm = torch.linalg.vector_norm(self._model.gradient)

@@ -1,4 +1,4 @@
-"""CIFAR-10 as its authors publish it: the "python" and the "binary" layout, as an archive or as a folder."""
+"""CIFAR-10 as published: the "python" and the "binary" format, as an archive or a folder."""
 
 from pathlib import Path
 
@@ -16,20 +16,20 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 FOLDERS = ("cifar-10-batches-py", "cifar-10-batches-bin")
 
 PIXELS = 3 * 32 * 32
-RECORD = 1 + PIXELS  # binary layout: the label byte, then red, green, blue planes
+RECORD = 1 + PIXELS  # binary format: the label byte, then the red, green and blue planes
 BATCHES = {"train": tuple(f"data_batch_{number}" for number in range(1, 6)), "test": ("test_batch",)}
 _FILES = {stem + suffix for stems in BATCHES.values() for stem in stems for suffix in ("", ".bin")}
 
 
 def holds_cifar(path: Path) -> bool:
-    """True for what looks like a tar archive, and for a folder with CIFAR-10 batches or with their usual folder."""
+    """True for a tar archive, for a folder of CIFAR-10 batches and for a folder that contains such a folder."""
     if path.is_file():
         return is_archive(path)
     return any((folder / name).is_file() for folder in _folders(path) for name in _FILES)
 
 
 def read_cifar(path: Path) -> Dataset:
-    """CIFAR-10 from the archive or folder at `path`. Raises PsysError naming the file that is missing or not whole."""
+    """Read CIFAR-10 from the archive or folder `path`. Raises PsysError naming a missing or damaged file."""
     members = _archived(path) if path.is_file() else _in_folder(path)
     suffix = ".bin" if any(name in members for name in _FILES if name.endswith(".bin")) else ""
     batches = {}
@@ -42,7 +42,7 @@ def read_cifar(path: Path) -> Dataset:
     for stem, (_, labels) in batches.items():
         if len(labels) != most:
             raise PsysError(
-                f"{path} ({stem + suffix}) has {len(labels)} images, other batches have {most}: it is cut short"
+                f"{path} ({stem + suffix}) has {len(labels)} images, other batches have {most}: the file is truncated"
             )
     splits = {
         split: DatasetSplit(*(np.concatenate(parts) for parts in zip(*(batches[stem] for stem in stems), strict=True)))
@@ -66,7 +66,7 @@ def _archived(path: Path) -> dict[str, bytes]:
 
 def _read_binary(data: bytes, where: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     if not data or len(data) % RECORD:
-        raise PsysError(f"{where} has {len(data)} bytes, expected a multiple of {RECORD}: the file is cut short")
+        raise PsysError(f"{where} has {len(data)} bytes, expected a multiple of {RECORD}: the file is truncated")
     records = np.frombuffer(data, np.uint8).reshape(-1, RECORD)
     return _checked(records[:, 1:], records[:, 0].astype(np.int64), where)
 
@@ -75,8 +75,8 @@ def _read_python(data: bytes, where: str) -> tuple[NDArray[np.uint8], NDArray[np
     try:
         batch = read_pickled(data)
         pixels, labels = as_pixels(batch[b"data"]), as_integers(batch[b"labels"])
-    except Exception as error:  # a damaged pickle can raise almost anything
-        raise PsysError(f"{where} is not a whole CIFAR-10 batch ({type(error).__name__}: {error})") from None
+    except Exception as error:  # a damaged pickle can raise almost any exception
+        raise PsysError(f"{where} is not a complete CIFAR-10 batch ({type(error).__name__}: {error})") from None
     return _checked(pixels, labels, where)
 
 

@@ -1,4 +1,4 @@
-"""A labelled set of images as it comes from a source, before anything is prepared."""
+"""A labelled data set as a source provides it, before preparation."""
 
 import hashlib
 import json
@@ -21,18 +21,18 @@ from psys.files import read_bounded
 SPLITS = ("train", "test")
 FILE = "dataset.json"
 FILE_BYTES = 2**16  # of dataset.json
-IMAGE_PIXELS = 2**20  # of an image in memory: 50 of them travel to an actor at once
+IMAGE_PIXELS = 2**20  # largest image in memory: up to 64 images are sent to an actor at once
 
 
 @dataclass(frozen=True)
 class DatasetSplit:
-    """Images and their labels: pixels in memory (or memory-mapped), or where each encoded image is to be read."""
+    """Images and labels of one split; images are pixels, possibly memory-mapped, or references to encoded images."""
 
-    images: NDArray[np.uint8] | References  # (N, H, W, 3) RGB, or N of `read_encoded`
-    labels: NDArray[np.int64]  # (N,) indices of the dataset's classes
+    images: NDArray[np.uint8] | References  # (N, H, W, 3) RGB, or N references for `read_encoded`
+    labels: NDArray[np.int64]  # (N,) indices into the dataset's classes
 
     def fingerprint(self, root: Path) -> str:
-        """Hash that changes with the content: of the pixels, or of each file's name under `root`, size and time."""
+        """Hash of the content: of the pixels, or of each file's name under `root`, its size and modification time."""
         if isinstance(self.images, np.ndarray):
             return content_hash(self.images, self.labels)
         hashed = hashlib.sha256()
@@ -48,11 +48,11 @@ class DatasetSplit:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What every source delivers; `origin` says in words where it came from."""
+    """What every source provides; `origin` describes in words where the images came from."""
 
     name: str
     origin: str
-    root: Path  # files of a split stand below it
+    root: Path  # the folder that contains all files of the splits
     classes: tuple[str, ...]
     train: DatasetSplit
     test: DatasetSplit
@@ -62,8 +62,8 @@ class Dataset:
         return {"train": self.train, "test": self.test}
 
 
-class _About(Config):
-    """What dataset.json says."""
+class _Metadata(Config):
+    """The content of dataset.json."""
 
     name: Annotated[str, Field(pattern=NAME)]
     origin: str
@@ -71,17 +71,17 @@ class _About(Config):
 
 
 def content_hash(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> str:
-    """SHA-256 over the sorted SHA-256 of each label byte + image bytes: the same set in any order has the same hash."""
+    """SHA-256 of the sorted SHA-256 of each label byte and image; independent of the images' order."""
     digests = []
     for image, label in zip(images, labels, strict=True):
         digests.append(hashlib.sha256(bytes([label]) + image.tobytes()).digest())
         if len(digests) % 4096 == 0:
-            forget(images)
+            release_memory(images)
     return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
 
 
-def forget(array: NDArray[Any]) -> None:
-    """Give back the memory that a memory-mapped array took as it was read; when it is read again, it comes back."""
+def release_memory(array: NDArray[Any]) -> None:
+    """Release the pages that reading a memory-mapped array loaded; reading it again loads them again."""
     base: object = array
     while isinstance(base, np.ndarray):
         base = base.base
@@ -90,7 +90,7 @@ def forget(array: NDArray[Any]) -> None:
 
 
 def write_dataset(dataset: Dataset, folder: Path) -> None:
-    """Write an in-memory dataset as .npy files and dataset.json; the folder appears only when it is complete."""
+    """Write an in-memory dataset as .npy files and dataset.json; the folder is created only when complete."""
     with new_folder(folder) as partial:
         for name, split in dataset.splits.items():
             np.save(partial / f"{name}_images.npy", np.asarray(split.images), allow_pickle=False)
@@ -100,19 +100,19 @@ def write_dataset(dataset: Dataset, folder: Path) -> None:
 
 
 def read_dataset(folder: Path) -> Dataset:
-    """Dataset written by `write_dataset`, memory-mapped. Raises PsysError naming the file that is missing or broken."""
+    """Open a dataset written by `write_dataset`, memory-mapped. Raises PsysError if a file is missing or damaged."""
     try:
-        about = validate(_About, json.loads(read_bounded(folder / FILE, FILE_BYTES)), FILE)
+        about = validate(_Metadata, json.loads(read_bounded(folder / FILE, FILE_BYTES)), FILE)
         splits = {}
         for name in SPLITS:
             images, labels = (open_memmap(folder / f"{name}_{column}.npy", mode="r") for column in ("images", "labels"))
             if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8 or labels.shape != images.shape[:1]:
-                raise ValueError(f"{name}: images {images.shape} {images.dtype} do not go with labels {labels.shape}")
+                raise ValueError(f"{name}: images {images.shape} {images.dtype} do not match labels {labels.shape}")
             if not 0 < images.shape[1] * images.shape[2] <= IMAGE_PIXELS:
-                raise ValueError(f"{name}: images {images.shape} of more than {IMAGE_PIXELS:,} pixels, or of none")
+                raise ValueError(f"{name}: images {images.shape}, expected 1 to {IMAGE_PIXELS:,} pixels each")
             if labels.dtype != np.int64 or not all(0 <= label < len(about.classes) for label in np.unique(labels)):
                 raise ValueError(f"{name}: labels {labels.dtype}, expected int64 below {len(about.classes)}")
             splits[name] = DatasetSplit(images, np.array(labels))
         return Dataset(about.name, about.origin, folder, about.classes, **splits)
-    except Exception as error:  # a damaged header can raise almost anything
-        raise PsysError(f"{folder} is not a whole dataset ({error}): delete it and fetch it again") from None
+    except Exception as error:  # a damaged header can raise almost any exception
+        raise PsysError(f"{folder} is not a complete dataset ({error}): delete it and fetch it again") from None

@@ -1,4 +1,4 @@
-"""Draws the embedded sample from the whole of CIFAR-10: `python -m psys.data.draw_sample datasets/cifar10`."""
+"""Draw the embedded sample from the full CIFAR-10: `python -m psys.data.draw_sample datasets/cifar10`."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ from psys.data.dataset import content_hash, read_dataset
 from psys.data.sample import FOLDER, TILE
 
 SEED = 2024
-# images of each class, and columns of the sheet: a class fills whole rows
+# For each split: images per class, and columns of the contact sheet; a class fills complete rows.
 PER_CLASS = {"train": (200, 40), "test": (50, 25)}
 
 
@@ -19,7 +19,7 @@ def draw(dataset_folder: Path, sample_folder: Path) -> None:
     """Write train.png, test.png and labels.json: `PER_CLASS` images of each class, chosen by `SEED`."""
     dataset = read_dataset(dataset_folder)
     generator = np.random.default_rng(SEED)
-    about: dict[str, object] = {"origin": f"drawn from {dataset.origin}", "classes": dataset.classes, "seed": SEED}
+    metadata: dict[str, object] = {"origin": f"drawn from {dataset.origin}", "classes": dataset.classes, "seed": SEED}
     for split, (count, columns) in PER_CLASS.items():
         images, labels = np.asarray(dataset.splits[split].images), dataset.splits[split].labels
         chosen = np.concatenate(
@@ -33,12 +33,12 @@ def draw(dataset_folder: Path, sample_folder: Path) -> None:
         sheet = tiles.reshape(rows, columns, TILE, TILE, 3).swapaxes(1, 2).reshape(rows * TILE, columns * TILE, 3)
         png = sample_folder / f"{split}.png"
         cv2.imwrite(str(png), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 9])
-        about[split] = {
+        metadata[split] = {
             "content_hash": content_hash(tiles, tile_labels),
             "labels": tile_labels.tolist(),
             "indices": chosen.tolist(),
         }
-    (sample_folder / "labels.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
+    (sample_folder / "labels.json").write_text(json.dumps(metadata) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

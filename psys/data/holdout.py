@@ -1,4 +1,4 @@
-"""Training images set aside to choose the best snapshot, so that the test images choose nothing."""
+"""Hold out training images for validation, so that no snapshot is selected on test images."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,10 +7,10 @@ from psys.errors import PsysError
 
 
 def holdout(labels: NDArray[np.int64], share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Split sample indices into (training, validation), the same `share` of every class; both sorted int64.
+    """Split sample indices into (training, validation), both sorted int64, with the same `share` of every class.
 
-    labels: (N,) int64. The split depends on labels, share and seed alone, so every process makes the same one.
-    Raises PsysError when nothing would be left to train on.
+    labels: (N,) int64. The split is a function of labels, share and seed, so all processes compute the same split.
+    Raises PsysError if no training image remains.
     """
     generator = np.random.default_rng(seed)
     by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(np.unique(labels, return_counts=True)[1])[:-1])

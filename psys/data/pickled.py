@@ -1,7 +1,7 @@
-"""What a pickled dictionary of a numpy array and plain lists holds, without unpickling: nothing is imported or called.
+"""Read a pickled dictionary of a numpy array and lists without unpickling: no code is imported or called.
 
-An opcode only moves values: a call stays a list of its name, its arguments and the state set afterwards, tuples become
-lists, a dictionary the list of its keys and values. So time and memory go with the bytes that are read.
+Opcodes only move values. A call becomes a list of its name, its arguments and its later state; a tuple becomes a list,
+and a dictionary the flat list of its keys and values. Time and memory are linear in the bytes read.
 """
 
 import pickletools
@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-OPCODES = 200_000  # a batch of 10,000 images has 30,000; each may stand for an object of 100 bytes
+OPCODES = 200_000  # a batch of 10,000 images has 30,000; each may create an object of 100 bytes
 
 _ARRAYS = ("numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct")
-_BYTES = "_codecs encode"  # bytes, as Python 3 writes them in an old protocol
+_BYTES = "_codecs encode"  # how Python 3 writes bytes in protocols 0 to 2
 _NAMES = (*_ARRAYS, _BYTES, "numpy ndarray", "numpy dtype")
 _VALUES = {"BININT", "BININT1", "BININT2", "LONG1"}
 _VALUES |= {"SHORT_BINSTRING", "BINSTRING", "SHORT_BINUNICODE", "BINUNICODE", "SHORT_BINBYTES", "BINBYTES"}
@@ -21,25 +21,25 @@ _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
 
 def read_pickled(data: bytes) -> dict[bytes, Any]:
-    """Values of a pickled dictionary by their names; `as_pixels` and `as_integers` tell what they are.
+    """The pickled dictionary's values by key, unconverted: `as_pixels` and `as_integers` convert a value.
 
-    Raises ValueError naming what the pickle asks for, or whatever Python raises when values are moved the wrong way.
+    Raises ValueError for a name or opcode that is not allowed, and any exception for a malformed pickle.
     """
-    flat = _moved(data)
+    flat = _read_opcodes(data)
     return {_as_bytes(key): value for key, value in zip(flat[::2], flat[1::2], strict=True)}
 
 
 def as_pixels(value: Any) -> NDArray[np.uint8]:
-    """The array of bytes that a value spells; raises as `read_pickled` does."""
+    """Convert a value to the uint8 array it describes; raises as `read_pickled` does."""
     name, _, (_, shape, (_, (dtype, *_), *_), columns_first, content) = value
     if name not in _ARRAYS or dtype != "u1":
-        raise ValueError("it has no array of bytes")
+        raise ValueError("it has no uint8 array")
     return np.frombuffer(_as_bytes(content), np.uint8).reshape(shape, order="F" if columns_first else "C")
 
 
 def as_integers(value: Any) -> NDArray[np.int64]:
-    """The list of integers that a value spells, (N,); raises as `read_pickled` does."""
-    # numpy itself would unfold lists of lists of one list, without end.
+    """Convert a value to a list of integers, (N,) int64; raises as `read_pickled` does."""
+    # numpy would expand nested references to one list exponentially.
     if not isinstance(value, list) or not all(isinstance(item, int) for item in value):
         raise ValueError("it has no list of integers")
     return np.array(value, np.int64)
@@ -47,7 +47,7 @@ def as_integers(value: Any) -> NDArray[np.int64]:
 
 def _as_bytes(value: Any) -> bytes:
     match value:
-        case str():  # of Python 2
+        case str():  # written by Python 2
             return value.encode("latin1")
         case bytes():
             return value
@@ -56,7 +56,7 @@ def _as_bytes(value: Any) -> bytes:
     raise ValueError(f"{type(value).__name__} instead of bytes")
 
 
-def _moved(data: bytes) -> Any:
+def _read_opcodes(data: bytes) -> Any:
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[Any, Any] = {}
@@ -98,14 +98,14 @@ def _moved(data: bytes) -> Any:
             case "BINGET" | "LONG_BINGET":
                 stack.append(memo[argument])
             case "GLOBAL" | "STACK_GLOBAL":
-                wanted = argument or " ".join(pop(2))
-                if wanted not in _NAMES:
-                    raise ValueError(f"it asks for {wanted.replace(' ', '.'):.100}, which no batch needs")
-                stack.append(wanted)
+                name = argument or " ".join(pop(2))
+                if name not in _NAMES:
+                    raise ValueError(f"it refers to {name.replace(' ', '.'):.100}, which is not allowed")
+                stack.append(name)
             case "NONE" | "NEWTRUE" | "NEWFALSE":
                 stack.append(_CONSTANTS[opcode.name])
             case name if name in _VALUES:
                 stack.append(argument)
             case name:
-                raise ValueError(f"it has the opcode {name}, which no batch needs")
+                raise ValueError(f"it has the opcode {name}, which is not allowed")
     return stack.pop()

@@ -1,4 +1,4 @@
-"""Where an encoded image stands: a file or a piece of one. A million of such references take little memory."""
+"""References to encoded images: a whole file or a part of one, stored compactly for millions of images."""
 
 import os
 from abc import abstractmethod
@@ -9,36 +9,34 @@ from typing import NamedTuple, Self, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from psys.files import read_bounded
-
-FILE_BYTES = 256 * 2**20  # 2**26 pixels, the most that are decoded, take 192 MiB without any compression
+FILE_BYTES = 256 * 2**20  # 2**26 pixels, the decoding limit, take 192 MiB without compression
 
 
 class Span(NamedTuple):
-    """Bytes of a file, as those of a tar's member."""
+    """A range of bytes in a file, for example a member of a tar archive."""
 
     offset: int
     size: int
 
 
-class Cell(NamedTuple):
-    """A row of a row group of a Parquet file."""
+class ParquetCell(NamedTuple):
+    """A row of a row group in a Parquet file."""
 
     group: int
     row: int
 
 
 class Member(NamedTuple):
-    """An image in a file of many."""
+    """One image in a file that holds many."""
 
     path: Path
-    key: Span | Cell
+    key: Span | ParquetCell
 
     def __str__(self) -> str:
         match self.key:
             case Span(offset, size):
                 return f"{self.path} ({size} bytes from byte {offset})"
-            case Cell(group, row):
+            case ParquetCell(group, row):
                 return f"{self.path} (row {row} of row group {group})"
 
 
@@ -46,7 +44,7 @@ Reference = Path | Member
 
 
 class References(Sequence[Reference]):
-    """N references, made when they are asked for; a slice is a tuple of them, which may travel."""
+    """N references, created on access; a slice is a tuple of references, which can be sent to another process."""
 
     @overload
     def __getitem__(self, index: int) -> Reference: ...
@@ -62,18 +60,18 @@ class References(Sequence[Reference]):
 
     @abstractmethod
     def take(self, rows: NDArray[np.int64]) -> Self:
-        """Those at `rows`, in that order."""
+        """The references at `rows`, in that order."""
 
     @abstractmethod
     def marks(self, root: Path) -> Iterator[str]:
-        """Of each, in order, what changes when its image does: its file's name under `root`, size, time, and place."""
+        """For each reference a text that changes with its image: file name under `root`, size, time and position."""
 
 
 class Files(References):
-    """Files of one image each."""
+    """Files that hold one image each."""
 
     def __init__(self, root: Path, names: Sequence[str]) -> None:
-        self._root, self._names = root, names  # a name is a third of a Path
+        self._root, self._names = root, names  # a str takes a third of a Path's memory
 
     def __len__(self) -> int:
         return len(self._names)
@@ -90,54 +88,31 @@ class Files(References):
 
 
 class Members(References):
-    """Images in files of many: of each the number of its file and its key, `places` (N, 3) int64."""
+    """Images in files that hold many.
 
-    def __init__(self, files: Sequence[Path], kind: type[Span] | type[Cell], places: NDArray[np.int64]) -> None:
-        self._files, self._kind, self._places = files, kind, places
+    positions: (N, 3) int64, for each image the index of its file and the two fields of its key.
+    """
+
+    def __init__(
+        self, files: Sequence[Path], kind: type[Span] | type[ParquetCell], positions: NDArray[np.int64]
+    ) -> None:
+        self._files, self._kind, self._positions = files, kind, positions
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._positions)
 
     def _at(self, row: int) -> Member:
-        file, first, second = self._places[row].tolist()
+        file, first, second = self._positions[row].tolist()
         return Member(self._files[file], self._kind(first, second))
 
     def take(self, rows: NDArray[np.int64]) -> "Members":
-        return Members(self._files, self._kind, self._places[rows])
+        return Members(self._files, self._kind, self._positions[rows])
 
     def marks(self, root: Path) -> Iterator[str]:
         marks = [f"{file.relative_to(root)}\0{_stamp(file)}" for file in self._files]
-        return (f"{marks[file]}\0{first}\0{second}" for file, first, second in map(np.ndarray.tolist, self._places))
+        return (f"{marks[file]}\0{first}\0{second}" for file, first, second in map(np.ndarray.tolist, self._positions))
 
 
 def _stamp(file: Path | str) -> str:
     about = os.stat(file)
     return f"{about.st_size}\0{about.st_mtime_ns}"
-
-
-def read_encoded(reference: Reference) -> bytes:
-    """The bytes of one encoded image; rows of a Parquet file are best asked for in order. Not for threads.
-
-    Raises ValueError saying why they cannot be read, also if there are more than `FILE_BYTES`.
-    """
-    try:
-        if isinstance(reference, Path):
-            return read_bounded(reference, FILE_BYTES)
-        path, key = reference
-        if isinstance(key, Span):
-            return _read_span(path, key)
-        # Imported here: pyarrow is an extra.
-        from psys.data.parquet import read_cell
-
-        return read_cell(path, *key)
-    except OSError as error:
-        raise ValueError(error.strerror or str(error)) from error  # the cause tells that it may pass
-
-
-def _read_span(path: Path, span: Span) -> bytes:
-    with path.open("rb") as file:
-        file.seek(span.offset)
-        data = file.read(span.size)
-    if len(data) < span.size:
-        raise ValueError("the file ends too early")
-    return data

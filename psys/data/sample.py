@@ -1,4 +1,4 @@
-"""The embedded sample: 2,000 + 500 real CIFAR-10 images that come with the package, as two contact sheets."""
+"""The embedded sample: 2,000 training and 500 test images of CIFAR-10 in the package, as two contact sheets."""
 
 import json
 from pathlib import Path
@@ -17,12 +17,12 @@ TILE = 32
 
 
 def read_sample(folder: Path = FOLDER) -> Dataset:
-    """The sample, checked against the hashes in its labels.json. Raises PsysError if it is not what was drawn."""
+    """Read the sample and verify the hashes in its labels.json. Raises PsysError if the sample is damaged."""
     try:
         about: dict[str, Any] = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
         splits = {split: _read_split(folder / f"{split}.png", about[split]) for split in SPLITS}
         return Dataset("sample", about["origin"], folder, tuple(about["classes"]), **splits)
-    except Exception as error:  # values of a wrong type can raise almost anything
+    except Exception as error:  # values of a wrong type can raise almost any exception
         raise PsysError(f"the embedded sample in {folder} is damaged ({error}): install psys again") from None
 
 

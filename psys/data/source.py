@@ -1,4 +1,4 @@
-"""What `--source` may name: the sample, the fetched CIFAR-10, or a path recognised by what it holds."""
+"""Open the source that `--source` names: the sample, the fetched CIFAR-10, or a path whose format is detected."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -10,10 +10,10 @@ from psys.data.cifar import holds_cifar, read_cifar
 from psys.data.dataset import FILE, Dataset, DatasetSplit, read_dataset
 from psys.data.holdout import holdout
 from psys.data.image import EXTENSIONS
-from psys.data.named import CIFAR10, SAMPLE, store_name
-from psys.data.packed import Packed, by_split, classified, find_packed
+from psys.data.packed import PackedSplit, by_split, classified, find_packed
 from psys.data.reference import Files
 from psys.data.sample import read_sample
+from psys.data.source_name import CIFAR10, SAMPLE, store_name
 from psys.data.tars import holds_samples, read_tars
 from psys.errors import PsysError
 
@@ -21,25 +21,25 @@ _ENDINGS = tuple(f".{extension}" for extension in EXTENSIONS)
 
 
 def open_source(source: str, datasets: Path, test_share: float, seed: int) -> Dataset:
-    """The dataset that `source` names.
+    """Open the dataset that `source` names.
 
-    "sample"; "cifar10" as fetched into `datasets`; or the path of a fetched dataset, of CIFAR-10 as published (archive
-    or folder, python or binary), of a folder of class folders, of train/ and test/ (or val/) with class folders, or of
-    Parquet files (Hugging Face) or tars (WebDataset): one, or a folder of them whose names tell their splits.
-    Without a labelled test (or validation) set `test_share` of each class is held out, chosen by `seed`.
-    Raises PsysError naming the file or folder and what was expected of it.
+    source: "sample"; "cifar10", fetched into `datasets`; or a path. A path may be a fetched dataset; CIFAR-10 as
+    published (archive or folder, python or binary format); a folder of class folders; a folder with train/ and test/
+    (or val/) of class folders; a Parquet file (Hugging Face) or tar (WebDataset); or a folder of such files, whose
+    names give the splits. Without a labelled test or validation set the share `test_share` of each class is held out,
+    selected with `seed`. Raises PsysError naming the file or folder and what was expected.
     """
     if source == SAMPLE:
         return read_sample()
-    # Actors on other machines, and on this one, work in folders of their own.
+    # Absolute: actors have other working directories.
     path = (datasets / source if source == CIFAR10 else Path(source)).absolute()
     if not path.exists():
         hint = "fetch it with `psys data fetch cifar10`" if source == CIFAR10 else "expected sample, cifar10 or a path"
-        raise PsysError(f"source {source}: there is no {path} ({hint})")
+        raise PsysError(f"source {source}: {path} does not exist ({hint})")
     if (path / FILE).is_file():
         return read_dataset(path)
     if files := find_packed(path, ".parquet"):
-        # Imported here: pyarrow is an extra.
+        # Imported here: pyarrow is an optional dependency.
         from psys.data.parquet import read_parquet
 
         return _read_packed(path, files, read_parquet, "Parquet", test_share, seed)
@@ -52,16 +52,16 @@ def open_source(source: str, datasets: Path, test_share: float, seed: int) -> Da
     if files := find_packed(path, ".tar"):
         return _read_packed(path, files, read_tars, "WebDataset", test_share, seed)
     if files := [*find_packed(path, ".tar.gz"), *find_packed(path, ".tgz")]:
-        raise PsysError(f"{files[0]} is compressed: actors read a member at its place, so gunzip the tars first")
+        raise PsysError(f"{files[0]} is compressed, but tar members are read by offset: decompress it with gunzip")
     return _read_folder(path, test_share, seed)
 
 
 def _read_packed(
-    path: Path, files: list[Path], read: Callable[[list[Path]], Packed], form: str, test_share: float, seed: int
+    path: Path, files: list[Path], read: Callable[[list[Path]], PackedSplit], form: str, test_share: float, seed: int
 ) -> Dataset:
     splits = by_split(files, path)
     if "train" not in splits:
-        raise PsysError(f"{path} has files for {' and '.join(splits)}, but none for train")
+        raise PsysError(f"{path} has files for {' and '.join(splits)} but none for train")
     classes, found = classified({split: read(of_split) for split, of_split in splits.items()}, path)
     train, test = found["train"], found.get("test") or found.get("validation")
     name = store_name(os.path.realpath(path))
@@ -78,7 +78,7 @@ def _read_folder(path: Path, test_share: float, seed: int) -> Dataset:
         test_classes, testing = _class_folders(test)
         if classes != test_classes:
             odd = ", ".join(sorted(set(classes) ^ set(test_classes)))
-            raise PsysError(f"{train} and {test} must have the same class folders; only one of them has: {odd}")
+            raise PsysError(f"{train} and {test} must have the same class folders; only one has: {odd}")
     name = store_name(os.path.realpath(path))
     return _complete(name, f"folder {name}", path, classes, training, testing, test_share, seed)
 
@@ -93,9 +93,9 @@ def _complete(
     test_share: float,
     seed: int,
 ) -> Dataset:
-    """The dataset, with a test set held out from training if there is none. Every split has every class."""
+    """Hold out a test set if there is none, and check that every split has images of every class."""
     if len(classes) < 2:
-        raise PsysError(f"{root} has images of {len(classes)} class, expected at least two")
+        raise PsysError(f"{root} has {len(classes)} class, expected at least two")
     if test is None:
         train, test = _hold_out(train, classes, test_share, seed, root)
     for split, labels in (("train", train.labels), ("test", test.labels)):
@@ -121,25 +121,25 @@ def _class_folders(path: Path) -> tuple[tuple[str, ...], DatasetSplit]:
 
 
 def _images(folder: Path, root: Path) -> Iterator[str]:
-    """Names under `root` of the image files in a folder and below it."""
+    """Paths, relative to `root`, of the image files in a folder and its subfolders."""
     for below, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         prefix = os.path.relpath(below, root)
         for name in files:
-            known = name.lower().endswith(_ENDINGS) and not name.startswith(".")
-            if known and os.path.isfile(os.path.join(below, name)):
+            is_image = name.lower().endswith(_ENDINGS) and not name.startswith(".")
+            if is_image and os.path.isfile(os.path.join(below, name)):
                 yield os.path.join(prefix, name)
 
 
 def _hold_out(
-    everything: DatasetSplit, classes: tuple[str, ...], share: float, seed: int, path: Path
+    labelled: DatasetSplit, classes: tuple[str, ...], share: float, seed: int, path: Path
 ) -> tuple[DatasetSplit, DatasetSplit]:
-    train, test = holdout(everything.labels, share, seed)
-    totals, held = (np.bincount(rows, minlength=len(classes)) for rows in (everything.labels, everything.labels[test]))
-    for name, total, of_it in zip(classes, totals, held, strict=True):
-        if of_it in (0, total):
+    train, test = holdout(labelled.labels, share, seed)
+    totals, held = (np.bincount(rows, minlength=len(classes)) for rows in (labelled.labels, labelled.labels[test]))
+    for name, total, tested in zip(classes, totals, held, strict=True):
+        if tested in (0, total):
             raise PsysError(
-                f"{path}: class '{name}' has {total} images: too few to hold out {share:.0%} of them as test; "
-                "add images, change --test-share, or give a test set"
+                f"{path}: class '{name}' has {total} images: too few to hold out {share:.0%} for testing; "
+                "add images, change --test-share, or provide a test set"
             )
-    return everything.take(train), everything.take(test)
+    return labelled.take(train), labelled.take(test)

@@ -1,4 +1,4 @@
-"""The prepared store: images, labels and foreground masks on disk, memory-mapped by training."""
+"""The prepared store: images, labels and foreground masks on disk, memory-mapped during training."""
 
 import hashlib
 import json
@@ -11,52 +11,51 @@ from numpy.typing import DTypeLike, NDArray
 from pydantic import ConfigDict, Field
 
 from psys.config import Config, validate
-from psys.data.encoded import Decoded, Place, Size
+from psys.data.encoded import Decoded, RecordLocation, Size
 from psys.errors import PsysError
 from psys.files import read_bounded
 
 FORMAT = "psys-store"
 VERSION = 2
 MANIFEST = "manifest.json"
-PREPARED_FROM = "prepared_from"  # in the manifest: `place_of` the source
+PREPARED_FROM = "prepared_from"  # manifest key of the `source_location`
 RECORDS, INDEX = "records", "index"
-MANIFEST_BYTES = 16 * 2**20  # 100,000 skipped images fill it; JSON may take 30 times its bytes
+MANIFEST_BYTES = 16 * 2**20  # parsed JSON may take 30 times as much memory
 
-
-# dense: arrays of pixels and of bits; encoded: records of a JPEG and its mask, which readers see as such arrays.
-Layout = Literal["dense", "encoded"]
+# dense: arrays of pixels and mask bits; encoded: records of a JPEG and its mask, decoded to the same arrays on access.
+StoreLayout = Literal["dense", "encoded"]
 
 
 class Split(NamedTuple):
-    """Arrays of one split, memory-mapped or decoded when rows are asked for; N images of H x W pixels."""
+    """Arrays of one split with N images of H x W pixels, memory-mapped or decoded on access."""
 
     images: NDArray[np.uint8] | Decoded  # (N, H, W, 3), RGB
     labels: NDArray[np.int64]  # (N,)
-    masks: NDArray[np.uint8] | Decoded  # (N, ceil(H * W / 8)), foreground bits, row-major as np.packbits writes them
-    usable: NDArray[np.bool_]  # (N,), False where the mask is degenerate
+    masks: NDArray[np.uint8] | Decoded  # (N, ceil(H * W / 8)), foreground bits, row-major as from np.packbits
+    usable: NDArray[np.bool_]  # (N,), False if the mask is degenerate
 
 
 _Side = Annotated[int, Field(ge=1, le=2**16)]
 _Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class _Open(Config):
+class _Extensible(Config):
     model_config = ConfigDict(extra="ignore")
 
 
-class _SplitEntry(_Open):
+class _SplitEntry(_Extensible):
     count: Annotated[int, Field(ge=0)]
 
 
-class _FileEntry(_Open):
+class _FileEntry(_Extensible):
     bytes: int
     sha256: str
 
 
-class _Manifest(_Open):
-    """What training needs of a manifest; the rest tells where the store came from."""
+class _Manifest(_Extensible):
+    """The part of a manifest that training reads; the other fields record how the store was made."""
 
-    layout: Layout
+    layout: StoreLayout
     classes: Annotated[tuple[str, ...], Field(min_length=1)]
     quality: Annotated[tuple[str, ...], Field(min_length=1)]
     image_size: tuple[_Side, _Side]
@@ -67,7 +66,7 @@ class _Manifest(_Open):
 
 
 class PreparedStore:
-    """Reader of a store folder; `open` checks that it is whole, `verify` that not one byte changed."""
+    """Reader of a store folder; `open` checks that the store is complete, `verify` checks every file's hash."""
 
     def __init__(self, path: Path, manifest: dict[str, Any], image_size: int | None = None) -> None:
         self.path = path
@@ -79,27 +78,27 @@ class PreparedStore:
         self.image_size = about.image_size if image_size is None else (image_size, image_size)
         if self.layout == "dense" and self.image_size != about.image_size:
             raise PsysError(
-                f"{path} holds images of {about.image_size[0]} x {about.image_size[1]} pixels and no others: "
-                f"prepare another store for {image_size}, or one of the layout encoded"
+                f"{path} holds images of {about.image_size[0]} x {about.image_size[1]} pixels only: "
+                f"prepare another store for {image_size}, or a store with the layout encoded"
             )
         self.channel_mean = about.channel_mean  # of the training images, 0..1
         self.channel_std = about.channel_std
         self._counts = {name: entry.count for name, entry in about.splits.items()}
         self._files = about.files
         hashes = {name: entry.sha256 for name, entry in about.files.items()}
-        # Equal stores have equal hashes, wherever and whenever they were made.
+        # Stores with equal files have equal hashes.
         self.content_hash: str = hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
 
     @classmethod
     def open(cls, path: Path, image_size: int | None = None) -> "PreparedStore":
-        """Store at `path`, its images at `image_size` (default: the store's own); a dense store has no other.
+        """Open the store at `path`; `image_size` overrides the size of decoded images in an encoded store.
 
-        Raises PsysError if it is missing, foreign, or its files are not as its manifest says.
+        Raises PsysError if the store is missing, has another format, or its files do not match its manifest.
         """
         try:
             manifest = json.loads(read_bounded(path / MANIFEST, MANIFEST_BYTES))
         except FileNotFoundError:
-            raise PsysError(f"no prepared store at {path} (no {MANIFEST}): make one with `psys prepare`") from None
+            raise PsysError(f"no prepared store at {path} (no {MANIFEST}): create one with `psys prepare`") from None
         except (OSError, ValueError, RecursionError) as error:
             raise PsysError(f"cannot read {path / MANIFEST} ({error}): prepare the store again with --force") from None
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
@@ -114,22 +113,22 @@ class PreparedStore:
         return store
 
     def split(self, name: str) -> Split:
-        """Arrays of "train" or "test". Raises PsysError for a split this store does not have."""
+        """Arrays of "train" or "test". Raises PsysError for a split that the store does not have."""
         if name not in self._counts:
             raise PsysError(f"{self.path} has no split '{name}' (it has: {', '.join(self._counts)})")
         labels, usable = self._array(name, "labels"), self._array(name, "usable")
         if self.layout == "dense":
             return Split(self._array(name, "images"), labels, self._array(name, "masks"), usable)
-        index, shards = self._array(name, INDEX), [self.path / shard for shard in self._shards(name)]
-        images, masks = (Decoded(shards, index, self.image_size, masks) for masks in (False, True))
+        index, files = self._array(name, INDEX), [self.path / file for file in self._record_files(name)]
+        images, masks = (Decoded(files, index, self.image_size, masks) for masks in (False, True))
         return Split(images, labels, masks, usable)
 
     def quality(self, name: str) -> NDArray[np.float32]:
-        """Figures of each mask of a split, (N, Q), named by `quality_names`."""
+        """Quality metrics of each mask of a split, (N, Q), with columns `quality_names`."""
         return self._array(name, "quality")
 
     def verify(self) -> None:
-        """Hash every file. Raises PsysError naming the first that is not what was written."""
+        """Hash every file. Raises PsysError naming the first file that changed."""
         for name, entry in self._files.items():
             if hash_of(self.path / name) != entry.sha256:
                 raise PsysError(f"{self.path / name} was changed after it was written: prepare the store again")
@@ -138,10 +137,10 @@ class PreparedStore:
         path = self.path / f"{split}_{column}.npy"
         try:
             return open_memmap(path, mode="r")
-        except Exception as error:  # a damaged header can raise almost anything
+        except Exception as error:  # a damaged header can raise almost any exception
             raise PsysError(f"cannot read {path} ({error}): prepare the store again") from None
 
-    def _shards(self, split: str) -> list[str]:
+    def _record_files(self, split: str) -> list[str]:
         return sorted(name for name in self._files if name.startswith(f"{split}_{RECORDS}_"))
 
     def _columns(self) -> dict[str, tuple[DTypeLike, tuple[int, ...]]]:
@@ -150,7 +149,9 @@ class PreparedStore:
     def _check_files(self) -> None:
         expected = {f"{split}_{column}.npy" for split in self._counts for column in self._columns()}
         if self.layout == "encoded":
-            expected |= {shard_name(split, i) for split in self._counts for i in range(len(self._shards(split)))}
+            expected |= {
+                record_file_name(split, i) for split in self._counts for i, _ in enumerate(self._record_files(split))
+            }
         if odd := expected ^ set(self._files):
             raise PsysError(f"{self.path / MANIFEST} must list the columns of each split; wrong: {sorted(odd)!s:.200}")
         for name, entry in self._files.items():
@@ -170,33 +171,33 @@ class PreparedStore:
                 )
         labels = self._array(split, "labels")
         if count and not 0 <= labels.min() <= labels.max() < len(self.classes):
-            raise PsysError(f"{self.path / f'{split}_labels.npy'}: a label is none of {len(self.classes)} classes")
+            raise PsysError(f"{self.path / f'{split}_labels.npy'}: a label is outside its {len(self.classes)} classes")
         if self.layout == "encoded" and count:
             self._check_index(split)
 
     def _check_index(self, split: str) -> None:
-        ends = np.array([self._files[name].bytes for name in self._shards(split)], np.int64)
-        shard, *bytes_ = self._array(split, INDEX).T
-        sound = bool(len(ends)) and shard.min() >= 0 and shard.max() < len(ends)
-        sound = sound and all(part.min() >= 0 and part.max() < 2**40 for part in bytes_)
-        if not sound or (sum(bytes_) > ends[shard]).any():
+        ends = np.array([self._files[name].bytes for name in self._record_files(split)], np.int64)
+        file, *bytes_ = self._array(split, INDEX).T
+        valid = bool(len(ends)) and file.min() >= 0 and file.max() < len(ends)
+        valid = valid and all(part.min() >= 0 and part.max() < 2**40 for part in bytes_)
+        if not valid or (sum(bytes_) > ends[file]).any():
             raise PsysError(
-                f"{self.path / f'{split}_{INDEX}.npy'} points outside of its files: prepare the store again"
+                f"{self.path / f'{split}_{INDEX}.npy'} points outside the record files: prepare the store again"
             )
 
 
-def shard_name(split: str, number: int) -> str:
-    """File of an encoded store with some of a split's records."""
+def record_file_name(split: str, number: int) -> str:
+    """Name of the record file `number` of a split in an encoded store."""
     return f"{split}_{RECORDS}_{number:05d}.bin"
 
 
-def columns_of(layout: Layout, image_size: Size, quality: int) -> dict[str, tuple[DTypeLike, tuple[int, ...]]]:
-    """Of each column of a split the type, and the shape of a row."""
+def columns_of(layout: StoreLayout, image_size: Size, quality: int) -> dict[str, tuple[DTypeLike, tuple[int, ...]]]:
+    """The dtype and the row shape of each column of a split."""
     height, width = image_size
     images: dict[str, tuple[DTypeLike, tuple[int, ...]]] = (
         {"images": (np.uint8, (height, width, 3)), "masks": (np.uint8, ((height * width + 7) // 8,))}
         if layout == "dense"
-        else {INDEX: (np.int64, (len(Place._fields),))}
+        else {INDEX: (np.int64, (len(RecordLocation._fields),))}
     )
     return {**images, "labels": (np.int64, ()), "quality": (np.float32, (quality,)), "usable": (np.bool_, ())}
 

@@ -1,4 +1,4 @@
-"""WebDataset tars: a sample is neighbouring members of one name, `KEY.jpg` its image and `KEY.cls` its label."""
+"""WebDataset tars: a sample is consecutive members of one key, its image `KEY.jpg` and its label `KEY.cls`."""
 
 import json
 from array import array
@@ -9,34 +9,34 @@ from typing import BinaryIO
 
 import numpy as np
 
-from psys.data.archive import NOT_WHOLE, is_archive, tar_members
+from psys.data.archive import DAMAGED, is_archive, tar_members
 from psys.data.image import EXTENSIONS
-from psys.data.packed import Packed
+from psys.data.packed import PackedSplit
 from psys.data.reference import FILE_BYTES, Members, Span
 from psys.errors import PsysError
 
-FIRST_MEMBERS = 100  # there may be a few files about the set before the samples
-LABEL_BYTES = 2**20  # of a .json; a .cls has some bytes
-JSON_LABELS = ("label", "cls")  # the first of them that a .json has is the label
-_Sample = dict[str, Span]  # members of a sample by extension
+FIRST_MEMBERS = 100  # a few other files may precede the samples
+LABEL_BYTES = 2**20  # of a .json member; a .cls member has a few bytes
+JSON_LABELS = ("label", "cls")  # keys of the label in a .json member; the first that exists is used
+_Sample = dict[str, Span]  # a sample's members by extension
 
 
 def holds_samples(path: Path) -> bool:
-    """True for an uncompressed tar with part of a WebDataset sample among its first members."""
+    """True for an uncompressed tar whose first members include an image or label of a WebDataset sample."""
     try:
         with path.open("rb") as file:
             names = [name for name, _, _ in islice(tar_members(file, FILE_BYTES), FIRST_MEMBERS)]
-    except NOT_WHOLE:
+    except DAMAGED:
         return False
     return any(_key(name)[1] in (*EXTENSIONS, "cls", "json") for name in names)
 
 
-def read_tars(files: Sequence[Path]) -> Packed:
-    """Every image with a label in the tars, without reading the images; a label is the text of a .cls or in a .json.
+def read_tars(files: Sequence[Path]) -> PackedSplit:
+    """Labels and references of every image in the tars; images are not read. A label is in a .cls or .json member.
 
-    Raises PsysError naming the tar, and the sample, that is not whole.
+    Raises PsysError naming a damaged tar and the sample.
     """
-    places, codes, texts = array("q"), array("q"), dict[str, int]()
+    positions, codes, texts = array("q"), array("q"), dict[str, int]()
     for number, path in enumerate(files):
         if not is_archive(path):
             raise PsysError(f"{path} is not a tar")
@@ -49,24 +49,24 @@ def read_tars(files: Sequence[Path]) -> Packed:
                         continue
                     if len(images) > 1:
                         raise ValueError(f"sample {key} has {len(images)} images, expected one")
-                    places.extend((number, *images[0]))
+                    positions.extend((number, *images[0]))
                     codes.append(texts.setdefault(_label(file, key, sample), len(texts)))
-        except NOT_WHOLE as error:
-            raise PsysError(f"{path} is not a whole WebDataset tar: {error}") from None
+        except DAMAGED as error:
+            raise PsysError(f"{path} is not a complete WebDataset tar: {error}") from None
         if len(codes) == before:
             raise PsysError(f"{path} has no sample with an image ({' '.join(EXTENSIONS)})")
-    table = np.frombuffer(places, np.int64).reshape(-1, 3)
-    return Packed(Members(files, Span, table), np.frombuffer(codes, np.int64), list(texts))
+    table = np.frombuffer(positions, np.int64).reshape(-1, 3)
+    return PackedSplit(Members(files, Span, table), np.frombuffer(codes, np.int64), list(texts))
 
 
 def _samples(file: BinaryIO) -> Iterator[tuple[str, _Sample]]:
     key, sample = "", _Sample()
     for name, offset, size in tar_members(file, FILE_BYTES):
-        its_key, extension = _key(name)
-        if its_key != key:
+        member_key, extension = _key(name)
+        if member_key != key:
             if sample:
                 yield key, sample
-            key, sample = its_key, {}
+            key, sample = member_key, {}
         if extension in sample:
             raise ValueError(f"sample {key} has two members {extension}")
         sample[extension] = Span(offset, size)
@@ -75,7 +75,7 @@ def _samples(file: BinaryIO) -> Iterator[tuple[str, _Sample]]:
 
 
 def _key(name: str) -> tuple[str, str]:
-    """The key and the extension of a member: all after the first dot of its file's name."""
+    """Split a member's name into the key and the extension, which is all after the first dot of the base name."""
     folder, slash, file = name.rpartition("/")
     stem, _, extension = file.partition(".")
     return f"{folder}{slash}{stem}", extension.lower()

@@ -1,4 +1,4 @@
-"""Writes a prepared store, rows in order, without holding it in memory."""
+"""Write a prepared store row by row, without holding it in memory."""
 
 import json
 from collections.abc import Sequence
@@ -8,15 +8,15 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from psys.data.encoded import Decoded, Place, Size
-from psys.data.store import FORMAT, INDEX, MANIFEST, VERSION, Layout, columns_of, hash_of, shard_name
+from psys.data.encoded import Decoded, RecordLocation, Size
+from psys.data.store import FORMAT, INDEX, MANIFEST, VERSION, StoreLayout, columns_of, hash_of, record_file_name
 
-SHARD_BYTES = 2**30  # after which an encoded store begins another file of records
-COLOURED = 4096  # training images of an encoded store that its channel means are taken of, spread evenly
+RECORD_FILE_BYTES = 2**30  # size after which an encoded store starts another record file
+SAMPLED = 4096  # evenly spaced training images from which an encoded store's channel statistics are computed
 
 
 class StoreWriter:
-    """Writes a store into a folder; `close` writes the manifest. `quality` names the figures of a mask."""
+    """Writes a store into a folder; `close` writes the manifest. `quality` names the metrics of a mask."""
 
     def __init__(
         self,
@@ -24,7 +24,7 @@ class StoreWriter:
         splits: Sequence[str],
         image_size: Size,
         quality: Sequence[str],
-        layout: Layout = "dense",
+        layout: StoreLayout = "dense",
     ) -> None:
         self._folder, self._image_size, self._quality, self._layout = folder, image_size, quality, layout
         self._files = {
@@ -35,7 +35,7 @@ class StoreWriter:
             for split in splits
         }
         self._records = {split: _Records(folder, split) for split in splits if layout == "encoded"}
-        self._colours = _Colours()
+        self._statistics = _ChannelStatistics()
 
     def append(
         self,
@@ -46,25 +46,25 @@ class StoreWriter:
         quality: NDArray[np.float32],
         usable: NDArray[np.bool_],
     ) -> None:
-        """Add B rows: images (B, H, W, 3), labels (B,), masks (B, H, W), quality (B, Q), usable (B,).
+        """Append B rows: images (B, H, W, 3), labels (B,), masks (B, H, W), quality (B, Q), usable (B,).
 
-        To an encoded store images and masks come as `encode_image` and `encode_mask` write them, of any size.
+        For an encoded store images and masks are the bytes from `encode_image` and `encode_mask`, of any image size.
         """
         rows: dict[str, NDArray[Any]] = {"labels": labels, "quality": quality, "usable": usable}
         if self._layout == "encoded":
             pairs = zip(images, masks, strict=True)
-            places = [self._records[split].append(bytes(image), bytes(mask)) for image, mask in pairs]
-            rows[INDEX] = np.array(places, np.int64).reshape(-1, len(Place._fields))
+            locations = [self._records[split].append(bytes(image), bytes(mask)) for image, mask in pairs]
+            rows[INDEX] = np.array(locations, np.int64).reshape(-1, len(RecordLocation._fields))
         else:
             pixels, bits = np.asarray(images), np.asarray(masks)
             rows |= {"images": pixels, "masks": np.packbits(bits.reshape(len(bits), -1), axis=1)}
             if split == "train":
-                self._colours.add(pixels)
+                self._statistics.add(pixels)
         for column, values in rows.items():
             self._files[split][column].append(values)
 
     def close(self, classes: Sequence[str], splits: dict[str, Any], **about: Any) -> None:
-        """Finish the files and write the manifest: `splits` describes each split, `about` the store as a whole."""
+        """Close the files and write the manifest with the fields `splits` of each split and `about` of the store."""
         counts = {split: self._files[split]["labels"].count for split in self._files}
         for split, columns in self._files.items():
             for column in columns.values():
@@ -72,8 +72,8 @@ class StoreWriter:
             if split in self._records:
                 self._records[split].close()
         if self._layout == "encoded":
-            self._add_colours(counts["train"])
-        mean, deviation = self._colours.mean_and_deviation()
+            self._sample_statistics(counts["train"])
+        mean, std = self._statistics.mean_and_std()
         manifest = {
             "format": FORMAT,
             "version": VERSION,
@@ -83,7 +83,7 @@ class StoreWriter:
             "quality": list(self._quality),
             "image_size": list(self._image_size),
             "channel_mean": mean.tolist(),
-            "channel_std": deviation.tolist(),
+            "channel_std": std.tolist(),
             "splits": {split: {"count": counts[split], **splits[split]} for split in self._files},
             "files": {
                 path.name: {"bytes": path.stat().st_size, "sha256": hash_of(path)}
@@ -93,19 +93,19 @@ class StoreWriter:
         }
         (self._folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
-    def _add_colours(self, count: int) -> None:
+    def _sample_statistics(self, count: int) -> None:
         index = np.load(self._folder / f"train_{INDEX}.npy", mmap_mode="r")
-        images = Decoded(self._records["train"].shards, index, self._image_size)
-        spread = np.linspace(0, count - 1, min(count, COLOURED)).astype(np.int64)
-        for first in range(0, len(spread), 64):
-            self._colours.add(images[spread[first : first + 64]])
+        images = Decoded(self._records["train"].files, index, self._image_size)
+        sampled = np.linspace(0, count - 1, min(count, SAMPLED)).astype(np.int64)
+        for first in range(0, len(sampled), 64):
+            self._statistics.add(images[sampled[first : first + 64]])
 
 
-class _Colours:
-    """Mean and deviation of each channel, 0..1."""
+class _ChannelStatistics:
+    """Mean and standard deviation of each channel, for pixel values scaled to 0..1."""
 
     def __init__(self) -> None:
-        # Integers: the sums are exact, so mean and deviation do not depend on how the images were batched.
+        # Integer sums are exact, so the result does not depend on how the images were batched.
         self._sum, self._sum_of_squares, self._pixels = np.zeros(3, np.int64), np.zeros(3, np.int64), 0
 
     def add(self, images: NDArray[np.uint8]) -> None:
@@ -114,27 +114,27 @@ class _Colours:
         self._sum_of_squares += (values**2).sum(axis=0)
         self._pixels += len(values)
 
-    def mean_and_deviation(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def mean_and_std(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         mean = self._sum / self._pixels / 255
         return mean, np.sqrt(np.maximum(self._sum_of_squares / self._pixels / 255**2 - mean**2, 0))
 
 
 class _Records:
-    """Encoded images and masks of a split, one after the other, in files of about `SHARD_BYTES`."""
+    """Encoded images and masks of a split, written in order to files of about `RECORD_FILE_BYTES`."""
 
     def __init__(self, folder: Path, split: str) -> None:
         self._folder, self._split = folder, split
-        self.shards: list[Path] = []
+        self.files: list[Path] = []
         self._file: BinaryIO | None = None
 
-    def append(self, image: bytes, mask: bytes) -> Place:
-        if self._file is None or self._file.tell() >= SHARD_BYTES:
+    def append(self, image: bytes, mask: bytes) -> RecordLocation:
+        if self._file is None or self._file.tell() >= RECORD_FILE_BYTES:
             self.close()
-            self.shards.append(self._folder / shard_name(self._split, len(self.shards)))
-            self._file = self.shards[-1].open("wb")
-        place = Place(len(self.shards) - 1, self._file.tell(), len(image), len(mask))
+            self.files.append(self._folder / record_file_name(self._split, len(self.files)))
+            self._file = self.files[-1].open("wb")
+        location = RecordLocation(len(self.files) - 1, self._file.tell(), len(image), len(mask))
         self._file.write(image + mask)
-        return place
+        return location
 
     def close(self) -> None:
         if self._file is not None:
@@ -142,7 +142,7 @@ class _Records:
 
 
 class _NpyAppender:
-    """A .npy file whose number of rows is known only at the end: numpy's header leaves room for it to grow."""
+    """A .npy file that is extended row by row; numpy's header has room for the final number of rows."""
 
     def __init__(self, path: Path, dtype: DTypeLike, row: tuple[int, ...]) -> None:
         self.count = 0

@@ -1,4 +1,4 @@
-"""A linear layer for big ones: fast on every maker's processors, its weight's gradient where it is wanted."""
+"""A linear layer for large weights: it picks the faster CPU library and can write its weight gradient in place."""
 
 from typing import Any
 
@@ -9,54 +9,57 @@ from torch.autograd.function import once_differentiable
 
 
 class Linear(nn.Linear):
-    """(B, in_features) -> (B, out_features), as nn.Linear; to be used once in a forward.
+    """nn.Linear, (B, in_features) -> (B, out_features); call the layer once in each forward pass.
 
-    `slope`: (out_features, in_features) float32, where backward puts the weight's gradient; it may be the weight's own
-    memory. Without it autograd leaves that gradient anywhere, and to copy it from there takes as long as one of the
-    products. Gradients are to be had by `torch.autograd.grad`: backward() would add to a weight.grad that is the slope.
+    weight_gradient: (out_features, in_features) float32, or None. The backward pass writes the weight's gradient into
+    this tensor, which may share the weight's memory. Without the tensor autograd allocates the gradient, and copying it
+    elsewhere takes as long as one matrix product. Compute gradients with `torch.autograd.grad`: `backward()` would add
+    weight_gradient to weight.grad, which may be the same memory.
 
-    In float32 on AMD's processors oneDNN multiplies, and the slope is not used: MKL, which torch would take, leaves
-    AVX-512 alone there and is half as fast. (On Intel's it is oneDNN whose backward takes twice as long.) On a GPU, and
-    to be exported as ONNX, this is the plain layer.
+    In float32 on AMD processors oneDNN computes the product and weight_gradient is ignored: MKL, torch's default, does
+    not use AVX-512 there and takes twice as long. On Intel processors oneDNN's backward pass takes twice as long as
+    MKL's. On a GPU and in an ONNX export the layer is nn.Linear.
     """
 
-    slope: Tensor | None = None
+    weight_gradient: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.compiler.is_compiling() or x.device.type != "cpu":
             return super().forward(x)
-        if x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu") and _mkl_leaves_avx512_alone():
+        if x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu") and _mkl_ignores_avx512():
             return F.linear(x.to_mkldnn(), self.weight, self.bias).to_dense()
-        if self.slope is None or self.bias is None or x.dim() != 2:
+        if self.weight_gradient is None or self.bias is None or x.dim() != 2:
             return super().forward(x)
-        output: Tensor = _Product.apply(x, self.weight, self.bias, self.slope)  # type: ignore[no-untyped-call]
+        inputs = x, self.weight, self.bias, self.weight_gradient
+        output: Tensor = _Product.apply(*inputs)  # type: ignore[no-untyped-call]
         return output
 
 
 class _Product(torch.autograd.Function):
-    """F.linear, in the precision of autocast if that is on, with a backward that fills `slope`."""
+    """F.linear in autocast's precision, where autocast is on, with a backward pass that fills `weight_gradient`."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, weight_gradient: Tensor) -> Tensor:
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         x, weight = x.to(dtype), weight.to(dtype)
         ctx.save_for_backward(x, weight)
-        ctx.slope = slope
+        ctx.weight_gradient = weight_gradient
         return F.linear(x, weight, bias.to(dtype))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
         x, weight = ctx.saved_tensors
-        of_x = gradient @ weight if ctx.needs_input_grad[0] else None  # first: the slope may be the weight's memory
-        if gradient.dtype == ctx.slope.dtype:
-            torch.mm(gradient.t(), x, out=ctx.slope)
+        # The input's gradient comes first: weight_gradient may overwrite the weight.
+        input_gradient = gradient @ weight if ctx.needs_input_grad[0] else None
+        if gradient.dtype == ctx.weight_gradient.dtype:
+            torch.mm(gradient.t(), x, out=ctx.weight_gradient)
         else:
-            ctx.slope.copy_(gradient.t() @ x)
-        return of_x, ctx.slope, gradient.sum(0), None
+            ctx.weight_gradient.copy_(gradient.t() @ x)
+        return input_gradient, ctx.weight_gradient, gradient.sum(0), None
 
 
-def _mkl_leaves_avx512_alone() -> bool:
+def _mkl_ignores_avx512() -> bool:
     processor = torch.cpu.get_capabilities()
     amd = processor.get("cpu_name", "").startswith("AMD")
     return amd and bool(processor.get("avx512_f")) and torch.backends.mkldnn.is_available()

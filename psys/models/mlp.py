@@ -1,4 +1,4 @@
-"""A multilayer perceptron: much communication for little computation, as benchmarks of the wire want it."""
+"""A multilayer perceptron: many parameters for little computation, for benchmarks of the transport."""
 
 import math
 
@@ -11,10 +11,10 @@ IMAGE = (3, 32, 32)
 
 
 class MLP(nn.Module):
-    """(B, 3, 32, 32) normalised float images -> (B, num_classes) logits, by two hidden layers with ReLU.
+    """(B, 3, 32, 32) normalised float images -> (B, num_classes) logits, through two hidden layers with ReLU.
 
-    `hidden` units a layer; 3,748 of them make 25,606,346 parameters for 10 classes. Raises PsysError for images of any
-    other size: the first layer has a weight for each of the 3,072 inputs.
+    hidden: units of each hidden layer; 3,748 units give 25,606,346 parameters with 10 classes. `forward` raises
+    PsysError for images of another size: the first layer has a weight for each of the 3,072 inputs.
     """
 
     def __init__(self, hidden: int, num_classes: int) -> None:

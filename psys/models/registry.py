@@ -1,4 +1,4 @@
-"""The networks a run can name."""
+"""The networks that a run can select by name."""
 
 import re
 
@@ -12,7 +12,7 @@ _DEPTHS = {f"resnet{depth}": depth for depth in (8, 14, 20, 32, 44, 56, 110)}
 
 
 def build(name: str, num_classes: int) -> nn.Module:
-    """A freshly initialised network by name: (B, 3, H, W) -> logits (B, num_classes). Raises PsysError if unknown."""
+    """A newly initialised network, (B, 3, H, W) -> logits (B, num_classes). Raises PsysError for an unknown name."""
     if name in _DEPTHS:
         return resnet(_DEPTHS[name], num_classes)
     if match := re.fullmatch(r"mlp([1-9]\d{0,3})", name):

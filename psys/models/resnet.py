@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions beside a shortcut without parameters (option A).
+    """Two 3x3 convolutions and a shortcut without parameters (option A of the paper).
 
-    Where channels double, resolution halves: the shortcut takes every second pixel and pads the new channels with 0.
+    Where the channels double, the resolution halves: the shortcut takes every second pixel and fills new channels with
+    zeros.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -31,7 +32,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """(B, 3, H, W) normalised float images -> (B, num_classes) logits, for any H and W; `blocks` per stage is n."""
+    """(B, 3, H, W) normalised float images -> (B, num_classes) logits, any H and W; blocks: n, the blocks per stage."""
 
     def __init__(self, blocks: int, num_classes: int) -> None:
         super().__init__()
@@ -52,7 +53,10 @@ class ResNet(nn.Module):
 
 
 def resnet(depth: int, num_classes: int = 10) -> ResNet:
-    """ResNet-`depth` with He initialisation; ResNet-44 has 658,586 parameters. Raises ValueError if not 6n + 2."""
+    """ResNet-`depth` with He initialisation; ResNet-44 has 658,586 parameters with 10 classes.
+
+    Raises ValueError if the depth is not 6n + 2.
+    """
     blocks, rest = divmod(depth - 2, 6)
     if rest or blocks < 1:
         raise ValueError(f"ResNet depth must be 6n + 2 with n >= 1 (8, 14, 20, ...), got {depth}")

@@ -1,4 +1,4 @@
-"""A trained network as one self-contained .onnx file: pixels in, probabilities out."""
+"""Export a trained network as one self-contained .onnx file from pixels to probabilities."""
 
 import copy
 import json
@@ -18,10 +18,7 @@ from psys.errors import PsysError
 
 
 class PixelClassifier(nn.Module):
-    """A private CPU copy of `model` in eval mode between normalisation and softmax.
-
-    (B, H, W, 3) uint8 -> probabilities (B, classes) float32.
-    """
+    """Normalisation, a CPU copy of `model` in eval mode, and softmax: (B, H, W, 3) uint8 -> (B, classes) float32."""
 
     def __init__(self, model: nn.Module, mean: Colour, std: Colour) -> None:
         super().__init__()
@@ -45,14 +42,15 @@ def export(
     classes: Sequence[str],
     metadata: Mapping[str, str],
 ) -> None:
-    """Write `model` with its normalisation and softmax to `path`, whole or not at all; `model` itself is left as it is.
+    """Write `model` with its normalisation and softmax to `path`, atomically; `model` itself is not changed.
 
-    Input `images` (batch, H, W, 3) uint8 for any batch, output `probabilities` (batch, classes) float32. The file's
-    metadata holds the class names, as JSON under `classes`, and `metadata`. `mean` and `std` in units of [0, 1].
-    Raises PsysError if the classes do not fit the network or the file cannot be written.
+    The file's input is `images` (batch, H, W, 3) uint8 with any batch size; its output is `probabilities`
+    (batch, classes) float32. Its metadata properties are `metadata` and `classes`, the class names as JSON.
+    mean, std: of each channel, for pixel values scaled to 0..1. Raises PsysError if the number of classes differs from
+    the network's outputs or the file cannot be written.
     """
     classifier = PixelClassifier(model, mean, std)
-    # Two images: the exporter takes a batch of one for a constant.
+    # Two images: the exporter would treat a batch size of one as a constant.
     pixels = torch.zeros(2, *image_size, 3, dtype=torch.uint8)
     with torch.no_grad():
         outputs = classifier(pixels).shape[1]
@@ -74,7 +72,7 @@ def export(
     assert program is not None
     proto = program.model_proto
     for node in proto.graph.node:
-        del node.metadata_props[:]  # stack traces, with the paths of this machine
+        del node.metadata_props[:]  # stack traces with file paths of this machine
     onnx.helper.set_model_props(proto, {**metadata, "classes": json.dumps(list(classes))})
     onnx.checker.check_model(proto, full_check=True)
     aside = path.with_name(path.name + ".part")
@@ -88,7 +86,7 @@ def export(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's remarks on packages and code that are not ours from the console; errors still show."""
+    """Suppress the exporter's warnings about other packages' code; errors are still printed."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Proof that the exported file answers like the network it came from."""
+"""Compare the probabilities of an exported file with those of the network it was exported from."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -14,23 +14,23 @@ from psys.errors import PsysError
 from psys.onnx.export import PixelClassifier
 
 TOLERANCE = 1e-4
-"""Largest difference of one probability between torch and ONNX Runtime that counts as equal."""
+"""Largest accepted difference between torch and ONNX Runtime in one probability."""
 _SINGLES = 8
 _BATCH = 256
 
 
 class Parity(NamedTuple):
-    """How close ONNX Runtime came to torch."""
+    """Difference between ONNX Runtime and torch."""
 
     images: int
-    max_difference: float  # of one probability, over all images and classes
+    max_difference: float  # in one probability, over all images and classes
     agreement: float  # share of the images with the same most probable class, 0 to 1
 
 
 def check(model_path: Path, model: nn.Module, images: Tensor, mean: Colour, std: Colour) -> Parity:
-    """Compare the file's probabilities with those of `model` on real images, in batches and (the first few) alone.
+    """Compare the file's probabilities with those of `model` on batches and on the first images one by one.
 
-    `images` (N, H, W, 3) uint8 with N >= 1; `mean` and `std` as given to `export`; `model` is left as it is.
+    images: (N, H, W, 3) uint8, N >= 1; mean, std: as passed to `export`. `model` is not changed.
     Raises PsysError if the file cannot be loaded or a probability differs by more than TOLERANCE.
     """
     try:
@@ -50,9 +50,9 @@ def check(model_path: Path, model: nn.Module, images: Tensor, mean: Colour, std:
     singles = np.concatenate([infer(image) for image in images[:_SINGLES].split(1)])
     difference = max(abs(batches - expected).max(), abs(singles - expected[:_SINGLES]).max())
     parity = Parity(len(images), float(difference), float((batches.argmax(1) == expected.argmax(1)).mean()))
-    if not parity.max_difference <= TOLERANCE:  # so written, NaN fails too
+    if not parity.max_difference <= TOLERANCE:  # written this way, NaN fails as well
         raise PsysError(
-            f"{model_path} does not answer like the network it was exported from: probabilities differ by up to "
+            f"{model_path} differs from the network it was exported from: probabilities differ by up to "
             f"{parity.max_difference:.2g} on {parity.images} images (tolerance {TOLERANCE:g})"
         )
     return parity

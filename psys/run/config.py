@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from psys.augment.batch import AugmentConfig
 from psys.compute.device import Precision
 from psys.config import NAME, Config
-from psys.data.named import SAMPLE, store_name
+from psys.data.source_name import SAMPLE, store_name
 from psys.ps.codec import Wire
 from psys.ps.controller import RunRules
 from psys.ps.optimizer import OptimizerConfig

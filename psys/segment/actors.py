@@ -1,4 +1,4 @@
-"""Ray actors that prepare shards, on this machine or on a running cluster; the only file that imports ray."""
+"""Ray actors that prepare images, on this machine or on a running cluster; the only module that imports ray."""
 
 import logging
 import os
@@ -19,48 +19,49 @@ import cv2
 
 from psys.errors import PsysError
 from psys.segment.guard import guarded
-from psys.segment.shard import Failure, Prepared, Recipe, Shard, prepare_shard
+from psys.segment.task import Failure, ImageTask, Prepared, Recipe, prepare_images
 
-OBJECT_STORE_BYTES = 64 * 2**20  # for each actor: some shards in flight
+OBJECT_STORE_BYTES = 64 * 2**20  # per actor, for tasks in flight
 CONNECT_SECONDS = 10.0
-SHARDS_PER_ACTOR = 2  # one is prepared, the next is there already
-SHARD_DEATHS, IMAGE_DEATHS = 2, 2  # of actors, after which images are tried one by one, and one is given up
-START_DEATHS = 20  # of actors that did not become ready, one after the other
-SILENT_SECONDS = 60.0  # without an actor, after which it is said, again and again, what is waited for
+TASKS_PER_ACTOR = 2  # one running and one queued
+TASK_DEATHS = 2  # actor deaths during a task, after which its images are prepared one by one
+IMAGE_DEATHS = 2  # actor deaths during one image, after which the image is reported as a failure
+START_DEATHS = 20  # consecutive deaths of actors that did not become ready
+NO_ACTOR_SECONDS = 60.0  # interval of the message that no actor is running
 
 
 NameT = TypeVar("NameT")
 
 
 class Segmenter:
-    """One core's share of the work."""
+    """The actor: prepares one task at a time on one core."""
 
     def __init__(self, recipe: Recipe) -> None:
         cv2.setNumThreads(1)
         self._recipe = recipe
 
-    def prepare(self, shard: Shard) -> Prepared:
-        return prepare_shard(shard, self._recipe)
+    def prepare(self, task: ImageTask) -> Prepared:
+        return prepare_images(task, self._recipe)
 
 
-# Ray reads these when it is imported: report nothing to the outside, and leave the actors' view of devices alone.
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-# Without this a local Ray listens on the machine's own address, whatever address it is given.
-LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+# Ray reads these variables on import: send no usage statistics and do not change the actors' visible devices.
+RAY_SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+# Without this variable a local Ray listens on the machine's address, whatever address is configured.
+LOOPBACK_SETTINGS = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
 @contextmanager
 def ray_session(actors: int | None, address: str | None) -> Iterator[int]:
-    """Ray for the length of a block: the cluster at `address`, or a local one that only loopback can reach.
+    """Connect to the Ray cluster at `address`, or start a local Ray that listens on loopback only, within the block.
 
-    Yields the number of actors: as asked, or one a core of this machine or of the cluster.
-    Raises PsysError if the cluster does not answer or has fewer CPUs than actors, or if an actor is lost for good.
+    Yields the number of actors: `actors`, or one for each core of this machine or CPU of the cluster.
+    Raises PsysError if the cluster does not answer or has fewer CPUs than actors, or if actors cannot be started.
     """
     if address is not None:
         _check_answer(address)
-    os.environ.update(QUIET if address else QUIET | LOOPBACK)
+    os.environ.update(RAY_SETTINGS if address else RAY_SETTINGS | LOOPBACK_SETTINGS)
     if address and {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray has a token and does not show it otherwise
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # else Ray does not send its token
     import ray
 
     try:
@@ -97,13 +98,13 @@ def _start_local(ray: Any, actors: int, folder: Path) -> None:
         logging_level=logging.CRITICAL,
     )
     if not ip_address(listening := ray.util.get_node_ip_address()).is_loopback:
-        raise PsysError(f"Ray {ray.__version__} listens on {listening} instead of loopback: use another version of Ray")
+        raise PsysError(f"Ray {ray.__version__} listens on {listening}, expected loopback: use another version of Ray")
 
 
 def _check_answer(address: str) -> None:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
-        # Ray itself would try for a quarter of an hour.
+        # Ray itself would retry for 15 minutes.
         socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
     except (OSError, ValueError) as error:
         raise PsysError(
@@ -112,7 +113,7 @@ def _check_answer(address: str) -> None:
 
 
 def _join(ray: Any, address: str) -> int:
-    """Connect to a cluster; returns the number of its CPUs."""
+    """Connect to a cluster and return its number of CPUs."""
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
     except (ConnectionError, RuntimeError) as error:
@@ -124,19 +125,22 @@ def _join(ray: Any, address: str) -> int:
 
 
 @contextmanager
-def insisting_interrupt() -> Iterator[Callable[[], None]]:
-    """Yields what raises KeyboardInterrupt if a Ctrl-C came: one that comes while Ray works may be lost in there."""
-    came: list[int] = []
+def checked_interrupts() -> Iterator[Callable[[], None]]:
+    """Yield a function that raises KeyboardInterrupt if SIGINT was received within the block.
+
+    Ray may discard the KeyboardInterrupt of a signal that arrives during one of its calls.
+    """
+    received: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        came.append(number)
+        received.append(number)
         raise KeyboardInterrupt
 
     def raise_if_interrupted() -> None:
-        if came:
+        if received:
             raise KeyboardInterrupt
 
-    # A thread may not set handlers; another handler is somebody's own decision about Ctrl-C.
+    # Only the main thread can set handlers, and a handler set by the application is kept.
     in_main = threading.current_thread() is threading.main_thread()
     if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield raise_if_interrupted
@@ -149,53 +153,53 @@ def insisting_interrupt() -> Iterator[Callable[[], None]]:
 
 
 class _Job:
-    """A shard and what has been prepared of it, by the row where each part begins."""
+    """A task and its results so far, by the first row of each part."""
 
-    def __init__(self, name: Any, shard: Shard) -> None:
-        self.name, self.shard = name, shard
+    def __init__(self, name: Any, task: ImageTask) -> None:
+        self.name, self.task = name, task
         self.parts: dict[int, Prepared] = {}
 
     @property
     def done(self) -> bool:
-        return sum(len(part.rows) + len(part.failures) for part in self.parts.values()) == len(self.shard)
+        return sum(len(part.rows) + len(part.failures) for part in self.parts.values()) == len(self.task)
 
 
 @dataclass
-class _Task:
-    """A whole shard or, after its actors died, one image of it."""
+class _Attempt:
+    """A call for a whole task or, after actors died, for one of its images."""
 
     job: _Job
-    shard: Shard
-    first: int = 0
-    alone: bool = False  # the actor has nothing else, so that it is known what killed it
-    deaths: int = 0
+    task: ImageTask
+    first: int = 0  # row of the job's task where this attempt begins
+    exclusive: bool = False  # the actor gets no other call, so that its death has one possible cause
+    deaths: int = 0  # of actors during this attempt
 
 
 @dataclass
 class _Actor:
     handle: Any
-    tasks: deque[tuple[Any, _Task]] = field(default_factory=deque)  # and the references to their results, in order
+    calls: deque[tuple[Any, _Attempt]] = field(default_factory=deque)  # in order, with the references to their results
 
     @property
     def load(self) -> int:
-        return SHARDS_PER_ACTOR if self.tasks and self.tasks[0][1].alone else len(self.tasks)
+        return TASKS_PER_ACTOR if self.calls and self.calls[0][1].exclusive else len(self.calls)
 
 
 class Pool:
-    """Actors that take shards and lose none: when one dies, another takes over what it had."""
+    """Actors that prepare tasks; the calls of an actor that dies are repeated by another actor."""
 
-    def __init__(self, actors: int, recipe: Recipe, tell: Callable[[str], None]) -> None:
-        """`tell` gets a line when there is no actor for long."""
+    def __init__(self, actors: int, recipe: Recipe, log: Callable[[str], None]) -> None:
+        """`log` is called with a message while no actor is running."""
         import ray
 
         self._ray = ray
         self._lost = (*(getattr(ray.exceptions, name) for name in _LOST),)
-        # Ray would restart an actor so many times; here what it was doing when it died decides.
+        # No restarts by Ray: what to repeat depends on the call during which an actor died.
         self._class: Any = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)(Segmenter)
-        self._recipe, self._tell = recipe, tell
-        self._starting: dict[Any, _Actor] = {}  # by the reference to the answer that it is ready
+        self._recipe, self._log = recipe, log
+        self._starting: dict[Any, _Actor] = {}  # by the reference of their `__ray_ready__` call
         self._actors: list[_Actor] = []
-        self._again: deque[_Task] = deque()
+        self._queue: deque[_Attempt] = deque()
         self._start_deaths = 0
         self.deaths = 0
         for _ in range(actors):
@@ -203,80 +207,81 @@ class Pool:
 
     @property
     def ready(self) -> int:
-        """How many actors are there; others are starting."""
+        """Number of running actors, without those that are starting."""
         return len(self._actors)
 
-    def prepare(self, shards: Iterator[tuple[NameT, Shard]]) -> Iterator[tuple[NameT, Prepared]]:
-        """The result of each shard, with the name it came with, in any order.
+    def prepare(self, tasks: Iterator[tuple[NameT, ImageTask]]) -> Iterator[tuple[NameT, Prepared]]:
+        """Yield the name and result of each (name, task), in any order.
 
-        No more shards are taken than the actors have room for. An image with which actors die again and again is a
-        failure in the result. Raises RayError if actors cannot start.
+        At most `TASKS_PER_ACTOR` tasks per actor are taken from `tasks` in advance. An image during which
+        `IMAGE_DEATHS` actors died is a failure in the result. Raises RayError if actors cannot be started.
         """
-        with insisting_interrupt() as raise_if_interrupted:
+        with checked_interrupts() as raise_if_interrupted:
             while True:
                 raise_if_interrupted()
-                self._hand_out(shards)
-                heads = {actor.tasks[0][0]: actor for actor in self._actors if actor.tasks}
-                if self._actors and not heads:
+                self._submit(tasks)
+                running = {actor.calls[0][0]: actor for actor in self._actors if actor.calls}
+                if self._actors and not running:
                     return
-                ready = next(iter(self._ray.wait([*heads, *self._starting], timeout=SILENT_SECONDS)[0]), None)
+                ready = next(iter(self._ray.wait([*running, *self._starting], timeout=NO_ACTOR_SECONDS)[0]), None)
                 if ready is None:
-                    if not self._actors:  # a cluster that lost its nodes may get others
-                        self._tell("no actor: Ray is starting one, or waits for a node with a free CPU")
+                    if not self._actors:  # a cluster may replace nodes that it lost
+                        self._log("no actor: Ray is starting one or waits for a node with a free CPU")
                 elif ready in self._starting:
-                    self._welcome(ready)
-                elif job := self._take(heads[ready]):
+                    self._add_started(ready)
+                elif job := self._collect(running[ready]):
                     yield job.name, Prepared.joined(job.parts)
 
-    def _hand_out(self, shards: Iterator[tuple[Any, Shard]]) -> None:
+    def _submit(self, tasks: Iterator[tuple[Any, ImageTask]]) -> None:
         while self._actors:
             actor = min(self._actors, key=lambda actor: actor.load)
-            if actor.load == SHARDS_PER_ACTOR:
+            if actor.load == TASKS_PER_ACTOR:
                 return
-            if not self._again:
-                if (following := next(shards, None)) is None:
+            if not self._queue:
+                if (following := next(tasks, None)) is None:
                     return
-                self._again.append(_Task(_Job(*following), following[1]))
-            if self._again[0].alone and actor.tasks:
+                self._queue.append(_Attempt(_Job(*following), following[1]))
+            if self._queue[0].exclusive and actor.calls:
                 return
-            task = self._again.popleft()
-            actor.tasks.append((actor.handle.prepare.remote(task.shard), task))
+            attempt = self._queue.popleft()
+            actor.calls.append((actor.handle.prepare.remote(attempt.task), attempt))
 
-    def _take(self, actor: _Actor) -> _Job | None:
-        """The result of an actor's first task, which is ready; returns the job if that completes it."""
-        reference, task = actor.tasks.popleft()
+    def _collect(self, actor: _Actor) -> _Job | None:
+        """Store the result of an actor's first call, which has ended; return the job if it is complete."""
+        reference, attempt = actor.calls.popleft()
         try:
-            task.job.parts[task.first] = self._ray.get(reference)
+            attempt.job.parts[attempt.first] = self._ray.get(reference)
         except self._lost:
             self.deaths += 1
             self._actors.remove(actor)
-            self._ray.kill(actor.handle)  # it may only have been out of reach
+            self._ray.kill(actor.handle)  # it may only be unreachable
             self._start_actor()
-            self._blame(task)
-            self._again.extendleft(other for _, other in reversed(actor.tasks))
-        return task.job if task.job.done else None
+            self._repeat_or_fail(attempt)
+            self._queue.extendleft(other for _, other in reversed(actor.calls))
+        return attempt.job if attempt.job.done else None
 
-    def _blame(self, task: _Task) -> None:
-        """Decide what becomes of a task during which an actor died."""
-        task.deaths += 1
-        if len(task.shard) > 1:
-            if task.deaths < SHARD_DEATHS:
-                self._again.appendleft(task)
+    def _repeat_or_fail(self, attempt: _Attempt) -> None:
+        """Repeat the attempt during which an actor died, split it into images, or report its image as a failure."""
+        attempt.deaths += 1
+        task = attempt.task
+        if len(task) > 1:
+            if attempt.deaths < TASK_DEATHS:
+                self._queue.appendleft(attempt)
             else:
-                rows = range(len(task.shard))
-                self._again.extend(_Task(task.job, task.shard.row(row), row, alone=True) for row in rows)
-        elif task.deaths < IMAGE_DEATHS:
-            task.alone = True
-            self._again.append(task)
+                rows = range(len(task))
+                self._queue.extend(_Attempt(attempt.job, task.row(row), row, exclusive=True) for row in rows)
+        elif attempt.deaths < IMAGE_DEATHS:
+            attempt.exclusive = True
+            self._queue.append(attempt)
         else:
-            failure = Failure(0, f"{task.deaths} actors died while they prepared it", lasting=False)
-            task.job.parts[task.first] = Prepared.failed(self._recipe, (failure,))
+            failure = Failure(0, f"{attempt.deaths} actors died while they prepared it", permanent=False)
+            attempt.job.parts[attempt.first] = Prepared.failed(self._recipe, (failure,))
 
     def _start_actor(self) -> None:
         handle = self._class.remote(self._recipe)
         self._starting[handle.__ray_ready__.remote()] = _Actor(handle)
 
-    def _welcome(self, ready: Any) -> None:
+    def _add_started(self, ready: Any) -> None:
         actor = self._starting.pop(ready)
         try:
             self._ray.get(ready)

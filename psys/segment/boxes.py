@@ -1,4 +1,4 @@
-"""Known boxes of objects: read from a file, and moved along when an image is turned, reduced or cropped."""
+"""Bounding boxes of objects: read from a file, and transformed with their images."""
 
 import csv
 import json
@@ -15,11 +15,11 @@ _SIDES = Box._fields
 
 
 def read_boxes(path: Path) -> dict[str, Box]:
-    """The box of each file, by its name under the source's root; of several boxes the smallest that holds them all.
+    """The box of each image file, by path relative to the source's root; several boxes of a file are united.
 
-    A CSV file with the columns file, left, top, right, bottom, or JSON Lines (.jsonl, .json, .ndjson) of objects with
-    these keys. Sides are in pixels of the image as it is stored, before any turning by EXIF; right and bottom are the
-    first pixels outside. Raises PsysError naming the line that is wrong.
+    `path` is a CSV file with the columns file, left, top, right, bottom, or JSON Lines (.jsonl, .json, .ndjson) of
+    objects with these keys. Sides are in pixels of the stored image, before the EXIF orientation is applied; right and
+    bottom are exclusive. Raises PsysError naming the invalid line.
     """
     boxes: dict[str, Box] = {}
     try:
@@ -37,8 +37,8 @@ def read_boxes(path: Path) -> dict[str, Box]:
     return boxes
 
 
-def turned(box: Box, orientation: int, width: int, height: int) -> Box:
-    """The box after an image of width x height pixels was set upright from an EXIF `orientation`, 1 to 8."""
+def oriented(box: Box, orientation: int, width: int, height: int) -> Box:
+    """The box after the EXIF `orientation`, 1 to 8, was applied to its image of width x height pixels."""
     left, top, right, bottom = box
     if orientation >= 5:
         left, top, right, bottom = top, left, bottom, right
@@ -51,12 +51,12 @@ def turned(box: Box, orientation: int, width: int, height: int) -> Box:
 
 
 def reduced(box: Box, factor: int) -> Box:
-    """The box, rounded outwards, in an image whose sides are divided by `factor`."""
+    """The box in an image whose sides are divided by `factor`, rounded outwards."""
     return Box(box.left // factor, box.top // factor, -(-box.right // factor), -(-box.bottom // factor))
 
 
-def seen_in(box: Box, window: Box) -> Box | None:
-    """The part of the box inside a window, in pixels of the window; None if there is none."""
+def visible_part(box: Box, window: Box) -> Box | None:
+    """The intersection of a box and a window, in coordinates of the window; None if they do not intersect."""
     left, top = max(box.left, window.left), max(box.top, window.top)
     right, bottom = min(box.right, window.right), min(box.bottom, window.bottom)
     if left >= right or top >= bottom:
@@ -107,10 +107,10 @@ def _bounded(file: TextIO) -> Iterator[str]:
 def _checked(row: dict[str, Any], line: int) -> tuple[str, Box]:
     name = row.get("file")
     if not isinstance(name, str) or not name:
-        raise _RowError(f"'file' must be the name of a file under the source's root, got {name!r:.100}", line)
+        raise _RowError(f"'file' must be a path relative to the source's root, got {name!r:.100}", line)
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
-        raise _RowError(f"'file' must be a path under the source's root, got {name!r:.200}", line)
+        raise _RowError(f"'file' must be a path inside the source's root, got {name!r:.200}", line)
     left, top, right, bottom = (_pixels(row.get(side), side, line) for side in _SIDES)
     box = Box(math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom))
     if left >= right or top >= bottom:

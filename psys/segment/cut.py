@@ -1,28 +1,29 @@
-"""GrabCut's graph cut (Rother, Kolmogorov, Blake 2004) with a smoothness that fits the size of the image.
+"""GrabCut (Rother, Kolmogorov, Blake 2004) with a smoothness term that is adapted to the image's size.
 
-OpenCV weighs the length of an outline with a fixed constant against a data term that grows with the area. That constant
-fits photographs; in a small image outlines cost too much, and objects shrink or vanish. Dividing the covariances of the
-colour models by a `contrast` multiplies what a pixel says about its side by as much, which is the same as a lighter
-outline and costs nothing, where enlarging the image would cost its square.
+OpenCV weights the smoothness term, which grows with the length of the outline, by a constant chosen for photographs. In
+a small image this weight is too large compared with the data term, which grows with the area, and objects shrink or
+disappear. Dividing the covariances of the colour models by a `contrast` multiplies the data term by the contrast, which
+is equivalent to a smaller smoothness weight. It costs nothing; enlarging the image would cost the square of the factor.
 """
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-FULL_SIZE = 256  # pixels of the shorter side from which on OpenCV's own weight is right
-_COVARIANCES = 20  # where they begin in a model: 5 weights, 5 means of 3, 5 covariances of 9
+FULL_SIZE = 256  # shorter side, in pixels, from which OpenCV's smoothness weight is adequate
+_COVARIANCES = 20  # their offset in a model: 5 weights, 5 means of 3 values, 5 covariances of 9 values
 
 
 def contrast_for(shape: tuple[int, ...]) -> float:
-    """The contrast for an image of this shape (H, W, ...): as much as its shorter side is short of a photograph's."""
+    """The contrast for an image of this shape (H, W, ...): `FULL_SIZE` by its shorter side, but at least 1."""
     return max(1.0, FULL_SIZE / min(shape[:2]))
 
 
 def cut(image: NDArray[np.uint8], trimap: NDArray[np.uint8], contrast: float, iterations: int = 1) -> NDArray[np.bool_]:
-    """The foreground (H, W) that GrabCut finds in `image` (H, W, 3) from a trimap of OpenCV's four labels (H, W).
+    """Foreground (H, W) of `image` (H, W, 3) by GrabCut from a trimap (H, W) of OpenCV's four labels.
 
-    Each iteration learns the colours of both sides anew and cuts once; a side without pixels ends it.
+    Each iteration fits the colour models of foreground and background and cuts once. The iterations stop early when the
+    foreground or the background is empty.
     """
     labels = trimap.copy()
     cv2.setRNGSeed(0)
@@ -31,7 +32,7 @@ def cut(image: NDArray[np.uint8], trimap: NDArray[np.uint8], contrast: float, it
         if not foreground.any() or foreground.all():
             break
         models = np.zeros((1, 65)), np.zeros((1, 65))
-        cv2.grabCut(image, labels, (0, 0, 0, 0), *models, 0, cv2.GC_INIT_WITH_MASK)  # no iteration: it only learns
+        cv2.grabCut(image, labels, (0, 0, 0, 0), *models, 0, cv2.GC_INIT_WITH_MASK)  # 0 iterations: only fit the models
         for model in models:
             model[:, _COVARIANCES:] /= contrast
         cv2.grabCut(image, labels, (0, 0, 0, 0), *models, 1, cv2.GC_EVAL_FREEZE_MODEL)
@@ -39,13 +40,13 @@ def cut(image: NDArray[np.uint8], trimap: NDArray[np.uint8], contrast: float, it
 
 
 def trimap_of(probable: NDArray[np.bool_], frame: int) -> NDArray[np.uint8]:
-    """Probable foreground as given, probable background elsewhere, sure background in a frame of that many pixels."""
+    """A trimap: probable foreground as given, probable background elsewhere, background in a frame."""
     labels = np.where(probable, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
     return np.pad(labels[frame:-frame, frame:-frame], frame, constant_values=cv2.GC_BGD)
 
 
-def cut_plainly(image: NDArray[np.uint8], trimap: NDArray[np.uint8], iterations: int) -> NDArray[np.bool_]:
-    """The same by OpenCV's own loop, with its own weight of outlines."""
+def cut_with_opencv(image: NDArray[np.uint8], trimap: NDArray[np.uint8], iterations: int) -> NDArray[np.bool_]:
+    """Foreground (H, W) as from `cut`, but with OpenCV's own iterations and smoothness weight."""
     labels, models = trimap.copy(), (np.zeros((1, 65)), np.zeros((1, 65)))
     cv2.setRNGSeed(0)
     cv2.grabCut(image, labels, (0, 0, 0, 0), *models, iterations, cv2.GC_INIT_WITH_MASK)
@@ -53,7 +54,7 @@ def cut_plainly(image: NDArray[np.uint8], trimap: NDArray[np.uint8], iterations:
 
 
 def rectangle(shape: tuple[int, ...], margin: float) -> NDArray[np.uint8]:
-    """Probable foreground, but sure background in a margin given in units of the sides (H, W, ...)."""
+    """A trimap (H, W): probable foreground, with background in a margin given as a share of each side."""
     labels = np.zeros(shape[:2], np.uint8)
     top, left = (max(1, round(margin * side)) for side in shape[:2])
     labels[top:-top, left:-left] = cv2.GC_PR_FGD

@@ -1,4 +1,4 @@
-"""One image -> its foreground, by GrabCut with a declared strategy, or within a known box."""
+"""Segment one image into foreground and background with GrabCut, by a strategy or within a given box."""
 
 from typing import Annotated, Literal, NamedTuple
 
@@ -9,18 +9,18 @@ from pydantic import Field
 
 from psys.config import Config
 from psys.segment import auto, seeded
-from psys.segment.cut import FULL_SIZE, contrast_for, cut, cut_plainly, rectangle, trimap_of
+from psys.segment.cut import FULL_SIZE, contrast_for, cut, cut_with_opencv, rectangle, trimap_of
 
-LONGEST, LEAST = 512, 16  # bounds of the working size, in pixels of a side
+LONGEST, SHORTEST = 512, 16  # limits of the working size's sides, in pixels
 SEEDED_ENLARGEMENT, SEEDED_SHORT_SIDE = 2.0, 128
-FIND_SHORT_SIDE, FINE_SHORT_SIDE = 128, 224  # where `auto` looks for the object, and where it draws its outline
-SHRUNK = 0.4  # the outline must keep this share of what was found
+FIND_SHORT_SIDE, FINE_SHORT_SIDE = 128, 224  # sizes at which `auto` finds the object and refines its outline
+SHRUNK = 0.4  # the refined mask is used if it has at least this share of the found one
 RECT_MARGIN = 0.05
 ITERATIONS = {"auto": 1, "seeded": 1, "rect": 5, "box": 3}
 
 
 class Box(NamedTuple):
-    """Where an object is: pixels of its image, right and bottom exclusive."""
+    """Bounding box of an object in pixels; right and bottom are exclusive."""
 
     left: int
     top: int
@@ -29,24 +29,24 @@ class Box(NamedTuple):
 
 
 class SegmentConfig(Config):
-    """How an image's foreground is found."""
+    """How images are segmented."""
 
     strategy: Literal["auto", "seeded", "rect"] = "auto"
-    """auto: several starts, the best cut; seeded: a sure core in the middle; rect: plain GrabCut, margin 5 %."""
+    """auto: the best of several cuts; seeded: a sure foreground core in the centre; rect: GrabCut with a 5 % margin."""
     scale: Annotated[float, Field(ge=0.25, le=4)] = 1.0
-    """The size to work at, in units of the strategy's own; time grows with its square."""
+    """Factor of the strategy's working size; time grows with its square."""
     iterations: Annotated[int, Field(ge=1, le=20)] | None = None
-    """Iterations of each cut; none: the strategy's own (auto and seeded 1, rect 5, within a box 3)."""
+    """Iterations of each cut (default: auto and seeded 1, rect 5, within a box 3)."""
 
 
 DEFAULT = SegmentConfig()
 
 
 def segment(image: NDArray[np.uint8], config: SegmentConfig = DEFAULT, box: Box | None = None) -> NDArray[np.bool_]:
-    """Foreground mask (H, W) of an RGB image (H, W, 3) uint8 of any size; the same image gives the same mask.
+    """Foreground mask (H, W) of an RGB image (H, W, 3) uint8 of any size; the result is deterministic.
 
-    With a `box` everything outside it is background, whatever the strategy.
-    Raises ValueError for any other shape or dtype, and for a box that has no pixel of the image.
+    With a `box` everything outside it is background, with any strategy.
+    Raises ValueError for another shape or dtype, and for a box outside the image.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
         raise ValueError(f"expected an RGB image (H, W, 3) uint8, got {image.shape} {image.dtype}")
@@ -55,7 +55,7 @@ def segment(image: NDArray[np.uint8], config: SegmentConfig = DEFAULT, box: Box 
         mask = _within(image, box, config.scale, iterations)
     elif config.strategy == "rect":
         working = resized(image, min(image.shape[:2]) * config.scale)
-        mask = cut_plainly(working, rectangle(working.shape, RECT_MARGIN), iterations)
+        mask = cut_with_opencv(working, rectangle(working.shape, RECT_MARGIN), iterations)
     elif config.strategy == "seeded":
         size = config.scale * min(SEEDED_ENLARGEMENT * min(image.shape[:2]), SEEDED_SHORT_SIDE)
         mask = seeded.find(resized(image, size), iterations)
@@ -75,7 +75,7 @@ def _automatic(image: NDArray[np.uint8], scale: float, iterations: int) -> NDArr
 
 
 def _to_edge(mask: NDArray[np.bool_], frame: int) -> NDArray[np.bool_]:
-    # The frame was background by decree: what reaches it reaches the image's edge.
+    # The frame was set to background: foreground that touches the frame is extended to the image's edge.
     return np.pad(mask[frame:-frame, frame:-frame], frame, mode="edge")
 
 
@@ -95,17 +95,17 @@ def _cut(image: NDArray[np.uint8], trimap: NDArray[np.uint8], iterations: int) -
 
 
 def resized(image: NDArray[np.uint8], short_side: float) -> NDArray[np.uint8]:
-    """An image (H, W, 3) with a shorter side of so many pixels, within the bounds of the working size."""
+    """An image (H, W, 3) resized to a shorter side of `short_side` pixels, within the limits of the working size."""
     short, long = sorted(image.shape[:2])
     scale = min(short_side / short, LONGEST / long)
-    height, width = (max(LEAST, round(side * scale)) for side in image.shape[:2])
+    height, width = (max(SHORTEST, round(side * scale)) for side in image.shape[:2])
     if (height, width) == image.shape[:2]:
         return image
-    how = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
-    return np.asarray(cv2.resize(image, (width, height), interpolation=how), np.uint8)
+    interpolation = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
+    return np.asarray(cv2.resize(image, (width, height), interpolation=interpolation), np.uint8)
 
 
 def scaled(mask: NDArray[np.bool_], shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """A mask (H, W) for an image of another size (H, W, ...)."""
-    how = cv2.INTER_AREA if mask.shape[0] > shape[0] else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(mask.astype(np.uint8) * 255, shape[1::-1], interpolation=how)) > 127
+    """A mask (H, W) resized to an image's shape (H, W, ...)."""
+    interpolation = cv2.INTER_AREA if mask.shape[0] > shape[0] else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(mask.astype(np.uint8) * 255, shape[1::-1], interpolation=interpolation)) > 127

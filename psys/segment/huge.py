@@ -1,4 +1,4 @@
-"""A PNG too large to be decoded at once, decoded and reduced band by band."""
+"""Decode and reduce a PNG band by band when it is too large to be decoded at once."""
 
 import struct
 import zlib
@@ -14,14 +14,14 @@ from psys.data.image import PIXELS, decode_bounded
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 HUGE_PIXELS = 2**30
 BAND_PIXELS = 2**24
-_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of the colour types
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 _GREY, _PALETTE, _GREY_ALPHA = 0, 3, 4
 
 
 class _Header(NamedTuple):
     width: int
     height: int
-    depth: int  # bits of a sample
+    depth: int  # bits per sample
     colour: int
     compression: int
     filtering: int
@@ -29,7 +29,7 @@ class _Header(NamedTuple):
 
 
 def huge_png_reduction(data: bytes) -> int:
-    """By how much the sides of this PNG are divided by `decode_huge_png`; 1 if it is of a kind or size that is not."""
+    """The divisor of the sides for `decode_huge_png`; 1 if the PNG is small or of an unsupported type."""
     if not data.startswith(SIGNATURE) or len(data) < 33:
         return 1
     header = _header(data)
@@ -41,10 +41,10 @@ def huge_png_reduction(data: bytes) -> int:
 
 
 def decode_huge_png(data: bytes, factor: int, band_pixels: int = BAND_PIXELS) -> NDArray[Any]:
-    """Pixels as cv2.imdecode gives them unchanged, each the mean of factor x factor; the rest at the edges is cut off.
+    """Pixels as from cv2.IMREAD_UNCHANGED, each the mean of factor x factor pixels; incomplete blocks are cropped.
 
-    A row is stored as its difference to the one above: so every band becomes a small PNG of its own, which begins with
-    the row above it. Raises ValueError if the image is not whole.
+    A PNG may store a row as its difference to the previous row. Every band is therefore decoded as a separate PNG that
+    begins with the last row of the previous band. Raises ValueError if the image is damaged or truncated.
     """
     header = _header(data)
     samples = header.depth // 8 * _CHANNELS[header.colour]
@@ -89,7 +89,7 @@ def _compressed(data: bytes) -> Iterator[bytes]:
 
 
 def _palette(data: bytes) -> NDArray[np.uint8]:
-    """(256, 3) or, with transparency, (256, 4), blue first."""
+    """(256, 3) BGR or, with transparency, (256, 4) BGRA."""
     content = dict(_chunks(data))
     colours = np.frombuffer(content.get(b"PLTE", b"")[:768].ljust(768, b"\0"), np.uint8).reshape(256, 3)[:, ::-1]
     if b"tRNS" not in content:
@@ -114,8 +114,8 @@ def _inflated(inflate: "zlib._Decompress", stream: Iterator[bytes], length: int)
 
 def _decode_rows(header: _Header, filtered: bytes, rows: int) -> NDArray[Any]:
     colour = _GREY if header.colour == _PALETTE else header.colour
-    about = struct.pack(">IIBBBBB", header.width, rows, header.depth, colour, 0, 0, 0)
-    chunks = (b"IHDR", about), (b"IDAT", zlib.compress(filtered, 0)), (b"IEND", b"")
+    header_data = struct.pack(">IIBBBBB", header.width, rows, header.depth, colour, 0, 0, 0)
+    chunks = (b"IHDR", header_data), (b"IDAT", zlib.compress(filtered, 0)), (b"IEND", b"")
     packed = [
         struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(content, zlib.crc32(kind)))
         for kind, content in chunks
@@ -124,7 +124,7 @@ def _decode_rows(header: _Header, filtered: bytes, rows: int) -> NDArray[Any]:
 
 
 def _stored(row: NDArray[Any]) -> bytes:
-    """The samples of a decoded row as a PNG holds them: red first, the higher byte first."""
+    """The samples of a decoded row as a PNG stores them: RGB, big-endian."""
     if row.ndim == 2:
         row = row[:, [2, 1, 0, 3][: row.shape[1]]]
     return row.astype(row.dtype.newbyteorder(">")).tobytes()

@@ -1,18 +1,15 @@
-"""The gallery as one HTML file: pictures inside, a few lines of script, nothing loaded from anywhere."""
+"""The gallery as one self-contained HTML file with embedded pictures and a short script."""
 
 import base64
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from psys.segment.gallery import Cell
 
 _PAGE = Template("""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>Masks of $store</title>
@@ -30,30 +27,30 @@ _PAGE = Template("""<!DOCTYPE html>
   figcaption { margin-top: 4px } small { color: #666; display: block } [hidden] { display: none }
 </style></head><body>
 <h1>Masks of $store</h1>
-<p>$summary Each shows the image, its mask and its foreground; a red frame: the mask is not used. <b>Doubt</b> is the
-mean rank over the figures, from 0, the best of all training images in each of them, to 1, the worst.</p>
+<p>$summary Each item shows the image, its mask and its foreground; a mask in a red frame is not used. <b>Doubt</b> is
+the mean rank over the quality metrics, from 0 (best of all training images in every metric) to 1 (worst).</p>
 <nav>
   <label>Class <select id="class"><option value="">all</option>$options</select></label>
-  <label>Order <select id="order"><option value="doubt">worst first</option>$figures</select></label>
+  <label>Order <select id="order"><option value="doubt">worst first</option>$metrics</select></label>
   <label>Show <select id="which"><option value="">all</option><option value="worst">the worst</option>
     <option value="random">the random ones</option><option value="unusable">not used</option></select></label>
   <output id="count"></output>
 </nav>
 <main>
-$cells
+$items
 </main>
 <script>
   const get = id => document.getElementById(id), main = document.querySelector("main");
-  const cells = [...main.children];
+  const items = [...main.children];
   function show() {
     const label = get("class").value, which = get("which").value, [key, way] = get("order").value.split("/");
     let shown = 0;
-    for (const cell of cells) {
-      cell.hidden = label && cell.dataset.label !== label || which && !cell.classList.contains(which);
-      shown += !cell.hidden;
+    for (const item of items) {
+      item.hidden = label && item.dataset.label !== label || which && !item.classList.contains(which);
+      shown += !item.hidden;
     }
-    const bad = cell => key === "doubt" && cell.classList.contains("unusable") ? 2 : +cell.dataset[key];
-    main.append(...[...cells].sort((a, b) => way === "up" ? bad(a) - bad(b) : bad(b) - bad(a)));
+    const bad = item => key === "doubt" && item.classList.contains("unusable") ? 2 : +item.dataset[key];
+    main.append(...[...items].sort((a, b) => way === "up" ? bad(a) - bad(b) : bad(b) - bad(a)));
     get("count").value = shown + " shown";
   }
   for (const id of ["class", "order", "which"]) get(id).onchange = show;
@@ -63,56 +60,70 @@ $cells
 """)
 
 
-def write_page(
-    cells: Sequence["Cell"], classes: Sequence[str], folder: Path, total: int, unusable: int, picture: int
-) -> None:
-    """Write gallery.html into `folder`, which holds `total` training images, `unusable` of them with a useless mask.
+class GalleryItem(NamedTuple):
+    """One training image with its mask."""
 
-    Pictures are at most `picture` pixels wide or high.
+    row: int  # in the store
+    label: int
+    image: NDArray[np.uint8]  # (H, W, 3) RGB
+    mask: NDArray[np.bool_]  # (H, W)
+    usable: bool
+    metrics: dict[str, float]  # quality metrics, 0..1
+    doubt: float  # 0..1
+    is_random: bool  # drawn at random from the images that are not among the worst
+
+
+def write_page(
+    items: Sequence[GalleryItem], classes: Sequence[str], folder: Path, total: int, unusable: int, picture: int
+) -> None:
+    """Write gallery.html into the store's `folder`.
+
+    total: training images of the store; unusable: those without a usable mask; picture: largest side of an embedded
+    picture in pixels.
     """
-    worst = sum(not cell.is_random for cell in cells)
+    worst = sum(not item.is_random for item in items)
     summary = f"{total:,} training images, {unusable:,} with a mask that is not used. Shown are the {worst:,} worst" + (
-        f" and {len(cells) - worst:,} drawn at random from the others." if worst < len(cells) else "."
+        f" and {len(items) - worst:,} drawn at random from the others." if worst < len(items) else "."
     )
-    labels = sorted({cell.label for cell in cells}, key=lambda label: classes[label])
-    names = list(cells[0].figures) if cells else []
+    labels = sorted({item.label for item in items}, key=lambda label: classes[label])
+    names = list(items[0].metrics) if items else []
     page = _PAGE.substitute(
         store=escape(folder.name),
         summary=summary,
-        rendering="pixelated" if cells and max(cells[0].mask.shape) < picture else "auto",
+        rendering="pixelated" if items and max(items[0].mask.shape) < picture else "auto",
         options="".join(f'<option value="{label}">{escape(classes[label])}</option>' for label in labels),
-        figures="".join(
+        metrics="".join(
             f'<option value="{_key(name)}/{way}">{_words(name)}, {text}</option>'
             for name in names
             for way, text in (("up", "smallest first"), ("down", "largest first"))
         ),
-        cells="\n".join(_figure(cell, classes[cell.label], picture) for cell in cells),
+        items="\n".join(_figure(item, classes[item.label], picture) for item in items),
     )
-    # A name need not be UTF-8.
+    # A class name may contain bytes that are not UTF-8.
     (folder / "gallery.html").write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
-def _figure(cell: "Cell", name: str, picture: int) -> str:
-    kinds = ["random" if cell.is_random else "worst", *([] if cell.usable else ["unusable"])]
-    numbers = {"doubt": cell.doubt, **cell.figures}
+def _figure(item: GalleryItem, name: str, picture: int) -> str:
+    kinds = ["random" if item.is_random else "worst", *([] if item.usable else ["unusable"])]
+    numbers = {"doubt": item.doubt, **item.metrics}
     data = " ".join(f'data-{key.replace("_", "-")}="{value:.4f}"' for key, value in numbers.items())
     shown = ", ".join(f"{_words(key)} {value:.2f}" for key, value in numbers.items())
-    opaque = cell.mask.astype(np.uint8) * 255
-    images = (cell.image, opaque, np.dstack([cell.image, opaque]))
+    opaque = item.mask.astype(np.uint8) * 255
+    images = (item.image, opaque, np.dstack([item.image, opaque]))
     return (
-        f'<figure class="{" ".join(kinds)}" data-label="{cell.label}" {data}>'
+        f'<figure class="{" ".join(kinds)}" data-label="{item.label}" {data}>'
         + "".join(f'<img alt="" src="{_embedded(image, picture)}">' for image in images)
-        + f"<figcaption><b>{escape(name)}</b> #{cell.row}<small>{shown}</small></figcaption></figure>"
+        + f"<figcaption><b>{escape(name)}</b> #{item.row}<small>{shown}</small></figcaption></figure>"
     )
 
 
 def _embedded(image: NDArray[np.uint8], picture: int) -> str:
-    """A data: URI of grey, RGB or RGBA pixels, made smaller if they are more than `picture` a side."""
+    """A data: URI of grey, RGB or RGBA pixels, reduced to at most `picture` pixels a side."""
     scale = picture / max(image.shape[:2])
     if scale < 1:
         image = np.asarray(cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)
     if image.ndim == 3:
-        image = np.concatenate([image[..., 2::-1], image[..., 3:]], axis=2)  # OpenCV has blue first
+        image = np.concatenate([image[..., 2::-1], image[..., 3:]], axis=2)  # OpenCV expects BGR
     _, data = cv2.imencode(".webp", image, [cv2.IMWRITE_WEBP_QUALITY, 90])
     return "data:image/webp;base64," + base64.b64encode(data.tobytes()).decode()
 
@@ -122,6 +133,6 @@ def _words(name: str) -> str:
 
 
 def _key(name: str) -> str:
-    """The name of data-some-figure in a script."""
+    """The name of the attribute data-some-metric in the script's dataset: someMetric."""
     first, *others = name.split("_")
     return first + "".join(part.title() for part in others)

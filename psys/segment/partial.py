@@ -1,4 +1,4 @@
-"""Shards that are done, kept on disk until the store is whole: what an interrupted preparation need not do again."""
+"""Results of finished tasks on disk, so that an interrupted preparation can be resumed."""
 
 import contextlib
 import fcntl
@@ -20,14 +20,14 @@ from safetensors import SafetensorError
 
 from psys.errors import PsysError
 from psys.files import read_bounded
-from psys.segment.shard import Failure, Prepared, Recipe
+from psys.segment.task import Failure, Prepared, Recipe
 
-SHARD_BYTES = 2**30
+RESULT_BYTES = 2**30
 SUFFIX = ".safetensors"
 
 
 class PartialStore:
-    """A folder of finished shards, each a file named by the key of what it was made of and the hash of its content."""
+    """A folder of finished tasks' results; a file's name is the task's key and the hash of the content."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -36,17 +36,17 @@ class PartialStore:
     @classmethod
     @contextmanager
     def opened(cls, folder: Path) -> Iterator[Self]:
-        """The shards in `folder`, made if need be, for this process alone. Raises PsysError if another has it."""
+        """Create or open `folder` and lock it for this process. Raises PsysError if another process holds the lock."""
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "lock").open("wb") as lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with this process, however it ends
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when this process ends
             except OSError:
-                raise PsysError(f"another process is preparing into {folder}: wait for it, or end it") from None
+                raise PsysError(f"another process is preparing into {folder}: wait for it or end it") from None
             yield cls(folder)
 
     def save(self, key: str, prepared: Prepared) -> None:
-        """Write a shard; a file is there whole or not at all."""
+        """Write a task's result atomically."""
         data = safetensors.numpy.save(_columns(prepared))
         name = f"{key}.{_digest(data)}{SUFFIX}"
         unfinished = self.folder / f"{uuid.uuid4().hex}.unfinished"
@@ -55,11 +55,11 @@ class PartialStore:
         self._names[key] = name
 
     def load(self, key: str, recipe: Recipe, count: int) -> Prepared | None:
-        """The shard of `count` images under a key; None if it is not there or not as it was written."""
+        """The result of the task `key` of `count` images; None if it is missing or damaged."""
         if (name := self._names.get(key)) is None:
             return None
         try:
-            data = read_bounded(self.folder / name, SHARD_BYTES)
+            data = read_bounded(self.folder / name, RESULT_BYTES)
             if _digest(data) != name.removeprefix(f"{key}.").removesuffix(SUFFIX):
                 return None
             return _checked(safetensors.numpy.load(data), recipe, count)
@@ -67,7 +67,7 @@ class PartialStore:
             return None
 
     def remove(self) -> None:
-        """Delete all that was kept, that of other settings too."""
+        """Delete the folder, including results for other settings."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _found(self) -> Iterator[tuple[str, str]]:
@@ -96,7 +96,7 @@ def _columns(prepared: Prepared) -> dict[str, NDArray[Any]]:
 
 
 def _checked(columns: dict[str, Any], recipe: Recipe, count: int) -> Prepared:
-    """Raises ValueError for columns that are no shard of `count` images."""
+    """The result with these columns. Raises ValueError if they do not fit a task of `count` images."""
     for name in ("images", "masks"):
         if (ends := columns.pop(f"{name}_ends", None)) is not None:
             data = columns[name].tobytes()

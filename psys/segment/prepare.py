@@ -1,4 +1,4 @@
-"""`psys prepare`: a source of images -> a prepared store, segmented by Ray actors."""
+"""`psys prepare`: prepare a source of images into a store, with segmentation by Ray actors."""
 
 import hashlib
 import itertools
@@ -19,8 +19,8 @@ from rich.console import Console
 from psys.config import Config
 from psys.data.dataset import Dataset
 from psys.data.folders import new_folder
-from psys.data.named import SAMPLE, place_of, store_name
 from psys.data.source import open_source
+from psys.data.source_name import SAMPLE, source_location, store_name
 from psys.data.store import MANIFEST, PREPARED_FROM, PreparedStore
 from psys.data.writer import StoreWriter
 from psys.errors import PsysError
@@ -29,66 +29,66 @@ from psys.segment.boxes import read_boxes
 from psys.segment.gallery import draw_gallery
 from psys.segment.grabcut import SegmentConfig
 from psys.segment.partial import PartialStore
-from psys.segment.plan import Piece, Plan
+from psys.segment.plan import Plan, PlannedTask
 from psys.segment.quality import QUALITY, GateConfig, is_usable
-from psys.segment.report import progress, say
-from psys.segment.shard import Prepared, Recipe, Shard
+from psys.segment.report import print_line, progress
+from psys.segment.task import ImageTask, Prepared, Recipe
 
 SKIPPED_SHOWN, SKIPPED_IN_MANIFEST = 20, 100
 QUARANTINE = "quarantine.jsonl"
 DENSE_BYTES = 8 * 2**30
-ALGORITHM = "grabcut-3"  # raised when the same image would get another mask
+ALGORITHM = "grabcut-3"  # changed whenever the same image would get another mask
 
 
 def _one_folder(name: str) -> str:
     if name in ("", ".", "..") or "/" in name:
-        raise ValueError("expected the name of one folder, below that of --stores")
+        raise ValueError("expected the name of one folder inside --stores")
     return name
 
 
 class PrepareConfig(Config):
-    """Prepare a source for training: decode, resize, cut out the foreground, and write the store."""
+    """Prepare a source for training: decode, resize and segment its images, and write a store."""
 
     source: Annotated[str, Field(min_length=1)] = SAMPLE
     """sample, cifar10 (once fetched), a CIFAR-10 archive or folder, or a folder: class folders, Parquet files, tars."""
     stores: Path = Path("stores")
-    """Folder of the prepared stores."""
+    """Folder for prepared stores."""
     name: Annotated[str, AfterValidator(_one_folder)] | None = None
-    """Name of the store (default: that of the source)."""
+    """Name of the store (default: the name of the source)."""
     datasets: Path = Path("datasets")
-    """Folder of the fetched datasets."""
+    """Folder for fetched datasets."""
     image_size: Annotated[int, Field(ge=8, le=1024)] = 32
     """Height and width of the stored images in pixels."""
     layout: Literal["auto", "dense", "encoded"] = "auto"
-    """dense: pixels; encoded: JPEGs, decoded by the workers; auto: dense as long as that takes 8 GiB at most."""
+    """dense: pixels; encoded: JPEGs, decoded by the workers; auto: dense if the store takes at most 8 GiB."""
     stored_side: Annotated[int, Field(ge=8, le=4096)] | None = None
-    """Short side of images in an encoded store in pixels, larger ones are reduced to it (default: image_size)."""
+    """Largest shorter side, in pixels, of the images in an encoded store (default: image_size)."""
     test_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Share of each class held out as test, where a folder has no test/ or val/."""
+    """Share of each class held out as test, if a folder has no test/ or val/."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of the held-out choice."""
+    """Seed of the held-out selection."""
     segment: SegmentConfig = SegmentConfig()
-    """How the foreground is found."""
+    """How images are segmented."""
     boxes: Path | None = None
-    """Known boxes: CSV or JSON Lines with file (under the source's root), left, top, right, bottom in stored pixels."""
+    """Boxes of objects: CSV or JSON Lines with file (relative to the source), left, top, right, bottom in pixels."""
     gate: GateConfig = GateConfig()
     """Which masks count as degenerate."""
     actors: Annotated[int, Field(ge=1)] | None = None
-    """Ray actors, one core each (default: the cores of this machine, or of the cluster)."""
+    """Number of Ray actors, one core each (default: all cores of this machine or of the cluster)."""
     ray_address: str | None = None
-    """HOST:PORT of a running Ray cluster (default: a local Ray); its nodes need psys and the image files."""
+    """HOST:PORT of a running Ray cluster whose nodes have psys and the image files (default: a local Ray)."""
     on_error: Literal["skip", "fail"] = "skip"
-    """An unreadable image is named, skipped and counted, or ends the preparation."""
+    """skip: report, skip and count an unreadable image; fail: end the preparation."""
     gallery: bool = False
-    """Make gallery.html and gallery.png in the store: images, masks and foregrounds, the worst first."""
+    """Write gallery.html and gallery.png into the store: images, masks and foregrounds, the worst first."""
     force: bool = False
-    """Prepare even if the store exists, and replace it."""
+    """Replace an existing store."""
 
 
 def prepare(config: PrepareConfig) -> Path:
-    """Path of the prepared store; an equal one (same source content, same settings) that exists already is kept.
+    """Prepare a store and return its path; an existing store of the same source and settings is kept.
 
-    Raises PsysError for a source that cannot be read, a name taken by another store, or a class left without images.
+    Raises PsysError for an unreadable source, a name used by a different store, or a class without readable images.
     """
     console = Console()
     dataset = open_source(config.source, config.datasets, config.test_share, config.seed)
@@ -97,12 +97,12 @@ def prepare(config: PrepareConfig) -> Path:
     made_of = _made_of(dataset, config, recipe)
     if path.exists() and not config.force:
         _check_same(path, made_of)
-        say(console, f"{path} is prepared already")
+        print_line(console, f"{path} is already prepared")
     else:
         _build(dataset, config, recipe, path, made_of, console)
     if config.gallery:
-        picture = draw_gallery(PreparedStore.open(path), config.seed)
-        say(console, f"gallery: {picture}")
+        page = draw_gallery(PreparedStore.open(path), config.seed)
+        print_line(console, f"gallery: {page}")
     return path
 
 
@@ -117,7 +117,7 @@ def _recipe(dataset: Dataset, config: PrepareConfig) -> Recipe:
 
 
 def _made_of(dataset: Dataset, config: PrepareConfig, recipe: Recipe) -> dict[str, Any]:
-    """All that decides the content of a store."""
+    """Everything that determines the content of a store."""
     return {
         "source": {
             "name": dataset.name,
@@ -139,12 +139,12 @@ def _made_of(dataset: Dataset, config: PrepareConfig, recipe: Recipe) -> dict[st
 
 def _check_same(path: Path, made_of: dict[str, Any]) -> None:
     manifest = PreparedStore.open(path).manifest
-    for part, wanted in made_of.items():
-        made = manifest.get(part)
-        changed = [key for key, value in wanted.items() if not isinstance(made, dict) or made.get(key) != value]
+    for part, expected in made_of.items():
+        found = manifest.get(part)
+        changed = [key for key, value in expected.items() if not isinstance(found, dict) or found.get(key) != value]
         if changed:
             raise PsysError(
-                f"{path} was prepared from another {part} ({', '.join(changed)} differ): "
+                f"{path} was prepared with another {part} ({', '.join(changed)} differ): "
                 "choose another --name, or replace it with --force"
             )
 
@@ -158,88 +158,88 @@ def _build(
     boxes = read_boxes(config.boxes) if config.boxes else {}
     plan = Plan(dataset, boxes, recipe, f"{ALGORITHM}, OpenCV {version('opencv-python-headless')}")
     if config.boxes:
-        say(console, f"{plan.boxed} of {plan.images} images have a box")
-    say(console, f"preparing {plan.images} images of {config.source}: GrabCut by Ray actors ...")
+        print_line(console, f"{plan.boxed} of {plan.images} images have a box")
+    print_line(console, f"preparing {plan.images} images of {config.source}: GrabCut by Ray actors ...")
     with PartialStore.opened(path.parent / f".{path.name}.shards") as partial:
         _prepare_missing(plan, partial, config, console)
         with new_folder(path) as folder:
             reports = _assemble(plan, partial, config, folder, made_of)
         partial.remove()
-        for state in ("partial", "old"):  # of runs that were killed
+        for state in ("partial", "old"):  # left by a killed process
             for left in path.parent.glob(f".{escape(path.name)}.????????.{state}"):
                 shutil.rmtree(left, ignore_errors=True)
     for split, report in reports.items():
-        say(
+        print_line(
             console,
             f"{split}: {report.count} images, {len(report.skipped)} skipped, "
             f"{report.degenerate_share:.1%} degenerate masks (not used as foreground)",
         )
-    say(console, f"{path} written in {time.monotonic() - start:.0f} s")
+    print_line(console, f"{path} written in {time.monotonic() - start:.0f} s")
 
 
 def _prepare_missing(plan: Plan, partial: PartialStore, config: PrepareConfig, console: Console) -> None:
-    """Every shard of the plan into the partial store, unless it is there already."""
-    shards, images = [0, 0], [0, 0]  # reused, done
+    """Prepare every task of the plan that has no result in the partial store."""
+    tasks, images = [0, 0], [0, 0]  # reused, done now
     shown = 0
 
-    def settle(piece: Piece, prepared: Prepared, reused: bool) -> None:
+    def record(planned: PlannedTask, prepared: Prepared, reused: bool) -> None:
         nonlocal shown
-        shards[not reused] += 1
-        images[not reused] += piece.rows
-        counter.count(piece.rows, reused)
+        tasks[not reused] += 1
+        images[not reused] += planned.rows
+        counter.count(planned.rows, reused)
         for failure in prepared.failures:
-            line = f"{plan.name(piece, failure.row)}: {failure.reason}"
+            line = f"{plan.name(planned, failure.row)}: {failure.reason}"
             if config.on_error == "fail":
-                raise PsysError(f"cannot prepare image {line} (--on-error skip leaves such images out)")
+                raise PsysError(f"cannot prepare image {line} (--on-error skip omits such images)")
             shown += 1
             if shown <= SKIPPED_SHOWN:
-                say(console, f"skipped {line}")
+                print_line(console, f"skipped {line}")
 
-    def missing() -> Iterator[tuple[Piece, Shard]]:
-        for piece in plan:
-            prepared = partial.load(piece.key, plan.recipe, piece.rows)
-            if prepared is not None and all(failure.lasting for failure in prepared.failures):
-                settle(piece, prepared, reused=True)
+    def missing() -> Iterator[tuple[PlannedTask, ImageTask]]:
+        for planned in plan:
+            prepared = partial.load(planned.key, plan.recipe, planned.rows)
+            if prepared is not None and all(failure.permanent for failure in prepared.failures):
+                record(planned, prepared, reused=True)
             else:
-                yield piece, plan.shard(piece)
+                yield planned, plan.load(planned)
 
     with progress(plan.images, console) as counter:
-        waiting = missing()
-        if first := next(waiting, None):
+        remaining = missing()
+        if first := next(remaining, None):
             with ray_session(config.actors, config.ray_address) as actors:
-                pool = Pool(min(actors, len(plan)), plan.recipe, lambda line: say(console, line))
-                for piece, prepared in pool.prepare(itertools.chain([first], waiting)):
-                    partial.save(piece.key, prepared)
-                    settle(piece, prepared, reused=False)
+                pool = Pool(min(actors, len(plan)), plan.recipe, lambda line: print_line(console, line))
+                for planned, prepared in pool.prepare(itertools.chain([first], remaining)):
+                    partial.save(planned.key, prepared)
+                    record(planned, prepared, reused=False)
             if pool.deaths:
-                say(console, f"{pool.deaths} times an actor died and its shard was prepared by another")
-    say(
+                print_line(console, f"{pool.deaths} actors died; other actors repeated their tasks")
+    print_line(
         console,
-        f"{shards[1]} shards ({images[1]} images) done, {shards[0]} shards ({images[0]} images) were done before",
+        f"{tasks[1]} tasks ({images[1]} images) done, {tasks[0]} tasks ({images[0]} images) were done before",
     )
 
 
 def _assemble(
     plan: Plan, partial: PartialStore, config: PrepareConfig, folder: Path, made_of: dict[str, Any]
 ) -> dict[str, "_Report"]:
-    """Write the store from the shards, in the order of the data set."""
+    """Write the store from the tasks' results, in the order of the data set."""
     dataset = plan.dataset
     square = (config.image_size, config.image_size)
     writer = StoreWriter(folder, tuple(dataset.splits), square, QUALITY, plan.recipe.layout)
     reports = {split: _Report(len(dataset.classes)) for split in dataset.splits}
-    for piece in plan:
-        prepared = partial.load(piece.key, plan.recipe, piece.rows)
+    for planned in plan:
+        prepared = partial.load(planned.key, plan.recipe, planned.rows)
         if prepared is None:
-            raise PsysError(f"a shard in {partial.folder} was damaged after it was written: run the command again")
-        labels = dataset.splits[piece.split].labels[piece.first + prepared.rows]
+            raise PsysError(f"a result in {partial.folder} was damaged after it was written: run the command again")
+        labels = dataset.splits[planned.split].labels[planned.first + prepared.rows]
         usable = is_usable(prepared.quality, config.gate)
-        writer.append(piece.split, prepared.images, labels, prepared.masks, prepared.quality, usable)
-        skipped = [{"file": plan.name(piece, failure.row), "reason": failure.reason} for failure in prepared.failures]
-        reports[piece.split].add(labels, usable, skipped)
+        writer.append(planned.split, prepared.images, labels, prepared.masks, prepared.quality, usable)
+        skipped = [{"file": plan.name(planned, failure.row), "reason": failure.reason} for failure in prepared.failures]
+        reports[planned.split].add(labels, usable, skipped)
     for split, report in reports.items():
         for label, count in enumerate(report.per_class):
             if count == 0:
-                raise PsysError(f"class '{dataset.classes[label]}' has no readable image left for {split}")
+                raise PsysError(f"class '{dataset.classes[label]}' has no readable image for {split}")
     lines = [json.dumps({"split": split, **entry}) for split, report in reports.items() for entry in report.skipped]
     if lines:
         (folder / QUARANTINE).write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -247,14 +247,14 @@ def _assemble(
         dataset.classes,
         {split: report.summary() for split, report in reports.items()},
         **made_of,
-        **{PREPARED_FROM: place_of(config.source)},  # not in what it is made of: a data set that was moved is the same
+        **{PREPARED_FROM: source_location(config.source)},  # a moved data set still has the same content
         libraries={name: version(name) for name in ("numpy", "opencv-python-headless", "ray")},
     )
     return reports
 
 
 class _Report:
-    """Counts of one split while it is written."""
+    """Counts for one split."""
 
     def __init__(self, classes: int) -> None:
         self.per_class = np.zeros(classes, np.int64)
@@ -279,5 +279,5 @@ class _Report:
             "per_class": self.per_class.tolist(),
             "degenerate_share": self.degenerate_share,
             "skipped_count": len(self.skipped),
-            "skipped": self.skipped[:SKIPPED_IN_MANIFEST],  # all of them are in quarantine.jsonl
+            "skipped": self.skipped[:SKIPPED_IN_MANIFEST],  # quarantine.jsonl has the complete list
         }

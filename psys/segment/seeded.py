@@ -1,27 +1,28 @@
-"""The `seeded` strategy: GrabCut (Rother, Kolmogorov, Blake 2004) seeded in the middle instead of by a box.
+"""The `seeded` strategy: GrabCut (Rother, Kolmogorov, Blake 2004) initialised at the centre instead of with a box.
 
-GrabCut knows colours, not places: where an object resembles its surroundings it shrinks to whatever was declared sure
-foreground, and a box around a small image mostly leaves nothing at all. So the start is a wide sure core, from which
-the colour model learns most of the object, and only then a narrow one, which lets go of background seen within the
-wide core. Where that second cut loses most of the first, colour does not tell the two apart and the first one stands.
+GrabCut models colours, not positions: an object that resembles its background shrinks to the pixels declared as sure
+foreground, and a box around a small image often gives an empty mask. The first cut therefore has a wide core of sure
+foreground, from which the colour model learns most of the object. The second cut has a narrow core and can release
+background pixels inside the wide one. If the second cut loses most of the first, the colours do not separate object and
+background, and the first cut is kept.
 """
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-# Radii in units of the image's sides, the border's thickness in units of the shorter one.
+# Radii as a share of the image's sides; the border's thickness as a share of the shorter side.
 PROBABLE_RADIUS = 0.42
 WIDE_CORE, NARROW_CORE = 0.22, 0.10
 BORDER = 0.03
-SHRUNK = 0.4  # the narrow cut must keep this share of the wide one
+SHRUNK = 0.4  # the second cut is used if it has at least this share of the first
 
 
 def find(image: NDArray[np.uint8], iterations: int) -> NDArray[np.bool_]:
-    """Foreground (H, W) of an RGB image (H, W, 3), by two cuts of that many iterations."""
+    """Foreground (H, W) of an RGB image (H, W, 3) by two cuts of `iterations` iterations each."""
     radius = _radius(*image.shape[:2])
     frame = max(1, round(BORDER * min(image.shape[:2])))
-    models = np.zeros((1, 65)), np.zeros((1, 65))  # background and foreground, carried from cut to cut
+    models = np.zeros((1, 65)), np.zeros((1, 65))  # background and foreground, kept between the cuts
     cv2.setRNGSeed(0)
 
     wide = _cut(image, radius < PROBABLE_RADIUS, radius < WIDE_CORE, frame, models, iterations, cv2.GC_INIT_WITH_MASK)
@@ -31,7 +32,7 @@ def find(image: NDArray[np.uint8], iterations: int) -> NDArray[np.bool_]:
 
 
 def _radius(height: int, width: int) -> NDArray[np.float64]:
-    """Distance of each pixel from the centre in units of the sides, (H, W)."""
+    """Distance of each pixel from the centre as a share of the sides, (H, W)."""
     y, x = np.mgrid[:height, :width]
     return np.asarray(np.hypot((x + 0.5) / width - 0.5, (y + 0.5) / height - 0.5))
 
@@ -53,10 +54,10 @@ def _cut(
 
 
 def _refine(mask: NDArray[np.bool_], core: NDArray[np.bool_], frame: int) -> NDArray[np.bool_]:
-    """The parts in the middle and the largest part, smoothed and without holes."""
-    # The frame was background by decree: what reaches it reaches the image's edge, else no mask could be too large.
-    whole = np.pad(mask[frame:-frame, frame:-frame], frame, mode="edge")
-    smooth = cv2.medianBlur(whole.astype(np.uint8), 3)
+    """The components in the core and the largest component, smoothed and without holes."""
+    # The frame was set to background: foreground that touches the frame is extended to the image's edge.
+    extended = np.pad(mask[frame:-frame, frame:-frame], frame, mode="edge")
+    smooth = cv2.medianBlur(extended.astype(np.uint8), 3)
     _, parts, stats, _ = cv2.connectedComponentsWithStats(smooth, connectivity=4)
     areas = stats[:, cv2.CC_STAT_AREA]
     areas[0] = 0  # the background

@@ -10,7 +10,7 @@ import time
 from functools import partial
 
 from psys.cluster.processes import kill_when_parent_ends
-from psys.data.named import CIFAR10, SAMPLE, place_of
+from psys.data.source_name import CIFAR10, SAMPLE, source_location
 from psys.data.store import PREPARED_FROM, PreparedStore
 from psys.errors import PsysError, say
 from psys.training.settings import TrainingConfig
@@ -49,7 +49,7 @@ def check_source(config: TrainingConfig, store: PreparedStore) -> None:
     if "store" in config.model_fields_set or config.source is None:
         return
     place = store.manifest.get(PREPARED_FROM)  # an older store does not have it
-    if place not in (None, place_of(config.source)) and (place in (SAMPLE, CIFAR10) or os.path.exists(place)):
+    if place not in (None, source_location(config.source)) and (place in (SAMPLE, CIFAR10) or os.path.exists(place)):
         raise PsysError(
             f"{config.store} was prepared from {place}, not from {config.source}: "
             f"say --store {config.store} to use it all the same, or give another --store to be prepared"

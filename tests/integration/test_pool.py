@@ -9,7 +9,7 @@ import pytest
 
 from psys.data.sample import read_sample
 from psys.segment.actors import Pool, ray_session
-from psys.segment.shard import Failure, Recipe, Shard, prepare_shard
+from psys.segment.task import Failure, ImageTask, Recipe, prepare_images
 
 KILLS = 1
 
@@ -30,12 +30,12 @@ def actor_processes() -> list[psutil.Process]:
     return [child for child in psutil.Process().children(recursive=True) if child.name().startswith("ray::Segmenter")]
 
 
-def test_killed_actors_cost_nothing_and_a_deadly_image_only_itself(images) -> None:
+def test_killed_actors_are_replaced_and_a_crashing_image_is_a_failure(images) -> None:
     recipe = Recipe(32)
     deadly: Any = Deadly()
-    shards = {str(first): Shard(tuple(images[first : first + 5])) for first in range(0, 40, 5)}
-    expected = {key: prepare_shard(shard, recipe) for key, shard in shards.items()}
-    shards["10"] = Shard((*images[10:12], deadly, *images[13:15]))
+    shards = {str(first): ImageTask(tuple(images[first : first + 5])) for first in range(0, 40, 5)}
+    expected = {key: prepare_images(shard, recipe) for key, shard in shards.items()}
+    shards["10"] = ImageTask((*images[10:12], deadly, *images[13:15]))
     kills = 0
     results = {}
 
@@ -56,4 +56,4 @@ def test_killed_actors_cost_nothing_and_a_deadly_image_only_itself(images) -> No
         np.testing.assert_array_equal(prepared.images, expected[key].images[kept])
         np.testing.assert_array_equal(prepared.masks, expected[key].masks[kept])
         np.testing.assert_array_equal(prepared.quality, expected[key].quality[kept])
-    assert results["10"].failures == (Failure(2, "2 actors died while they prepared it", lasting=False),)
+    assert results["10"].failures == (Failure(2, "2 actors died while they prepared it", permanent=False),)

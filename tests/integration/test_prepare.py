@@ -17,15 +17,15 @@ import numpy as np
 import psutil
 import pytest
 
-from psys.data.named import place_of
 from psys.data.sample import read_sample
 from psys.data.source import open_source
+from psys.data.source_name import source_location
 from psys.data.store import PreparedStore
 from psys.errors import PsysError
 from psys.segment.grabcut import Box, SegmentConfig
 from psys.segment.plan import Plan
 from psys.segment.prepare import PrepareConfig, prepare
-from psys.segment.shard import Recipe
+from psys.segment.task import Recipe
 from tests.support.processes import wait_until
 
 SHARDS = 9  # of 8 of the photographs, the last of each split of fewer
@@ -98,7 +98,9 @@ def _listening_addresses(pids: set[int]) -> list[IPv4Address | IPv6Address]:
     return found
 
 
-def test_one_and_two_actors_make_the_same_store_and_leave_no_ray_behind(photos, undisturbed, tmp_path, capfd):
+def test_one_and_two_actors_prepare_the_same_store(
+    photos: Path, undisturbed: PreparedStore, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     before, one = ray_processes(), undisturbed
     config = PrepareConfig(source=str(photos), stores=tmp_path, actors=2, gallery=True)
 
@@ -121,7 +123,7 @@ def test_one_and_two_actors_make_the_same_store_and_leave_no_ray_behind(photos, 
     assert "1 skipped" in said.out
     assert said.err == ""
     assert one.manifest["source"]["origin"] == "folder photos"
-    assert one.manifest["prepared_from"] == place_of(str(photos))
+    assert one.manifest["prepared_from"] == source_location(str(photos))
     assert set(one.manifest["libraries"]) == {"numpy", "opencv-python-headless", "ray"}
     assert one.manifest["splits"]["test"]["per_class"] == [4, 4, 4]
     assert sum(one.manifest["splits"][split]["count"] for split in ("train", "test")) == 60
@@ -130,12 +132,12 @@ def test_one_and_two_actors_make_the_same_store_and_leave_no_ray_behind(photos, 
 
     capfd.readouterr()
     prepare(config.model_copy(update={"gallery": False}))
-    assert "prepared already" in capfd.readouterr().out
+    assert "already prepared" in capfd.readouterr().out
     with pytest.raises(PsysError, match=r"another settings \(image_size differ"):
         prepare(config.model_copy(update={"image_size": 24}))
 
 
-def test_an_unreadable_image_is_fatal_by_setting_and_leaves_no_store(photos, tmp_path):
+def test_unreadable_image_ends_the_preparation_with_on_error_fail(photos: Path, tmp_path: Path) -> None:
     before = ray_processes()
 
     with pytest.raises(PsysError, match=r"cannot prepare image ship/broken\.png: the file ends too early"):
@@ -145,7 +147,7 @@ def test_an_unreadable_image_is_fatal_by_setting_and_leaves_no_store(photos, tmp
     assert ray_processes() <= before
 
 
-def test_a_class_with_no_readable_image_is_named(tmp_path):
+def test_class_without_readable_images_is_rejected(tmp_path: Path) -> None:
     source = tmp_path / "source"
     for split in ("train", "test"):
         for name in ("cat", "dog"):
@@ -153,11 +155,11 @@ def test_a_class_with_no_readable_image_is_named(tmp_path):
             cv2.imwrite(str(source / split / name / "a.png"), read_sample().test.images[0])
     (source / "test" / "dog" / "a.png").write_text("broken")
 
-    with pytest.raises(PsysError, match="class 'dog' has no readable image left for test"):
+    with pytest.raises(PsysError, match="class 'dog' has no readable image for test"):
         prepare(PrepareConfig(source=str(source), stores=tmp_path / "stores", actors=1))
 
 
-def test_an_address_without_a_cluster_is_named(tmp_path):
+def test_address_without_a_cluster_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(PsysError, match=r"nothing answers at ray_address 127\.0\.0\.1:9"):
         prepare(PrepareConfig(stores=tmp_path, ray_address="127.0.0.1:9"))
 
@@ -185,9 +187,9 @@ def shards_done(stores: Path, name: str) -> int:
     return len([*stores.glob(f".{name}.shards/*.safetensors")])
 
 
-def test_a_killed_preparation_leaves_no_process_and_the_next_does_only_what_is_missing(
-    photos, undisturbed, tmp_path, capfd
-):
+def test_killed_preparation_is_cleaned_up_and_resumed(
+    photos: Path, undisturbed: PreparedStore, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     stores = tmp_path / "killed"
     flags = ["--source", photos, "--actors", 2]
     with preparing(stores, *flags) as process:
@@ -206,7 +208,7 @@ def test_a_killed_preparation_leaves_no_process_and_the_next_does_only_what_is_m
     resumed = PreparedStore.open(prepare(config))
     said = capfd.readouterr().out
 
-    done, reused = re.findall(r"(\d+) shards \(\d+ images\)", said)
+    done, reused = re.findall(r"(\d+) tasks \(\d+ images\)", said)
     assert (int(done), int(reused)) == (SHARDS - kept, kept)
     resumed.verify()
     assert resumed.manifest == undisturbed.manifest
@@ -214,7 +216,7 @@ def test_a_killed_preparation_leaves_no_process_and_the_next_does_only_what_is_m
     assert [entry.name for entry in stores.iterdir()] == ["photos"]
 
 
-def test_shards_of_other_settings_or_of_a_changed_file_are_not_taken_over(photos, tmp_path):
+def test_task_keys_change_with_settings_and_files(photos: Path, tmp_path: Path) -> None:
     """Keys tell them apart: no Ray is needed to see it."""
     dataset = open_source(str(photos), tmp_path, 0.2, 0)
     recipe = Recipe(32)
@@ -238,7 +240,7 @@ def test_shards_of_other_settings_or_of_a_changed_file_are_not_taken_over(photos
         keys(boxes={"cat/nowhere.png": Box(1, 1, 9, 9)})
 
 
-def test_ray_listens_on_loopback_only_and_ctrl_c_ends_it_without_a_half_store(tmp_path):
+def test_ray_listens_on_loopback_and_interrupt_leaves_no_partial_store(tmp_path: Path) -> None:
     before = ray_processes()
     with preparing(tmp_path, "--actors", 1) as process:
         wait_until(lambda: shards_done(tmp_path, "sample") > 0, "a finished shard")

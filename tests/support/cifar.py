@@ -1,4 +1,4 @@
-"""Small CIFAR-10 files in both published layouts, made from real images of the sample."""
+"""Small CIFAR-10 files in both published formats, made from images of the sample."""
 
 import pickle
 import pickletools
@@ -6,17 +6,20 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
+
+from psys.data.dataset import Dataset
 
 BATCHES = [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]
 PER_BATCH = 10
 
 
-def _planes(images):
+def _planes(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return images.transpose(0, 3, 1, 2).reshape(len(images), -1)
 
 
-def as_python_2_would(batch: dict[bytes, object]) -> bytes:
-    """The published batches are pickles of Python 2: its strings are bytes, and numpy had another module."""
+def pickled_by_python_2(batch: object) -> bytes:
+    """Pickle a batch like the published ones: by Python 2, whose strings are bytes, with numpy's old module name."""
     data = pickle.dumps(batch, protocol=3)
     data = data.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
     string = {"SHORT_BINBYTES": b"U", "BINBYTES": b"T"}
@@ -28,16 +31,23 @@ def as_python_2_would(batch: dict[bytes, object]) -> bytes:
     return bytes(edited)
 
 
-def python_batch(images, labels) -> bytes:
-    return as_python_2_would({b"batch_label": b"b", b"labels": labels.tolist(), b"data": _planes(images)})
+def python_batch(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> bytes:
+    return pickled_by_python_2({b"batch_label": b"b", b"labels": labels.tolist(), b"data": _planes(images)})
 
 
-def binary_batch(images, labels) -> bytes:
+def binary_batch(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> bytes:
     return np.concatenate([labels[:, None].astype(np.uint8), _planes(images)], axis=1).tobytes()
 
 
 def pack(folder: Path, archive: Path) -> Path:
-    """A .tar.gz of the folder, as the published archives are."""
+    """Write a .tar.gz of the folder, like the published archives."""
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(folder, arcname=folder.name)
     return archive
+
+
+def check_dataset(dataset: Dataset) -> None:
+    """Assert that every split has images of CIFAR-10's shape and valid labels."""
+    for split in dataset.splits.values():
+        assert np.asarray(split.images).shape == (len(split.labels), 32, 32, 3)
+        assert 0 <= split.labels.min() <= split.labels.max() < 10

@@ -1,4 +1,4 @@
-"""Small data sets packed into files, of real images: Parquet as Hugging Face writes it, tars as WebDataset does."""
+"""Small Parquet files (Hugging Face) and tars (WebDataset) of real images."""
 
 import io
 import json
@@ -7,29 +7,23 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
 from psys.data.sample import read_sample
+from tests.support.images import encoded, pixels_of
 
 SAMPLE = read_sample()
 CLASSES = SAMPLE.classes
 
 
-def encoded(image: np.ndarray, suffix: str = ".png") -> bytes:
-    done, data = cv2.imencode(suffix, image[..., ::-1])
-    assert done
-    return data.tobytes()
-
-
-def some(per_class: int, first: int = 0, classes: int = 10) -> tuple[np.ndarray, np.ndarray]:
-    """Real images and labels, class by class in turn."""
+def sample_images(per_class: int, first: int = 0, classes: int = 10) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels of the sample, alternating between the classes."""
     train = SAMPLE.train
     rows = [np.flatnonzero(train.labels == label)[first : first + per_class] for label in range(classes)]
     order = np.stack(rows, axis=1).ravel()
-    return np.asarray(train.images)[order], train.labels[order]
+    return pixels_of(train)[order], train.labels[order]
 
 
 def write_parquet(
@@ -41,7 +35,7 @@ def write_parquet(
     rows: int = 100,
     plain: bool = False,
 ) -> Path:
-    """A Parquet file with `rows` to a row group; `plain`: images as bytes and not as structures."""
+    """Write a Parquet file with `rows` rows per row group; plain: images are bytes instead of structs."""
     cells: list[Any] = list(images)
     if not plain:
         cells = [{"bytes": data, "path": f"{number}.png"} for number, data in enumerate(cells)]
@@ -55,14 +49,20 @@ def write_parquet(
     return path
 
 
-def write_tar(path: Path, members: Iterable[tuple[str, bytes]], mtime: float = 0) -> Path:
+def tar_bytes(members: Iterable[tuple[str, bytes]], mtime: float = 0, tar_format: int = tarfile.PAX_FORMAT) -> bytes:
     """A tar of members in order."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tar_format) as tar:
         for name, data in members:
             member = tarfile.TarInfo(name)
-            member.size, member.mtime = len(data), mtime
+            member.size, member.mtime = len(data), mtime  # type: ignore[assignment]
             tar.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def write_tar(path: Path, members: Iterable[tuple[str, bytes]], mtime: float = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(tar_bytes(members, mtime))
     return path
 
 

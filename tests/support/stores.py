@@ -6,14 +6,14 @@ import numpy as np
 
 from psys.data.dataset import DatasetSplit
 from psys.data.sample import read_sample
-from psys.data.store import Layout, PreparedStore
+from psys.data.store import PreparedStore, StoreLayout
 from psys.data.writer import StoreWriter
 from psys.segment.quality import QUALITY, GateConfig, is_usable
-from psys.segment.shard import Recipe, Shard, prepare_shard
+from psys.segment.task import ImageTask, Recipe, prepare_images
 
 
 def write_small_store(
-    folder: Path, train_per_class: int = 16, test_per_class: int = 4, layout: Layout = "dense"
+    folder: Path, train_per_class: int = 16, test_per_class: int = 4, layout: StoreLayout = "dense"
 ) -> PreparedStore:
     """Write some of every class of the embedded sample, with masks, to `folder`."""
     sample = read_sample()
@@ -21,7 +21,7 @@ def write_small_store(
     writer = StoreWriter(folder, ["train", "test"], (32, 32), QUALITY, layout)
     for name, split, count in (("train", sample.train, train_per_class), ("test", sample.test, test_per_class)):
         images, labels = _some_of_each_class(split, count)
-        done = prepare_shard(Shard(images), Recipe(32, layout))
+        done = prepare_images(ImageTask(images), Recipe(32, layout))
         writer.append(name, done.images, labels, done.masks, done.quality, is_usable(done.quality, GateConfig()))
     writer.close(sample.classes, {"train": {}, "test": {}}, source="a part of the sample")
     return PreparedStore.open(folder)

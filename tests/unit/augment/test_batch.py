@@ -38,7 +38,7 @@ def sample(images: Tensor) -> Sample:
     return Sample(images.clone())
 
 
-def test_normalise_has_the_right_numbers_and_layout(images: Tensor) -> None:
+def test_normalise_values_and_memory_format(images: Tensor) -> None:
     result = normalise(images, MEAN, STD)
     assert result.dtype == torch.float32
     assert result.is_contiguous(memory_format=torch.channels_last)
@@ -48,7 +48,7 @@ def test_normalise_has_the_right_numbers_and_layout(images: Tensor) -> None:
     assert result.std() == pytest.approx(1, abs=0.1)
 
 
-def test_all_off_is_exactly_the_normalisation(sample: Sample) -> None:
+def test_augment_without_transforms_is_normalise(sample: Sample) -> None:
     views, labels = sample.augment(**OFF)
     assert torch.equal(views, normalise(sample.images, MEAN, STD))
     assert torch.equal(labels, sample.labels)
@@ -63,20 +63,20 @@ EVERYTHING: dict[str, Any] = {
 }
 
 
-def test_same_seed_same_views_other_seed_other_views(sample: Sample) -> None:
+def test_views_depend_on_the_seed(sample: Sample) -> None:
     views = sample.augment(seed=1, **EVERYTHING)[0]
     assert torch.equal(views, sample.augment(seed=1, **EVERYTHING)[0])
     assert not torch.equal(views, sample.augment(seed=2, **EVERYTHING)[0])
 
 
-def test_inputs_stay_as_they_were(sample: Sample) -> None:
+def test_inputs_are_not_changed(sample: Sample) -> None:
     before = [tensor.clone() for tensor in (sample.images, sample.labels, sample.packed, sample.usable)]
     sample.augment(**EVERYTHING)
     for then, now in zip(before, (sample.images, sample.labels, sample.packed, sample.usable), strict=True):
         assert torch.equal(then, now)
 
 
-def test_views_are_independent_and_keep_their_labels(sample: Sample) -> None:
+def test_views_are_independent_with_equal_labels(sample: Sample) -> None:
     views, labels = sample.augment(views=4)
     count = len(sample.images)
     assert views.shape == (4 * count, 3, 32, 32)
@@ -111,7 +111,9 @@ def kinds(sample: Sample, views: Tensor) -> tuple[Tensor, Tensor]:
     ],
     ids=["cutout", "cutout+ba", "half cut", "trio"],
 )
-def test_the_papers_arms(sample: Sample, arm: dict[str, Any], foreground_share: float, cut_share: float) -> None:
+def test_shares_of_the_papers_experiments(
+    sample: Sample, arm: dict[str, Any], foreground_share: float, cut_share: float
+) -> None:
     views, _ = sample.augment(**OFF, **arm)
     is_foreground, is_cut = kinds(sample, views)
     assert not (is_foreground & is_cut).any()
@@ -119,7 +121,7 @@ def test_the_papers_arms(sample: Sample, arm: dict[str, Any], foreground_share: 
     assert is_cut.float().mean().item() == pytest.approx(cut_share, abs=0.06)
 
 
-def test_degenerate_masks_never_make_a_foreground_image(sample: Sample) -> None:
+def test_degenerate_masks_are_not_used(sample: Sample) -> None:
     sample.usable = torch.arange(len(sample.images)) % 2 == 0
     views, _ = sample.augment(**OFF, foreground={"black": 1.0})
     whole = normalise(sample.images, MEAN, STD)
@@ -128,7 +130,7 @@ def test_degenerate_masks_never_make_a_foreground_image(sample: Sample) -> None:
     assert torch.equal(views[~sample.usable], whole[~sample.usable])
 
 
-def test_foregrounds_move_with_their_images(sample: Sample) -> None:
+def test_masks_move_with_their_images_in_augment(sample: Sample) -> None:
     views, _ = sample.augment(foreground={"black": 1.0})
     pixels = (views * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)) * 255
     brightest = pixels.amax(dim=1).round()
@@ -136,7 +138,7 @@ def test_foregrounds_move_with_their_images(sample: Sample) -> None:
     assert (brightest > 120).any()
 
 
-def test_images_of_any_shape(sample: Sample) -> None:
+def test_augment_supports_any_image_shape(sample: Sample) -> None:
     oblong = Sample(sample.images[:, :20, :27].contiguous())
     views, _ = oblong.augment(**EVERYTHING)
     assert views.shape == (4 * len(oblong.images), 3, 20, 27)
@@ -153,7 +155,7 @@ def test_images_of_any_shape(sample: Sample) -> None:
         ("cutout_share", 1.5),
     ],
 )
-def test_settings_out_of_bounds_are_named(name: str, value: float) -> None:
+def test_settings_out_of_range_are_rejected(name: str, value: float) -> None:
     with pytest.raises(PsysError, match=rf"setting '{name}'.*got {value}"):
         validate(AugmentConfig, {name: value}, where="flags")
 
@@ -167,12 +169,12 @@ def test_settings_out_of_bounds_are_named(name: str, value: float) -> None:
         ({"keep": 0.5}, r"'foreground.keep' is a kind of cutout: 'cutout_size' must be above 0"),
     ],
 )
-def test_wrong_shares_are_named(foreground: dict[str, float], complaint: str) -> None:
+def test_invalid_shares_are_rejected(foreground: dict[str, float], complaint: str) -> None:
     with pytest.raises(PsysError, match=complaint):
         validate(AugmentConfig, {"foreground": foreground}, where="flags")
 
 
-def test_ten_tenths_are_a_whole() -> None:
+def test_shares_may_sum_to_one() -> None:
     shares = dict.fromkeys(MODES, 0.1) | {"black": 0.4}
     assert validate(AugmentConfig, {"foreground": shares, "cutout_size": 8}, where="flags").foreground.black == 0.4
 
@@ -188,7 +190,7 @@ def test_mixed_labels_are_probabilities(sample: Sample) -> None:
     assert is_own.float().mean() > 0.9
 
 
-def test_what_moves_in_is_black_or_the_mean_colour(sample: Sample) -> None:
+def test_uncovered_pixels_are_black_or_the_mean_colour(sample: Sample) -> None:
     sample.masks = torch.ones_like(sample.masks)
     sample.packed = torch.full_like(sample.packed, 255)
     movement: dict[str, Any] = {"shift": 12, "rotate_degrees": 45}

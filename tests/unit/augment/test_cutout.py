@@ -27,11 +27,11 @@ def distinct(masks: Tensor) -> set[bytes]:
 
 
 @pytest.mark.parametrize("size", [1, 4, 5])
-def test_holes_are_the_clipped_boxes_about_every_pixel(size: int, generator: torch.Generator) -> None:
+def test_holes_are_clipped_squares_centred_at_every_pixel(size: int, generator: torch.Generator) -> None:
     assert distinct(holes(all_of(3000), (6, 7), size, generator)) == boxes_about_every_pixel(size, 6, 7)
 
 
-def test_sixteen_pixels_hide_what_the_paper_hides(generator: torch.Generator) -> None:
+def test_hole_of_16_pixels_hides_the_papers_area(generator: torch.Generator) -> None:
     side = sum(min(centre + 8, 32) - max(centre - 8, 0) for centre in range(32)) / 32
     hidden = holes(all_of(20_000), (32, 32), 16, generator).float().sum(dim=(1, 2))
     assert hidden.mean().item() == pytest.approx(side**2, rel=0.02)
@@ -48,7 +48,7 @@ def test_sixteen_pixels_hide_what_the_paper_hides(generator: torch.Generator) ->
     st.floats(0, 1),
     st.integers(0, 2**32 - 1),
 )
-def test_a_sparing_hole_is_a_hole_and_spares(
+def test_sparing_hole_hides_at_most_the_allowed_share(
     height: int, width: int, size: int, most: float, density: float, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -59,7 +59,7 @@ def test_a_sparing_hole_is_a_hole_and_spares(
     assert distinct(found) <= boxes_about_every_pixel(size, height, width) | {bytes(height * width)}
 
 
-def test_a_sparing_hole_is_anywhere_that_is_allowed_and_only_missing_where_nothing_is(
+def test_sparing_holes_cover_all_allowed_positions(
     generator: torch.Generator,
 ) -> None:
     mask = torch.zeros(6, 7, dtype=torch.bool)
@@ -71,7 +71,7 @@ def test_a_sparing_hole_is_anywhere_that_is_allowed_and_only_missing_where_nothi
     assert sparing_holes(all_of(50), everything, 2, 1.0, generator).flatten(1).any(dim=1).all()
 
 
-def test_only_images_that_are_wanted_have_holes(generator: torch.Generator) -> None:
+def test_only_wanted_images_have_holes(generator: torch.Generator) -> None:
     wanted = torch.arange(50) % 3 == 0
     masks = torch.zeros(50, 6, 7, dtype=torch.bool)
     for hidden in (holes(wanted, (6, 7), 3, generator), sparing_holes(wanted, masks, 3, 0.5, generator)):

@@ -7,7 +7,7 @@ from psys.augment.draws import draw
 
 @settings(deadline=None)
 @given(st.integers(1, 7), st.integers(1, 9), st.integers(1, 4), st.floats(0, 1), st.integers(0, 2**32 - 1))
-def test_what_is_drawn_is_allowed(count: int, length: int, repeats: int, density: float, seed: int) -> None:
+def test_drawn_positions_are_allowed(count: int, length: int, repeats: int, density: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     allowed = torch.rand(count, length, generator=generator) < density
     places, found = draw(allowed, repeats, generator)
@@ -16,7 +16,7 @@ def test_what_is_drawn_is_allowed(count: int, length: int, repeats: int, density
     assert torch.equal(allowed[rows, places], found)
 
 
-def test_all_allowed_places_are_as_likely(generator: torch.Generator) -> None:
+def test_draw_is_uniform_over_allowed_positions(generator: torch.Generator) -> None:
     allowed = torch.tensor([[True, False, True, True, False], [False, False, False, False, True]])
     places, _ = draw(allowed, 30_000, generator)
     first, second = places.view(-1, 2).T

@@ -39,7 +39,7 @@ def batch(images: Tensor) -> Batch:
 
 
 @pytest.mark.parametrize(("mode", "fill"), [("black", 0), ("mean", GREY)])
-def test_the_background_is_filled_and_the_foreground_untouched(batch: Batch, mode: str, fill: int) -> None:
+def test_background_is_filled_and_foreground_unchanged(batch: Batch, mode: str, fill: int) -> None:
     views = batch.apply(**{mode: 1.0})
     cut, masks = views.words[batch.usable], batch.masks[batch.usable]
     assert torch.equal(cut[masks], batch.words[batch.usable][masks])
@@ -48,7 +48,7 @@ def test_the_background_is_filled_and_the_foreground_untouched(batch: Batch, mod
 
 
 @pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "mix"])
-def test_what_has_no_usable_mask_stays_whole(batch: Batch, mode: str) -> None:
+def test_image_without_usable_mask_is_unchanged(batch: Batch, mode: str) -> None:
     views = batch.apply(**{mode: 1.0})
     assert torch.equal(views.words[~batch.usable], batch.words[~batch.usable])
     assert bool(views.is_plain[~batch.usable].all())
@@ -57,7 +57,7 @@ def test_what_has_no_usable_mask_stays_whole(batch: Batch, mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["swap", "shuffled_mask", "mix"])
-def test_a_single_image_has_no_partner_and_stays_whole(images: Tensor, mode: str) -> None:
+def test_single_image_without_partner_is_unchanged(images: Tensor, mode: str) -> None:
     alone = Batch(images[1:2], repeats=3)
     alone.usable = torch.ones(1, dtype=torch.bool)
     views = alone.apply(**{mode: 1.0})
@@ -67,7 +67,7 @@ def test_a_single_image_has_no_partner_and_stays_whole(images: Tensor, mode: str
 
 
 @pytest.mark.parametrize("same_class", [False, True])
-def test_swapped_backgrounds_come_from_one_other_usable_image(images: Tensor, same_class: bool) -> None:
+def test_swapped_background_is_from_another_usable_image(images: Tensor, same_class: bool) -> None:
     batch = Batch(images[:60], repeats=2)
     views = batch.apply(swap=1.0, swap_same_class=same_class)
     donors = backgrounds(batch.words)
@@ -84,7 +84,7 @@ def test_swapped_backgrounds_come_from_one_other_usable_image(images: Tensor, sa
     assert used.flatten(1).any(dim=1).float().mean() > 0.5  # each view draws its own, here from at least three
 
 
-def test_keep_erases_no_more_than_its_share(batch: Batch) -> None:
+def test_keep_erases_at_most_its_share(batch: Batch) -> None:
     for most in (0.0, 0.1, 0.5):
         views = batch.apply(keep=1.0, keep_erased=most)
         erased = views.words != batch.words
@@ -97,7 +97,7 @@ def test_keep_erases_no_more_than_its_share(batch: Batch) -> None:
 
 @settings(deadline=None, max_examples=30)
 @given(seed=st.integers(0, 2**32 - 1), size=st.integers(2, 40), share=st.floats(0.1, 1))
-def test_mixed_labels_are_shares_of_what_is_there(images: Tensor, seed: int, size: int, share: float) -> None:
+def test_mixed_views_and_labels_are_consistent(images: Tensor, seed: int, size: int, share: float) -> None:
     batch = Batch(images[:size], repeats=2)
     batch.labels = torch.arange(size) % 7
     views = batch.apply(seed, mix=share)
@@ -115,7 +115,7 @@ def test_mixed_labels_are_shares_of_what_is_there(images: Tensor, seed: int, siz
             assert bool(fits.any())
 
 
-def test_a_mixed_label_counts_visible_foreground(images: Tensor) -> None:
+def test_mixed_label_is_weighted_by_visible_foreground(images: Tensor) -> None:
     batch = Batch(images[:2])
     batch.usable = torch.tensor([True, True])
     for seed in range(20):
@@ -129,7 +129,7 @@ def test_a_mixed_label_counts_visible_foreground(images: Tensor) -> None:
                 assert views.labels[view, other].item() == pytest.approx((others / (own + others)).item())
 
 
-def test_a_shuffled_mask_is_anothers(batch: Batch) -> None:
+def test_shuffled_mask_is_from_another_image(batch: Batch) -> None:
     views = batch.apply(shuffled_mask=1.0)
     masks = {mask.numpy().tobytes() for mask in batch.masks[batch.usable]}
     differs = 0
@@ -144,7 +144,7 @@ def test_a_shuffled_mask_is_anothers(batch: Batch) -> None:
     assert len(masks) > 100
 
 
-def test_a_box_is_the_smallest_about_the_mask(batch: Batch) -> None:
+def test_box_mask_is_the_bounding_box(batch: Batch) -> None:
     masks = torch.cat([batch.masks, torch.zeros(1, 32, 32, dtype=torch.bool)])
     expected = torch.zeros_like(masks)
     for index, mask in enumerate(masks):
@@ -157,7 +157,7 @@ def test_a_box_is_the_smallest_about_the_mask(batch: Batch) -> None:
     assert torch.equal(views.words[batch.usable], shown[batch.usable])
 
 
-def test_every_mode_takes_its_share_and_one_a_view(images: Tensor) -> None:
+def test_every_mode_has_its_share_and_modes_are_disjoint(images: Tensor) -> None:
     batch = Batch(images, repeats=8)
     batch.usable, count = torch.ones_like(batch.usable), len(batch.moved)
     for mode in MODES:
@@ -169,7 +169,7 @@ def test_every_mode_takes_its_share_and_one_a_view(images: Tensor) -> None:
     assert torch.equal(~views.is_plain, drawn < 0.7)
 
 
-def test_moved_masks_decide(images: Tensor) -> None:
+def test_moved_masks_are_used(images: Tensor) -> None:
     batch = Batch(images)
     batch.moved = batch.words.roll(9, dims=2)
     views = batch.apply(black=1.0)

@@ -14,7 +14,7 @@ def moved(image: Tensor, down: int, right: int, mirrored: bool) -> Tensor:
     return padded[shift - down : shift - down + height, shift - right : shift - right + width]
 
 
-def test_every_flip_and_shift_occurs_and_nothing_else(images: Tensor, generator: torch.Generator) -> None:
+def test_flip_shift_gives_every_flip_and_shift(images: Tensor, generator: torch.Generator) -> None:
     image = images[0, :20]  # oblong
     copies = flip_shift(image.expand(1000, *image.shape), True, 1, generator)
     seen = {copy.numpy().tobytes() for copy in copies}
@@ -33,7 +33,7 @@ def test_images_of_a_batch_move_independently(images: Tensor, generator: torch.G
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_without_shift_an_image_is_itself_or_mirrored(images: Tensor, generator: torch.Generator, flip: bool) -> None:
+def test_without_shift_images_are_equal_or_mirrored(images: Tensor, generator: torch.Generator, flip: bool) -> None:
     result = flip_shift(images, flip, 0, generator)
     same = (result == images).flatten(1).all(dim=1)
     mirrored = (result == images.flip(2)).flatten(1).all(dim=1)
@@ -49,12 +49,12 @@ def test_masks_move_with_their_images(images: Tensor) -> None:
     assert torch.equal(moved_masks, moved_images[..., 0] > 100)
 
 
-def test_rotating_by_nothing_changes_nothing(images: Tensor, generator: torch.Generator) -> None:
+def test_rotation_by_zero_degrees_is_the_identity(images: Tensor, generator: torch.Generator) -> None:
     pixels = images[:8].permute(0, 3, 1, 2).float()
     torch.testing.assert_close(rotate(pixels, 0.0, generator), pixels, atol=1e-2, rtol=0)
 
 
-def test_rotation_turns_about_the_centre_and_keeps_distances(generator: torch.Generator) -> None:
+def test_rotation_is_about_the_centre(generator: torch.Generator) -> None:
     height, width, degrees = 21, 41, 40.0
     spot = torch.zeros(200, 1, height, width)
     spot[:, :, 9:12, 29:32] = 1  # centred 10 pixels to the right of the middle

@@ -5,7 +5,7 @@ from psys.augment.inpaint import backgrounds
 from psys.augment.pixels import colours_of, masks_of, pack
 
 
-def test_only_the_foreground_and_its_rim_are_painted_over(images: Tensor) -> None:
+def test_only_foreground_and_adjacent_pixels_are_filled(images: Tensor) -> None:
     masks = torch.zeros(images.shape[:3], dtype=torch.bool)
     masks[:, 8:20, 10:25] = True
     filled = backgrounds(pack(images, masks))
@@ -26,7 +26,7 @@ def test_only_the_foreground_and_its_rim_are_painted_over(images: Tensor) -> Non
     assert bool((painted >= lowest[:, None, None]).all() & (painted <= highest[:, None, None]).all())
 
 
-def test_the_object_does_not_show_through(images: Tensor) -> None:
+def test_filled_pixels_do_not_depend_on_the_foreground(images: Tensor) -> None:
     masks = torch.zeros(images.shape[:3], dtype=torch.bool)
     masks[:, 5:27, 5:27] = True
     other = images.clone()
@@ -34,7 +34,7 @@ def test_the_object_does_not_show_through(images: Tensor) -> None:
     assert torch.equal(backgrounds(pack(images, masks)), backgrounds(pack(other, masks)))
 
 
-def test_a_plain_background_is_restored_however_large_the_hole() -> None:
+def test_constant_background_is_restored() -> None:
     sky = torch.tensor([90, 150, 220], dtype=torch.uint8)
     for height, width in ((32, 32), (7, 50), (1, 9), (224, 224)):
         images = sky.expand(3, height, width, 3).clone()
@@ -45,6 +45,6 @@ def test_a_plain_background_is_restored_however_large_the_hole() -> None:
         assert (painted.int() - sky.int()).abs().max() <= 1
 
 
-def test_all_foreground_leaves_black() -> None:
+def test_image_without_background_is_black() -> None:
     everything = pack(torch.full((2, 5, 6, 3), 200, dtype=torch.uint8), torch.ones(2, 5, 6, dtype=torch.bool))
     assert not backgrounds(everything).any()

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from psys.augment.mix import mixing_rectangles, visible_share
 
 
-def test_rectangles_cover_what_cutmix_covers(generator: torch.Generator) -> None:
+def test_rectangle_areas_follow_cutmix(generator: torch.Generator) -> None:
     rectangles = mixing_rectangles(torch.ones(20_000, dtype=torch.bool), (32, 32), generator)
     area = rectangles.float().mean(dim=(1, 2))
     # A rectangle of side s * 32 about a uniform centre keeps s - s^2 / 4 of a side, and s^2 is uniform.
@@ -16,7 +16,7 @@ def test_rectangles_cover_what_cutmix_covers(generator: torch.Generator) -> None
     assert area.min() == 0
 
 
-def test_labels_count_what_is_visible_of_each() -> None:
+def test_visible_share_counts_visible_foreground() -> None:
     own, other, hole = (torch.zeros(4, 10, 10, dtype=torch.bool) for _ in range(3))
     own[:, :5] = True
     other[:, :, :4] = True
@@ -29,7 +29,7 @@ def test_labels_count_what_is_visible_of_each() -> None:
 
 @settings(deadline=None)
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**32 - 1))
-def test_a_share_is_a_share(height: int, width: int, seed: int) -> None:
+def test_visible_share_is_between_0_and_1(height: int, width: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     masks, others = (torch.rand(32, height, width, generator=generator) < 0.3 for _ in range(2))
     by_mask = torch.rand(32, generator=generator) < 0.5

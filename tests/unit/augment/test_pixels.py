@@ -7,7 +7,7 @@ from torch import Tensor
 from psys.augment.pixels import colours_of, from_planes, masks_of, pack, to_planes, unpack_masks
 
 
-def test_words_keep_image_and_mask_together_or_in_planes(images: Tensor) -> None:
+def test_pack_and_planes_are_inverted(images: Tensor) -> None:
     masks = images.amax(dim=3) > 120
     words = pack(images, masks)
     assert torch.equal(colours_of(words), images)
@@ -20,7 +20,7 @@ def test_words_keep_image_and_mask_together_or_in_planes(images: Tensor) -> None
 
 @settings(deadline=None)
 @given(st.integers(1, 4), st.integers(1, 13), st.integers(1, 13), st.integers(0, 2**32 - 1))
-def test_unpacking_reverts_packbits(batch: int, height: int, width: int, seed: int) -> None:
+def test_unpack_masks_inverts_packbits(batch: int, height: int, width: int, seed: int) -> None:
     masks = np.random.default_rng(seed).random((batch, height, width)) < 0.5
     packed = torch.from_numpy(np.packbits(masks.reshape(batch, -1), axis=1))
     assert torch.equal(unpack_masks(packed, (height, width)), torch.from_numpy(masks))

@@ -180,8 +180,8 @@ def plain_torch(module: nn.Module, rate: float = RATE) -> torch.optim.SGD:
 def accumulating(config: RunConfig) -> FlatModel:
     """A fresh model, to whose gradient torch's backward() adds."""
     model = FlatModel(fresh_module(config).train())
-    for leaf, slope in zip(model.leaves, model.slopes, strict=True):
-        leaf.grad = slope
+    for parameter, gradient in zip(model.parameter_list, model.parameter_gradients, strict=True):
+        parameter.grad = gradient
     return model
 
 

@@ -31,7 +31,7 @@ def test_the_gradient_is_that_of_the_plain_module_in_nchw(name: str, views: Batc
     model.module.load_state_dict(plain.state_dict())
     F.cross_entropy(plain.train()(views[0].contiguous()), views[1]).backward()
     GradientStep(model, torch.float32)(*views)
-    found = dict(zip(model.leaves, model.slopes, strict=True))
+    found = dict(zip(model.parameter_list, model.parameter_gradients, strict=True))
     for expected, parameter in zip(plain.parameters(), model.module.parameters(), strict=True):
         assert expected.grad is not None
         # Kernels round differently, and a ReLU at its corner then lets one image's gradient through or not.
@@ -64,9 +64,9 @@ def test_it_lives_in_the_memory_it_is_given(name: str, precision: torch.dtype, v
 def test_convolutions_lie_channels_last() -> None:
     model = FlatModel(resnet(8))
     weight = model.module.get_parameter("blocks.1.conv1.weight")
-    slope = dict(zip(model.leaves, model.slopes, strict=True))[weight]
+    gradient = dict(zip(model.parameter_list, model.parameter_gradients, strict=True))[weight]
     assert weight.is_contiguous(memory_format=torch.channels_last)
-    assert weight.stride() == slope.stride()
+    assert weight.stride() == gradient.stride()
     with torch.no_grad():
         weight[3, 5, 0, 2] = 7.0
     start = weight.storage_offset()

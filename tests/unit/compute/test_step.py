@@ -22,9 +22,9 @@ def test_the_gradient_is_torchs_and_does_not_pile_up(views: Batch) -> None:
     assert (result.loss, result.correct, result.views) == (again.loss, again.correct, 16)
     logits = model.module(views[0])
     F.cross_entropy(logits, views[1], label_smoothing=0.1).backward()
-    for leaf, slope in zip(model.leaves, model.slopes, strict=True):
-        assert leaf.grad is not None
-        assert torch.equal(leaf.grad, slope)
+    for parameter, gradient in zip(model.parameter_list, model.parameter_gradients, strict=True):
+        assert parameter.grad is not None
+        assert torch.equal(parameter.grad, gradient)
     assert result.loss == pytest.approx(F.cross_entropy(logits, views[1]).item(), abs=1e-6)
     assert result.correct == int((logits.argmax(1) == views[1]).sum())
 

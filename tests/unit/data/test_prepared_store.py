@@ -1,28 +1,32 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
+from psys.data.dataset import DatasetSplit
 from psys.data.folders import new_folder
 from psys.data.sample import read_sample
 from psys.data.store import MANIFEST, PreparedStore
 from psys.data.writer import StoreWriter
 from psys.errors import PsysError
+from tests.support.images import Image, Mask, pixels_of
+
+QUALITY = ("share", "rest")
+Rows = tuple[Image, NDArray[np.int64], Mask, NDArray[np.float32], NDArray[np.bool_]]
 
 
-def rows_of(split, rows):
-    images = split.images[rows]
+def rows_of(split: DatasetSplit, rows: slice) -> Rows:
+    images = pixels_of(split)[rows]
     masks = images[..., 1] > images.mean(axis=(1, 2, 3), keepdims=True)[..., 0]
     shares = masks.mean(axis=(1, 2)).astype(np.float32)
     return images, split.labels[rows], masks, np.stack([shares, 1 - shares], axis=1), shares < 0.5
 
 
-QUALITY = ("share", "rest")
-
-
-def write(folder, batch=7, train=30, test=10):
+def write(folder: Path, batch: int = 7, train: int = 30, test: int = 10) -> Path:
     sample = read_sample()
     with new_folder(folder) as partial:
         writer = StoreWriter(partial, ("train", "test"), (32, 32), QUALITY)
@@ -33,7 +37,7 @@ def write(folder, batch=7, train=30, test=10):
     return folder
 
 
-def test_what_is_written_is_read_back(tmp_path):
+def test_written_store_is_read_back(tmp_path: Path) -> None:
     store = PreparedStore.open(write(tmp_path / "store"))
     store.verify()
 
@@ -52,7 +56,7 @@ def test_what_is_written_is_read_back(tmp_path):
     np.testing.assert_allclose(store.channel_std, images.std((0, 1, 2)) / 255)
 
 
-def test_equal_content_has_equal_hashes_however_it_was_batched(tmp_path):
+def test_content_hash_is_independent_of_batching(tmp_path: Path) -> None:
     first, second = write(tmp_path / "first", batch=1), write(tmp_path / "second", batch=30)
 
     assert (first / MANIFEST).read_bytes() == (second / MANIFEST).read_bytes()
@@ -62,8 +66,11 @@ def test_equal_content_has_equal_hashes_however_it_was_batched(tmp_path):
     )
 
 
+@settings(max_examples=30, deadline=None)
 @given(height=st.integers(1, 9), width=st.integers(1, 9), data=st.data())
-def test_masks_of_any_size_are_packed_row_major(tmp_path_factory, height, width, data):
+def test_masks_of_any_size_are_packed_row_major(
+    tmp_path_factory: pytest.TempPathFactory, height: int, width: int, data: st.DataObject
+) -> None:
     masks = np.array(data.draw(st.lists(st.booleans(), min_size=2 * height * width, max_size=2 * height * width)))
     masks = masks.reshape(2, height, width)
     folder = tmp_path_factory.mktemp("store")
@@ -77,7 +84,7 @@ def test_masks_of_any_size_are_packed_row_major(tmp_path_factory, height, width,
     np.testing.assert_array_equal(np.unpackbits(packed, axis=1, count=height * width).reshape(masks.shape), masks)
 
 
-def test_rows_of_another_shape_are_refused(tmp_path):
+def test_rows_with_another_shape_are_rejected(tmp_path: Path) -> None:
     writer = StoreWriter(tmp_path, ("train",), (32, 32), QUALITY)
     images, labels, masks, quality, usable = rows_of(read_sample().train, slice(0, 2))
 
@@ -85,10 +92,10 @@ def test_rows_of_another_shape_are_refused(tmp_path):
         writer.append("train", images[:, :16], labels, masks, quality, usable)
 
 
-def test_an_interrupted_writer_leaves_nothing_and_spares_the_older_store(tmp_path):
+def test_interrupted_writer_keeps_the_existing_store(tmp_path: Path) -> None:
     older = PreparedStore.open(write(tmp_path / "store")).content_hash
 
-    def interrupted():
+    def interrupted() -> None:
         with new_folder(tmp_path / "store") as partial:
             StoreWriter(partial, ("train",), (32, 32), QUALITY).append(
                 "train", *rows_of(read_sample().train, slice(0, 5))
@@ -102,7 +109,7 @@ def test_an_interrupted_writer_leaves_nothing_and_spares_the_older_store(tmp_pat
     assert PreparedStore.open(tmp_path / "store").content_hash == older
 
 
-def test_a_new_store_takes_the_place_of_the_older_one(tmp_path):
+def test_new_store_replaces_the_existing_one(tmp_path: Path) -> None:
     write(tmp_path / "store")
     write(tmp_path / "store", train=20)
 
@@ -110,7 +117,7 @@ def test_a_new_store_takes_the_place_of_the_older_one(tmp_path):
     assert len(PreparedStore.open(tmp_path / "store").split("train").labels) == 20
 
 
-def test_a_missing_or_foreign_folder_is_named(tmp_path):
+def test_missing_store_or_other_format_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(PsysError, match=r"no prepared store at .*psys prepare"):
         PreparedStore.open(tmp_path / "nowhere")
     (tmp_path / MANIFEST).write_text('{"format": "cake"}')
@@ -118,12 +125,12 @@ def test_a_missing_or_foreign_folder_is_named(tmp_path):
         PreparedStore.open(tmp_path)
 
 
-def edit_manifest(folder, **fields):
+def edit_manifest(folder: Path, **fields: object) -> None:
     manifest = json.loads((folder / MANIFEST).read_text())
     (folder / MANIFEST).write_text(json.dumps({**manifest, **fields}))
 
 
-def damage(folder, how):
+def damage(folder: Path, how: str) -> None:
     images = folder / "train_images.npy"
     match how:
         case "cut":
@@ -158,7 +165,7 @@ def damage(folder, how):
         ("no header", r"cannot read .*train_images\.npy"),
     ],
 )
-def test_damage_is_found_when_the_store_is_opened(tmp_path, how, message):
+def test_open_finds_damage(tmp_path: Path, how: str, message: str) -> None:
     folder = write(tmp_path / "store")
     damage(folder, how)
 
@@ -166,7 +173,7 @@ def test_damage_is_found_when_the_store_is_opened(tmp_path, how, message):
         PreparedStore.open(folder)
 
 
-def test_verify_finds_a_single_changed_pixel(tmp_path):
+def test_verify_finds_one_changed_pixel(tmp_path: Path) -> None:
     folder = write(tmp_path / "store")
     images = np.load(folder / "test_images.npy", mmap_mode="r+")
     images[4, 4, 4, 0] ^= 1
@@ -177,6 +184,6 @@ def test_verify_finds_a_single_changed_pixel(tmp_path):
         store.verify()
 
 
-def test_an_unknown_split_is_named(tmp_path):
+def test_unknown_split_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(PsysError, match=r"no split 'val' \(it has: train, test\)"):
         PreparedStore.open(write(tmp_path / "store")).split("val")

@@ -1,3 +1,5 @@
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -5,15 +7,17 @@ import numpy as np
 import pytest
 
 from psys.data.dataset import Dataset, DatasetSplit, read_dataset, write_dataset
+from psys.data.reference import Files
 from psys.data.sample import read_sample
 from psys.data.source import open_source
 from psys.errors import PsysError
+from tests.support.images import pixels_of
 
 
 def fill(folder: Path, count: int, suffix: str = ".png") -> None:
-    """`count` real images in a new class folder."""
+    """Write `count` real images into a new class folder."""
     folder.mkdir(parents=True)
-    for number, image in enumerate(read_sample().test.images[:count]):
+    for number, image in enumerate(pixels_of(read_sample().test)[:count]):
         cv2.imwrite(str(folder / f"{number:03d}{suffix}"), image[..., ::-1])
 
 
@@ -22,42 +26,43 @@ def opened(path: Path, share: float = 0.2, seed: int = 0) -> Dataset:
 
 
 def names(split: DatasetSplit) -> list[str]:
-    return [f"{path.parent.name}/{path.name}" for path in split.images]
+    assert isinstance(split.images, Files)
+    return ["/".join(str(path).split(os.sep)[-2:]) for path in split.images]
 
 
-def test_the_sample_by_its_name():
-    assert opened(Path("sample")).train.images.shape == (2000, 32, 32, 3)
+def test_sample_is_opened_by_name() -> None:
+    assert pixels_of(opened(Path("sample")).train).shape == (2000, 32, 32, 3)
 
 
-def test_cifar_is_recognised_by_what_the_folder_holds(cifar_folder):
-    assert opened(cifar_folder("bin").parent).train.images.shape == (50, 32, 32, 3)
+def test_cifar_folder_is_detected(cifar_folder: Callable[[str], Path]) -> None:
+    assert pixels_of(opened(cifar_folder("bin").parent).train).shape == (50, 32, 32, 3)
 
 
-def test_a_fetched_dataset_is_found_by_name_and_by_path(tmp_path, sixty):
+def test_fetched_dataset_is_opened_by_name_and_path(tmp_path: Path, sixty: DatasetSplit) -> None:
     split = DatasetSplit(sixty.images, sixty.labels)
-    write_dataset(Dataset("cifar10", "here", tmp_path, tuple("abcdefghij"), split, split), tmp_path / "cifar10")
+    write_dataset(Dataset("cifar10", "a test", tmp_path, tuple("abcdefghij"), split, split), tmp_path / "cifar10")
 
     for dataset in (open_source("cifar10", tmp_path, 0.2, 0), opened(tmp_path / "cifar10")):
         np.testing.assert_array_equal(dataset.train.images, sixty.images)
         assert dataset.classes == tuple("abcdefghij")
 
 
-def test_a_fetched_dataset_cut_short_is_refused(tmp_path, sixty):
+def test_truncated_fetched_dataset_is_rejected(tmp_path: Path, sixty: DatasetSplit) -> None:
     split = DatasetSplit(sixty.images, sixty.labels)
-    write_dataset(Dataset("cifar10", "here", tmp_path, tuple("abcdefghij"), split, split), tmp_path / "cifar10")
+    write_dataset(Dataset("cifar10", "a test", tmp_path, tuple("abcdefghij"), split, split), tmp_path / "cifar10")
     images = tmp_path / "cifar10" / "train_images.npy"
     images.write_bytes(images.read_bytes()[:-1])
 
-    with pytest.raises(PsysError, match="not a whole dataset"):
+    with pytest.raises(PsysError, match="not a complete dataset"):
         read_dataset(tmp_path / "cifar10")
 
 
-def test_cifar_that_was_not_fetched_says_how_to_fetch_it(tmp_path):
+def test_error_for_missing_cifar_says_how_to_fetch_it(tmp_path: Path) -> None:
     with pytest.raises(PsysError, match="psys data fetch cifar10"):
         open_source("cifar10", tmp_path, 0.2, 0)
 
 
-def test_class_folders_are_sorted_and_a_share_of_each_is_held_out(tmp_path):
+def test_class_folders_are_sorted_and_a_share_of_each_is_held_out(tmp_path: Path) -> None:
     fill(tmp_path / "zebra", 10)
     fill(tmp_path / "ape", 5, ".JPG")
     fill(tmp_path / ".hidden", 3)
@@ -74,7 +79,7 @@ def test_class_folders_are_sorted_and_a_share_of_each_is_held_out(tmp_path):
         assert [name.split("/")[0] for name in names(split)] == [dataset.classes[label] for label in split.labels]
 
 
-def test_the_seed_decides_what_is_held_out(tmp_path):
+def test_held_out_images_depend_on_the_seed(tmp_path: Path) -> None:
     fill(tmp_path / "a", 30)
     fill(tmp_path / "b", 30)
 
@@ -83,7 +88,7 @@ def test_the_seed_decides_what_is_held_out(tmp_path):
 
 
 @pytest.mark.parametrize("test", ["test", "val"])
-def test_train_and_test_folders_are_taken_as_they_are(tmp_path, test):
+def test_train_and_test_folders_are_used_unchanged(tmp_path: Path, test: str) -> None:
     for split, count in (("train", 3), (test, 2)):
         fill(tmp_path / split / "a", count)
         fill(tmp_path / split / "b", count)
@@ -94,15 +99,15 @@ def test_train_and_test_folders_are_taken_as_they_are(tmp_path, test):
     assert np.bincount(dataset.test.labels).tolist() == [2, 2]
 
 
-def test_classes_of_train_and_test_must_agree(tmp_path):
+def test_different_classes_in_train_and_test_are_rejected(tmp_path: Path) -> None:
     for folder in ("train/cat", "train/dog", "test/cat", "test/dgo"):
         fill(tmp_path / folder, 1)
 
-    with pytest.raises(PsysError, match="only one of them has: dgo, dog"):
+    with pytest.raises(PsysError, match="only one has: dgo, dog"):
         opened(tmp_path)
 
 
-def test_a_class_folder_with_no_image_is_named(tmp_path):
+def test_class_folder_without_images_is_rejected(tmp_path: Path) -> None:
     fill(tmp_path / "cat", 2)
     (tmp_path / "dog").mkdir()
 
@@ -110,7 +115,7 @@ def test_a_class_folder_with_no_image_is_named(tmp_path):
         opened(tmp_path)
 
 
-def test_a_class_too_small_to_share_is_named(tmp_path):
+def test_class_too_small_to_hold_out_a_share_is_rejected(tmp_path: Path) -> None:
     fill(tmp_path / "cat", 20)
     fill(tmp_path / "dog", 1)
 
@@ -119,7 +124,7 @@ def test_a_class_too_small_to_share_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("folders", [[], ["only"]])
-def test_a_folder_without_class_folders_is_refused(tmp_path, folders):
+def test_folder_without_class_folders_is_rejected(tmp_path: Path, folders: list[str]) -> None:
     for folder in folders:
         fill(tmp_path / folder, 2)
 
@@ -127,16 +132,16 @@ def test_a_folder_without_class_folders_is_refused(tmp_path, folders):
         opened(tmp_path)
 
 
-def test_a_path_that_does_not_exist_or_is_no_archive_is_named(tmp_path):
+def test_missing_path_or_unknown_file_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("hello")
 
-    with pytest.raises(PsysError, match=r"there is no .*nowhere"):
+    with pytest.raises(PsysError, match=r"nowhere does not exist"):
         opened(tmp_path / "nowhere")
     with pytest.raises(PsysError, match=r"note\.txt is neither a CIFAR-10 archive"):
         opened(tmp_path / "note.txt")
 
 
-def test_a_fingerprint_changes_with_the_files_and_not_with_where_they_stand(tmp_path):
+def test_fingerprint_depends_on_the_files_and_not_on_their_location(tmp_path: Path) -> None:
     fill(tmp_path / "one" / "a", 5)
     fill(tmp_path / "one" / "b", 5)
     before = opened(tmp_path / "one").train.fingerprint(tmp_path / "one")
@@ -145,5 +150,6 @@ def test_a_fingerprint_changes_with_the_files_and_not_with_where_they_stand(tmp_
     assert moved.train.fingerprint(tmp_path / "two") == before
 
     changed = moved.train.images[0]
+    assert isinstance(changed, Path)
     changed.write_bytes(changed.read_bytes() + b" ")
     assert opened(tmp_path / "two").train.fingerprint(tmp_path / "two") != before

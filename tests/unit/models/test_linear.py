@@ -27,7 +27,7 @@ def both(dtype: torch.dtype = torch.float32) -> tuple[Linear, nn.Linear, Tensor]
 
 
 @pytest.mark.parametrize("rows", [8, 1, 0])
-def test_has_the_output_and_the_gradients_of_the_plain_layer(rows: int) -> None:
+def test_output_and_gradients_equal_nn_linear(rows: int) -> None:
     outputs, gradients = [], []
     for layer in both()[:2]:
         x = both()[2][:rows].requires_grad_()
@@ -39,7 +39,7 @@ def test_has_the_output_and_the_gradients_of_the_plain_layer(rows: int) -> None:
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this build of torch has no oneDNN")
-def test_the_faster_library_of_the_processor_multiplies_in_float32(processor: str) -> None:
+def test_library_for_float32_depends_on_the_processor(processor: str) -> None:
     layer, _, x = both()
     with torch.profiler.profile() as profile:
         layer(x).sum().backward()
@@ -50,11 +50,11 @@ def test_the_faster_library_of_the_processor_multiplies_in_float32(processor: st
 
 
 @pytest.mark.skipif(HERE["architecture"] != "x86_64", reason="elsewhere there is no MKL")
-def test_torch_tells_the_processors_name() -> None:
+def test_torch_reports_the_processor_name() -> None:
     assert isinstance(HERE["cpu_name"], str)
 
 
-def test_other_precisions_and_inference_are_those_of_the_plain_layer() -> None:
+def test_other_precisions_and_inference_equal_nn_linear() -> None:
     layer, plain, x = both()
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(layer(x), plain(x))
@@ -64,7 +64,7 @@ def test_other_precisions_and_inference_are_those_of_the_plain_layer() -> None:
     assert torch.equal(layer(x), plain(x))
 
 
-def test_is_exported_as_the_plain_layer() -> None:
+def test_export_contains_no_mkldnn() -> None:
     layer, _, x = both()
     program = torch.export.export(copy.deepcopy(layer), (x,))
     assert "mkldnn" not in str(program.graph)
@@ -72,14 +72,12 @@ def test_is_exported_as_the_plain_layer() -> None:
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("in_the_weights_memory", [False, True])
-def test_leaves_the_gradient_of_its_weight_in_its_slope(
-    in_the_weights_memory: bool, precision: torch.dtype, processor: str
-) -> None:
+def test_backward_writes_weight_gradient(in_the_weights_memory: bool, precision: torch.dtype, processor: str) -> None:
     found, expected = [], []
     first, plain, _ = both()
     second = Linear(40, 10)
     for layer in (first, second):
-        layer.slope = layer.weight.detach() if in_the_weights_memory else torch.empty_like(layer.weight)
+        layer.weight_gradient = layer.weight.detach() if in_the_weights_memory else torch.empty_like(layer.weight)
     plain_second = nn.Linear(40, 10)
     plain_second.load_state_dict(second.state_dict())
     for layers, gradients in (((first, second), found), ((plain, plain_second), expected)):
@@ -91,5 +89,5 @@ def test_leaves_the_gradient_of_its_weight_in_its_slope(
     assert {tensor.dtype for tensor in found} == {torch.float32}
     torch.testing.assert_close(found, expected)
     if processor.startswith("Intel") or precision != torch.float32:
-        assert found[1] is first.slope
-        assert found[3] is second.slope
+        assert found[1] is first.weight_gradient
+        assert found[3] is second.weight_gradient

@@ -15,18 +15,18 @@ def parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def test_resnet44_has_the_papers_parameters() -> None:
+def test_resnet44_parameter_count() -> None:
     assert parameters(resnet(44)) == 658_586
 
 
 @pytest.mark.parametrize("depth", [8, 20, 110])
-def test_depth_counts_the_layers_with_weights(depth: int) -> None:
+def test_depth_is_the_number_of_layers_with_weights(depth: int) -> None:
     layers = [module for module in resnet(depth).modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     assert len(layers) == depth
 
 
 @pytest.mark.parametrize("depth", [-4, 0, 2, 7, 18, 54])
-def test_other_depths_are_refused(depth: int) -> None:
+def test_invalid_depths_are_rejected(depth: int) -> None:
     with pytest.raises(ValueError, match=f"6n \\+ 2.*got {depth}"):
         resnet(depth)
 
@@ -48,7 +48,7 @@ def test_shortcut_is_option_a() -> None:
 
 
 @pytest.mark.parametrize("size", [(32, 32), (28, 28), (33, 47)])
-def test_any_image_size_and_either_layout(size: tuple[int, int]) -> None:
+def test_any_image_size_and_memory_format(size: tuple[int, int]) -> None:
     model = resnet(8, num_classes=7).eval()
     x = torch.rand(3, 3, *size)
     logits = model(x)
@@ -57,7 +57,7 @@ def test_any_image_size_and_either_layout(size: tuple[int, int]) -> None:
     torch.testing.assert_close(model(x.contiguous(memory_format=torch.channels_last)), logits, atol=1e-4, rtol=1e-4)
 
 
-def test_learns_real_images() -> None:
+def test_resnet_learns_real_images() -> None:
     torch.manual_seed(0)
     sample = read_sample()
     images = normalise(torch.from_numpy(np.array(sample.train.images[::20])), (0.49, 0.48, 0.45), (0.25, 0.24, 0.26))

@@ -17,7 +17,7 @@ from psys.models.registry import build
 from psys.onnx.export import export
 
 
-def test_one_file_that_tells_what_it_is(exported: Path, settings: dict[str, Any]) -> None:
+def test_export_is_one_file_with_metadata(exported: Path, settings: dict[str, Any]) -> None:
     assert [path.name for path in exported.parent.iterdir()] == ["model.onnx"]
     session = onnxruntime.InferenceSession(exported)
     metadata = session.get_modelmeta().custom_metadata_map
@@ -30,7 +30,7 @@ def test_one_file_that_tells_what_it_is(exported: Path, settings: dict[str, Any]
 
 
 @pytest.mark.parametrize("batch", [1, 2, 33])
-def test_any_batch_of_pixels_gives_probabilities(
+def test_any_batch_size_gives_probabilities(
     exported: Path, model: nn.Module, images: Tensor, batch: int, settings: dict[str, Any]
 ) -> None:
     session = onnxruntime.InferenceSession(exported)
@@ -45,13 +45,13 @@ def test_any_batch_of_pixels_gives_probabilities(
     np.testing.assert_allclose(probabilities, expected.numpy(), atol=1e-5)
 
 
-def test_no_path_of_the_exporting_machine_is_inside(exported: Path) -> None:
+def test_export_contains_no_local_paths(exported: Path) -> None:
     content = exported.read_bytes()
     assert str(Path(psys.__file__).parent).encode() not in content
     assert str(Path(torch.__file__).parent).encode() not in content
 
 
-def test_the_model_stays_as_it_is_and_an_earlier_file_is_replaced(tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_export_keeps_the_model_and_replaces_an_existing_file(tmp_path: Path, settings: dict[str, Any]) -> None:
     model = build("resnet8", 10).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     path = tmp_path / "model.onnx"
@@ -62,7 +62,7 @@ def test_the_model_stays_as_it_is_and_an_earlier_file_is_replaced(tmp_path: Path
     assert path.stat().st_size > 300_000
 
 
-def test_the_console_stays_silent(tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_export_prints_nothing(tmp_path: Path, settings: dict[str, Any]) -> None:
     code = (
         "from pathlib import Path; from psys.models.registry import build; from psys.onnx.export import export\n"
         f"export(build('resnet8', 10), Path({str(tmp_path / 'model.onnx')!r}), **{settings!r})"
@@ -71,19 +71,19 @@ def test_the_console_stays_silent(tmp_path: Path, settings: dict[str, Any]) -> N
     assert (done.stdout, done.stderr) == ("", "")
 
 
-def test_classes_must_fit_the_outputs(tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_wrong_number_of_classes_is_rejected(tmp_path: Path, settings: dict[str, Any]) -> None:
     with pytest.raises(PsysError, match="the model has 7 outputs, but there are 10 classes"):
         export(build("resnet8", 7), tmp_path / "model.onnx", **settings)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_folder_is_named(tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_missing_folder_is_rejected(tmp_path: Path, settings: dict[str, Any]) -> None:
     path = tmp_path / "nowhere" / "model.onnx"
     with pytest.raises(PsysError, match=r"cannot write .*nowhere.*No such file"):
         export(build("resnet8", 10), path, **settings)
 
 
-def test_training_needs_no_onnx() -> None:
+def test_training_does_not_import_onnx() -> None:
     code = (
         "import sys, psys.augment.batch, psys.models.registry\n"
         "print([name for name in ('onnx', 'onnxruntime', 'onnxscript') if name in sys.modules])"

@@ -10,9 +10,7 @@ from psys.models.registry import build
 from psys.onnx.parity import TOLERANCE, check
 
 
-def test_the_export_answers_like_its_network(
-    exported: Path, model: nn.Module, images: Tensor, settings: dict[str, Any]
-) -> None:
+def test_export_equals_its_network(exported: Path, model: nn.Module, images: Tensor, settings: dict[str, Any]) -> None:
     parity = check(exported, model, images, settings["mean"], settings["std"])
     assert parity.images == 334
     assert 0 < parity.max_difference < TOLERANCE / 5
@@ -20,22 +18,20 @@ def test_the_export_answers_like_its_network(
     assert model.training
 
 
-def test_another_network_is_refused(exported: Path, images: Tensor, settings: dict[str, Any]) -> None:
+def test_another_network_is_rejected(exported: Path, images: Tensor, settings: dict[str, Any]) -> None:
     torch.manual_seed(5)
-    with pytest.raises(
-        PsysError, match=r"model\.onnx does not answer like the network.* on 334 images \(tolerance 0\.0001\)"
-    ):
+    with pytest.raises(PsysError, match=r"model\.onnx differs from the network.* on 334 images \(tolerance 0\.0001\)"):
         check(exported, build("resnet8", 10), images, settings["mean"], settings["std"])
 
 
-def test_another_normalisation_is_refused(
+def test_another_normalisation_is_rejected(
     exported: Path, model: nn.Module, images: Tensor, settings: dict[str, Any]
 ) -> None:
-    with pytest.raises(PsysError, match="does not answer like the network"):
+    with pytest.raises(PsysError, match="differs from the network"):
         check(exported, model, images, (0.5, 0.5, 0.5), settings["std"])
 
 
-def test_a_broken_network_is_refused(exported: Path, images: Tensor, settings: dict[str, Any]) -> None:
+def test_network_with_nan_is_rejected(exported: Path, images: Tensor, settings: dict[str, Any]) -> None:
     broken = build("resnet8", 10)
     nn.init.constant_(broken.get_parameter("fc.bias"), float("nan"))
     with pytest.raises(PsysError, match="differ by up to nan"):
@@ -43,7 +39,7 @@ def test_a_broken_network_is_refused(exported: Path, images: Tensor, settings: d
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not a network"])
-def test_a_file_that_is_no_network_is_named(
+def test_invalid_onnx_file_is_rejected(
     tmp_path: Path, model: nn.Module, images: Tensor, content: bytes | None, settings: dict[str, Any]
 ) -> None:
     path = tmp_path / "broken.onnx"

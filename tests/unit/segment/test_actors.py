@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from psys.segment.actors import SILENT_SECONDS, Pool, insisting_interrupt
-from psys.segment.shard import Recipe, Shard, prepare_shard
+from psys.segment.actors import NO_ACTOR_SECONDS, Pool, checked_interrupts
+from psys.segment.task import ImageTask, Recipe, prepare_images
 
 
 class _Ray(ModuleType):
@@ -35,7 +35,7 @@ class _Ray(ModuleType):
         def actor(cls: type) -> Any:
             def start(recipe: Recipe) -> Any:
                 return SimpleNamespace(
-                    __ray_ready__=method(lambda: True), prepare=method(lambda shard: prepare_shard(shard, recipe))
+                    __ray_ready__=method(lambda: True), prepare=method(lambda shard: prepare_images(shard, recipe))
                 )
 
             return SimpleNamespace(remote=start)
@@ -43,7 +43,7 @@ class _Ray(ModuleType):
         return actor
 
     def wait(self, references: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
-        assert timeout == SILENT_SECONDS
+        assert timeout == NO_ACTOR_SECONDS
         self.silent -= 1
         return ([], references) if self.silent >= 0 else (references[:1], references[1:])
 
@@ -51,20 +51,20 @@ class _Ray(ModuleType):
         return reference()
 
 
-def test_what_is_waited_for_is_said_and_then_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pool_logs_while_no_actor_is_running(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", _Ray(silent=2))
     said: list[str] = []
     images = np.zeros((2, 8, 8, 3), np.uint8)
 
     pool = Pool(1, Recipe(8), said.append)
-    results = dict(pool.prepare(iter({"a": Shard(images)}.items())))
+    results = dict(pool.prepare(iter({"a": ImageTask(images)}.items())))
 
     assert results["a"].rows.tolist() == [0, 1]
-    assert said == ["no actor: Ray is starting one, or waits for a node with a free CPU"] * 2
+    assert said == ["no actor: Ray is starting one or waits for a node with a free CPU"] * 2
 
 
-def test_a_ctrl_c_that_was_lost_on_its_way_is_raised_anew() -> None:
-    with insisting_interrupt() as raise_if_interrupted:
+def test_discarded_interrupt_is_raised_again() -> None:
+    with checked_interrupts() as raise_if_interrupted:
         raise_if_interrupted()
         with suppress(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
@@ -74,11 +74,11 @@ def test_a_ctrl_c_that_was_lost_on_its_way_is_raised_anew() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_ctrl_c_is_left_to_who_has_taken_it() -> None:
+def test_existing_interrupt_handler_is_kept() -> None:
     caught: list[int] = []
     former = signal.signal(signal.SIGINT, lambda number, frame: caught.append(number))
     try:
-        with insisting_interrupt() as raise_if_interrupted:
+        with checked_interrupts() as raise_if_interrupted:
             signal.raise_signal(signal.SIGINT)
             raise_if_interrupted()
     finally:
@@ -87,9 +87,9 @@ def test_ctrl_c_is_left_to_who_has_taken_it() -> None:
     assert caught == [signal.SIGINT]
 
 
-def test_a_thread_that_may_not_catch_ctrl_c_prepares_all_the_same() -> None:
+def test_checked_interrupts_works_in_a_thread() -> None:
     def enter() -> bool:
-        with insisting_interrupt() as raise_if_interrupted:
+        with checked_interrupts() as raise_if_interrupted:
             raise_if_interrupted()
             return True
 

@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks.segment_fit import Cuts, fit
 from psys.data.sample import read_sample
-from psys.segment.auto import WEIGHTS, Figures, Judge, find, maps_of
+from psys.segment.auto import WEIGHTS, Judge, find, maps_of
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def score(figures: Figures) -> float:
     return float(np.dot(WEIGHTS, figures))
 
 
-def test_figures_of_the_true_mask(square):
+def test_features_of_the_true_mask(square: tuple[Image, Mask]) -> None:
     image, mask = square
     figures = Judge(image, maps_of(image), [mask]).figures(mask)
 
@@ -38,7 +38,7 @@ def test_figures_of_the_true_mask(square):
     assert figures.rarity > 0.5
 
 
-def test_the_true_mask_is_preferred_to_worse_ones(square):
+def test_true_mask_has_the_highest_score(square: tuple[Image, Mask]) -> None:
     image, mask = square
     half, in_parts, moved = mask.copy(), mask.copy(), np.roll(mask, 6, axis=1)
     half[16:] = False
@@ -52,12 +52,12 @@ def test_the_true_mask_is_preferred_to_worse_ones(square):
 
 
 @pytest.mark.parametrize("shape", [(32, 32, 3), (16, 90, 3), (17, 16, 3)])
-def test_an_image_of_one_colour_has_some_mask(shape):
+def test_image_of_one_colour_has_a_mask(shape: tuple[int, ...]) -> None:
     with np.errstate(all="raise"):
         assert find(np.full(shape, 90, np.uint8), 1).shape == shape[:2]
 
 
-def test_the_fit_finds_the_weights_that_made_the_overlaps():
+def test_fit_recovers_the_true_weights() -> None:
     generator = np.random.default_rng(0)
     weights = np.array(WEIGHTS)
     images = []

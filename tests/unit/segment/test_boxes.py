@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 from psys.errors import PsysError
-from psys.segment.boxes import read_boxes, reduced, seen_in, turned
+from psys.segment.boxes import oriented, read_boxes, reduced, visible_part
 from psys.segment.grabcut import Box
 
 HEADER = "file,left,top,right,bottom\n"
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_box_turns_as_the_image_does(tmp_path, orientation):
-    """The box of a bright patch, turned, is the box of the patch in the image that OpenCV sets upright itself."""
+def test_box_is_oriented_like_its_image(tmp_path: Path, orientation: int) -> None:
+    """The box of a bright patch, oriented, is the box of the patch in the image that OpenCV sets upright itself."""
     stored, box = np.zeros((40, 60, 3), np.uint8), Box(8, 4, 30, 12)
     stored[box.top : box.bottom, box.left : box.right] = 255
     tiff = b"MM\0*\0\0\0\x08\0\1\x01\x12\0\3\0\0\0\1" + bytes([0, orientation, 0, 0, 0, 0, 0, 0])
@@ -25,16 +25,16 @@ def test_a_box_turns_as_the_image_does(tmp_path, orientation):
     rows, columns = np.nonzero(upright[..., 0])
 
     found = Box(columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
-    assert turned(box, orientation, width=60, height=40) == found
+    assert oriented(box, orientation, width=60, height=40) == found
 
 
-def test_a_box_is_reduced_outwards_and_seen_through_a_window():
+def test_box_is_rounded_outwards_and_clipped_to_a_window() -> None:
     assert reduced(Box(5, 8, 13, 16), 4) == Box(1, 2, 4, 4)
-    assert seen_in(Box(5, 8, 13, 16), Box(10, 0, 40, 30)) == Box(0, 8, 3, 16)
-    assert seen_in(Box(5, 8, 10, 16), Box(10, 0, 40, 30)) is None
+    assert visible_part(Box(5, 8, 13, 16), Box(10, 0, 40, 30)) == Box(0, 8, 3, 16)
+    assert visible_part(Box(5, 8, 10, 16), Box(10, 0, 40, 30)) is None
 
 
-def test_boxes_come_as_csv_or_json_lines_and_several_of_a_file_are_one(tmp_path):
+def test_boxes_are_read_from_csv_and_json_lines_and_united_per_file(tmp_path: Path) -> None:
     rows = [("cat/a.jpg", 3, 4, 10, 12), ("./cat/b.jpg", 0.5, 0, 9.2, 3), ("cat/a.jpg", 1, 6, 5, 20)]
     table, lines = tmp_path / "boxes.csv", tmp_path / "boxes.jsonl"
     table.write_text(HEADER + "".join(",".join(map(str, row)) + "\n" for row in rows))
@@ -55,14 +55,14 @@ def test_boxes_come_as_csv_or_json_lines_and_several_of_a_file_are_one(tmp_path)
         (HEADER + "a.jpg,nan,2,3,4\n", "line 2: 'left' must be a number"),
         (HEADER + "a.jpg,1,2,3,1e99\n", "line 2: 'bottom' must be a number"),
         (HEADER + "a.jpg,3,2,3,4\n", "line 2: expected left < right and top < bottom, got 3, 2, 3, 4"),
-        (HEADER + "/etc/a.jpg,1,2,3,4\n", "line 2: 'file' must be a path under the source's root"),
-        (HEADER + "../a.jpg,1,2,3,4\n", "line 2: 'file' must be a path under"),
-        (HEADER + ",1,2,3,4\n", "line 2: 'file' must be the name"),
+        (HEADER + "/etc/a.jpg,1,2,3,4\n", "line 2: 'file' must be a path inside the source's root"),
+        (HEADER + "../a.jpg,1,2,3,4\n", "line 2: 'file' must be a path inside"),
+        (HEADER + ",1,2,3,4\n", "line 2: 'file' must be a path"),
         (HEADER + "a" * 20_000, "line 2: more than 16384 characters"),
         (HEADER + '"a.jpg,1,2,3,4\n', "line 2: "),
     ],
 )
-def test_a_wrong_table_is_refused_by_its_line(tmp_path, text, message):
+def test_error_names_the_invalid_line_of_a_table(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "boxes.csv"
     file.write_text(text)
 
@@ -78,11 +78,11 @@ def test_a_wrong_table_is_refused_by_its_line(tmp_path, text, message):
         ("[1]", "line 2: expected an object, found list"),
         ('{"file": "a", "left": 1, "top": 1, "right": true, "bottom": 3}', "line 2: 'right' must be a number"),
         ('{"file": "a", "left": 1, "top": 1, "right": [2], "bottom": 3}', "line 2: 'right' must be a number"),
-        ('{"file": 3, "left": 1, "top": 1, "right": 2, "bottom": 3}', "line 2: 'file' must be the name"),
+        ('{"file": 3, "left": 1, "top": 1, "right": 2, "bottom": 3}', "line 2: 'file' must be a path"),
         ('{"file": "a", "left": 1, "top": 1, "right": 1e999, "bottom": 3}', "line 2: 'right' must be a number"),
     ],
 )
-def test_a_wrong_line_of_json_is_refused_by_its_number(tmp_path, line, message):
+def test_error_names_the_invalid_line_of_json(tmp_path: Path, line: str, message: str) -> None:
     file = tmp_path / "boxes.jsonl"
     file.write_text('{"file": "a", "left": 1, "top": 1, "right": 2, "bottom": 3}\n' + line + "\n")
 
@@ -90,6 +90,6 @@ def test_a_wrong_line_of_json_is_refused_by_its_number(tmp_path, line, message):
         read_boxes(file)
 
 
-def test_no_file_of_boxes_is_named(tmp_path):
+def test_missing_file_of_boxes_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(PsysError, match=r"cannot read boxes .*gone\.csv: No such file"):
         read_boxes(tmp_path / "gone.csv")

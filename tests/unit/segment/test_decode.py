@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from psys.data.sample import read_sample
-from psys.segment.boxes import turned
+from psys.segment.boxes import oriented
 from psys.segment.decode import decode_upright
 from psys.segment.grabcut import Box
 from psys.segment.huge import decode_huge_png
@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_every_format_is_the_right_side_up_whichever_way_the_camera_was_held(folder):
+def test_every_format_is_decoded_upright_from_every_orientation(folder: Path) -> None:
     for row in range(COUNT - 4):
         pixels, kind, orientation, label = original(row)
         file = folder / f"class{label}" / f"{row:05d}-{kind}-{orientation}{KINDS[kind]}"
@@ -40,7 +40,7 @@ def test_every_format_is_the_right_side_up_whichever_way_the_camera_was_held(fol
             np.testing.assert_array_equal(image, pixels, err_msg=file.name)
 
 
-def test_a_box_turns_with_its_photograph(folder):
+def test_box_is_oriented_with_its_photograph(folder: Path) -> None:
     """The box of a stored image, and of the same image reduced because it is huge, is that of what is seen in it."""
     box = Box(10, 5, 40, 30)
     for row in range(0, COUNT - 4, 5):
@@ -48,10 +48,10 @@ def test_a_box_turns_with_its_photograph(folder):
         height, width = pixels.shape[:2] if orientation < 5 else pixels.shape[1::-1]
         data = (folder / f"class{label}" / f"{row:05d}-{kind}-{orientation}{KINDS[kind]}").read_bytes()
 
-        assert decode_upright(data, box)[1] == turned(box, orientation, width, height)
+        assert decode_upright(data, box)[1] == oriented(box, orientation, width, height)
 
 
-def test_a_huge_jpeg_is_reduced_while_it_is_decoded(folder):
+def test_huge_jpeg_is_reduced_during_decoding(folder: Path) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     image, box = decode_upright((folder / "class0" / HUGE).read_bytes(), Box(0, 900, 9000, 1801))
@@ -63,7 +63,7 @@ def test_a_huge_jpeg_is_reduced_while_it_is_decoded(folder):
 
 
 @pytest.mark.parametrize(("name", "reason"), BROKEN.items())
-def test_a_broken_photograph_says_why(folder, name, reason):
+def test_broken_photograph_is_rejected(folder: Path, name: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         decode_upright((folder / "class0" / name).read_bytes())
 
@@ -78,7 +78,7 @@ def test_a_broken_photograph_says_why(folder, name, reason):
         b"MM\0*" + struct.pack(">IHHHIHH", 8, 1, 274, 3, 1, 9, 0),
     ],
 )
-def test_a_damaged_exif_block_leaves_the_image_as_it_is_stored(exif):
+def test_damaged_exif_block_is_ignored(exif: bytes) -> None:
     stored = read_sample().test.images[3]
     kinds, blocks = [cv2.IMAGE_METADATA_EXIF], [np.frombuffer(exif, np.uint8)]
     data = cv2.imencodeWithMetadata(".png", stored[..., ::-1], kinds, blocks)[1].tobytes()
@@ -87,7 +87,7 @@ def test_a_damaged_exif_block_leaves_the_image_as_it_is_stored(exif):
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGB", "RGBA", "I;16"])
-def test_a_png_in_bands_is_the_same_png_reduced(mode):
+def test_png_decoded_in_bands_equals_the_reduced_png(mode: str) -> None:
     pixels, *_ = original(6)
     height, width = (side - side % 4 for side in pixels.shape[:2])
     if mode == "I;16":
@@ -108,8 +108,8 @@ def test_a_png_in_bands_is_the_same_png_reduced(mode):
     np.testing.assert_array_equal(reduced, wanted)
 
 
-def test_a_huge_png_is_bounded_too():
-    """80 million pixels, of which a corner is bright and turned by EXIF; and one that ends too early."""
+def test_huge_png_is_reduced_and_truncation_is_found() -> None:
+    """80 million pixels, of which a corner is bright and oriented by EXIF; and one that ends too early."""
     pixels = np.zeros((8_000, 10_000), np.uint8)
     pixels[:4_000, :5_000] = 200
     tiff = b"MM\0*" + struct.pack(">IHHHIHHI", 8, 1, 274, 3, 1, 6, 0, 0)

@@ -36,7 +36,9 @@ def store(small_store: PreparedStore, tmp_path: Path) -> PreparedStore:
     return PreparedStore.open(Path(shutil.copytree(small_store.path, tmp_path / "store")))
 
 
-def test_the_worst_come_first_and_the_rest_are_drawn(store: PreparedStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gallery_shows_the_worst_first_and_a_random_sample(
+    store: PreparedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(gallery, "WORST", 30)
     monkeypatch.setattr(gallery, "RANDOM", 20)
     path = draw_gallery(store, seed=0)
@@ -54,7 +56,7 @@ def test_the_worst_come_first_and_the_rest_are_drawn(store: PreparedStore, monke
     assert cv2.imread(str(store.path / "gallery.png")).shape[1] == 6 * (3 * 96 + 2)
 
 
-def test_the_page_needs_nothing_else(store: PreparedStore) -> None:
+def test_page_is_self_contained(store: PreparedStore) -> None:
     text = draw_gallery(store, seed=0).read_text(encoding="utf-8")
     page = Page(text)
     assert len(page.images) == 3 * len(page.figures) == 3 * 160
@@ -62,13 +64,14 @@ def test_the_page_needs_nothing_else(store: PreparedStore) -> None:
     assert not re.search(r"https?:|//[a-z]|@import|<link", re.sub(r"base64,[\w+/=]*", "", text))
 
 
-def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
+def test_names_are_escaped(tmp_path: Path) -> None:
     folder = tmp_path / "<script>alert(1)"
     folder.mkdir()
     names = ('<img src=x onerror="alert(1)">', "a&b $cells", "caf\udce9")
     pixels = np.zeros((40, 200, 3), np.uint8)
     cells = [
-        gallery.Cell(row, row, pixels, pixels[..., 0] > 0, row > 0, {"share": 0.5}, 0.5, False) for row in range(3)
+        gallery.GalleryItem(row, row, pixels, pixels[..., 0] > 0, row > 0, {"share": 0.5}, 0.5, False)
+        for row in range(3)
     ]
     write_page(cells, names, folder, 3, 1, 96)
     text = (folder / "gallery.html").read_text(encoding="utf-8")
@@ -79,7 +82,7 @@ def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
     assert "<b>a&amp;b $cells</b>" in text
 
 
-def test_doubt_is_the_mean_rank_and_equals_share_theirs() -> None:
+def test_doubt_is_the_mean_rank_and_ties_share_a_rank() -> None:
     share = np.array([0.3, 0.9, 0.3, 0.3, 0.0], np.float32)
     np.testing.assert_allclose(doubt({"share": share}), [0.25, 1, 0.25, 0.25, 0.75])
     contact = np.array([0.0, 1.0, 0.5, 0.25, 0.75], np.float32)

@@ -27,14 +27,14 @@ def overlap(first, second) -> float:
     return (first & second).sum() / (first | second).sum()
 
 
-def test_masks_of_real_images_are_hardly_ever_degenerate(images, masks):
+def test_masks_of_real_images_are_rarely_degenerate(images: Images, masks: Masks) -> None:
     quality = np.array([measure(*pair) for pair in zip(images, masks, strict=True)], np.float32)
 
     assert is_usable(quality, GateConfig()).mean() >= 0.95
     assert 0.1 < np.median(quality[:, 0]) < 0.5
 
 
-def test_a_mask_parts_colours_that_differ(images, masks):
+def test_foreground_colours_differ_from_the_border(images: Images, masks: Masks) -> None:
     """The foreground's mean colour lies farther from the border's than the background's does, in most images."""
     separated = []
     for image, mask in zip(images.astype(float), masks, strict=True):
@@ -50,7 +50,7 @@ def test_a_mask_parts_colours_that_differ(images, masks):
 
 
 @pytest.mark.parametrize("config", STRATEGIES, ids=lambda config: config.strategy)
-def test_every_strategy_finds_what_stands_out_of_a_plain_photograph(images, config):
+def test_every_strategy_finds_a_salient_object(images: Images, config: SegmentConfig) -> None:
     ball, meadow = images[45], cv2.resize(images[2, 8:24, 8:24], (160, 120)) // 3 + 150
     y, x = np.mgrid[:120, :160]
     truth = np.hypot(x - 90, y - 60) < 35
@@ -59,7 +59,7 @@ def test_every_strategy_finds_what_stands_out_of_a_plain_photograph(images, conf
     assert overlap(segment(scene, config), truth) > 0.85
 
 
-def test_within_a_box_the_object_of_that_box_is_found(images):
+def test_object_within_the_box_is_found(images: Images) -> None:
     left, right = np.zeros((64, 96), np.bool_), np.zeros((64, 96), np.bool_)
     left[20:44, 10:36], right[16:48, 58:86] = True, True
     ground = np.full((64, 96, 3), 200, np.uint8)
@@ -74,14 +74,14 @@ def test_within_a_box_the_object_of_that_box_is_found(images):
         assert not (mask & outside).any()
 
 
-def test_a_box_may_reach_over_the_edge_but_must_hold_a_pixel(images):
+def test_box_must_overlap_the_image(images: Images) -> None:
     assert segment(images[0], box=Box(-5, -5, 40, 40)).shape == (32, 32)
     for nothing in (Box(40, 0, 50, 10), Box(5, 5, 5, 9), Box(-9, -9, -1, -1)):
         with pytest.raises(ValueError, match="expected a box"):
             segment(images[0], box=nothing)
 
 
-def test_scale_and_iterations_are_settings(images):
+def test_scale_and_iterations_settings(images: Images) -> None:
     photograph = cv2.resize(images[0], (200, 150), interpolation=cv2.INTER_CUBIC)
     for config in (SegmentConfig(scale=0.5), SegmentConfig(iterations=3), SegmentConfig(strategy="rect", scale=0.5)):
         assert segment(photograph, config).shape == (150, 200)
@@ -90,13 +90,13 @@ def test_scale_and_iterations_are_settings(images):
             SegmentConfig(**wrong)
 
 
-def test_the_same_image_gives_the_same_mask_whatever_was_segmented_before(images, masks):
+def test_masks_are_deterministic(images: Images, masks: Masks) -> None:
     for index in (3, 20, 41):
         cv2.setRNGSeed(index)
         np.testing.assert_array_equal(segment(images[index]), masks[index])
 
 
-def test_a_drawn_object_is_found_where_it_is(images):
+def test_composited_object_is_found(images: Images) -> None:
     """A real texture cut to an ellipse, on another real texture: the mask is that ellipse."""
     cloth, sky = (cv2.resize(images[index, 8:24, 8:24], (64, 64)) for index in (45, 2))
     y, x = np.mgrid[:64, :64]
@@ -107,7 +107,7 @@ def test_a_drawn_object_is_found_where_it_is(images):
 
 
 @pytest.mark.parametrize("size", [(32, 48), (96, 96), (240, 320), (500, 375)])
-def test_a_larger_picture_of_the_same_thing_has_much_the_same_mask(images, masks, size):
+def test_masks_of_resized_images_are_similar(images: Images, masks: Masks, size: tuple[int, int]) -> None:
     overlaps = []
     for index in range(4, 50, 12):
         picture = cv2.resize(images[index], size[::-1], interpolation=cv2.INTER_CUBIC)
@@ -119,7 +119,7 @@ def test_a_larger_picture_of_the_same_thing_has_much_the_same_mask(images, masks
     assert np.mean(overlaps) > 0.6
 
 
-def test_grey_images_are_segmented_too(images):
+def test_grey_images_are_segmented(images: Images) -> None:
     grey = [np.repeat(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2) for image in images[::5]]
 
     for image in grey:
@@ -128,7 +128,7 @@ def test_grey_images_are_segmented_too(images):
 
 @settings(max_examples=25, deadline=None)
 @given(height=st.integers(1, 80), width=st.integers(1, 80), value=st.integers(0, 255), seed=st.integers(0, 9))
-def test_any_size_and_even_a_flat_image_gives_a_mask(height, width, value, seed):
+def test_any_image_size_gives_a_mask(height, width, value: int, seed) -> None:
     flat = np.full((height, width, 3), value, np.uint8)
     noisy = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     for image in (flat, noisy):
@@ -138,7 +138,7 @@ def test_any_size_and_even_a_flat_image_gives_a_mask(height, width, value, seed)
 
 
 @pytest.mark.parametrize("size", [(1, 4000), (3000, 7), (2000, 1600)])
-def test_extreme_sizes_are_bounded_in_work_and_exact_in_shape(images, size):
+def test_extreme_image_sizes_give_a_mask(images: Images, size: tuple[int, int]) -> None:
     picture = cv2.resize(images[0], size[::-1])
 
     assert segment(picture).shape == size
@@ -154,6 +154,6 @@ def test_extreme_sizes_are_bounded_in_work_and_exact_in_shape(images, size):
         np.zeros((1, 32, 32, 3), np.uint8),
     ],
 )
-def test_another_shape_or_dtype_is_refused(wrong):
+def test_other_shapes_and_dtypes_are_rejected(wrong: NDArray[Any]) -> None:
     with pytest.raises(ValueError, match="expected an RGB image"):
         segment(wrong)

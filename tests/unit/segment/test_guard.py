@@ -30,7 +30,7 @@ until tr '\\0' ' ' < /proc/$!/cmdline | grep -q ^ray::; do :; done"""
 
 
 @pytest.mark.parametrize("end", ["killed", "in order"])
-def test_nothing_is_left(tmp_path: Path, end: str) -> None:
+def test_guard_removes_processes_and_folder(tmp_path: Path, end: str) -> None:
     folder = tmp_path / "guarded"
     folder.mkdir()
     other = subprocess.Popen(["sleep", "61"], env={**os.environ, MARK: f"{folder}2"})

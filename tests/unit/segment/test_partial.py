@@ -11,7 +11,7 @@ import safetensors.numpy
 from psys.data.sample import read_sample
 from psys.errors import PsysError
 from psys.segment.partial import PartialStore
-from psys.segment.shard import Recipe, Shard, prepare_shard
+from psys.segment.task import ImageTask, Recipe, prepare_images
 
 
 @pytest.fixture(scope="module", params=["dense", "encoded"])
@@ -19,7 +19,9 @@ def done(request, tmp_path_factory):
     """A recipe, and a shard of five images of which the second cannot be read."""
     recipe = Recipe(32, request.param)
     gone = tmp_path_factory.mktemp("shard") / "gone.png"
-    prepared = prepare_shard(Shard((*read_sample().test.images[:1], gone, *read_sample().test.images[1:4])), recipe)
+    prepared = prepare_images(
+        ImageTask((*read_sample().test.images[:1], gone, *read_sample().test.images[1:4])), recipe
+    )
     return recipe, prepared
 
 
@@ -29,7 +31,7 @@ def same(one, other):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 
-def test_what_was_saved_is_there_for_the_next_process(tmp_path, done):
+def test_saved_result_is_loaded_after_reopening(tmp_path: Path, done: Result) -> None:
     recipe, prepared = done
     with PartialStore.opened(tmp_path / "partial") as partial:
         partial.save("abc", prepared)
@@ -42,7 +44,7 @@ def test_what_was_saved_is_there_for_the_next_process(tmp_path, done):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_damaged_shard_counts_as_missing_and_is_replaced(tmp_path, done):
+def test_damaged_result_counts_as_missing_and_is_replaced(tmp_path: Path, done: Result) -> None:
     recipe, prepared = done
     for damage in (
         lambda data: data[:-1],
@@ -58,7 +60,7 @@ def test_a_damaged_shard_counts_as_missing_and_is_replaced(tmp_path, done):
             same(partial.load("abc", recipe, 5), prepared)
 
 
-def test_what_does_not_fit_counts_as_missing(tmp_path, done):
+def test_result_of_another_shape_counts_as_missing(tmp_path: Path, done: Result) -> None:
     recipe, prepared = done
     other = Recipe(32, "encoded" if recipe.layout == "dense" else "dense")
     with PartialStore.opened(tmp_path) as partial:
@@ -67,7 +69,7 @@ def test_what_does_not_fit_counts_as_missing(tmp_path, done):
         assert partial.load("abc", other, 5) is None
 
 
-def test_a_forged_shard_is_neither_trusted_nor_unpickled(tmp_path):
+def test_forged_result_is_not_unpickled(tmp_path: Path) -> None:
     from hashlib import sha256
 
     recipe = Recipe(32)
@@ -78,14 +80,14 @@ def test_a_forged_shard_is_neither_trusted_nor_unpickled(tmp_path):
         assert [partial.load(f"k{number}", recipe, 3) for number in range(3)] == [None, None, None]
 
 
-def test_what_a_killed_process_was_writing_is_swept_away(tmp_path):
+def test_unfinished_file_of_a_killed_process_is_deleted(tmp_path: Path) -> None:
     (tmp_path / "0123.unfinished").write_bytes(b"half")
 
     with PartialStore.opened(tmp_path):
         assert [entry.name for entry in tmp_path.iterdir()] == ["lock"]
 
 
-def test_two_processes_do_not_prepare_into_one_folder(tmp_path):
+def test_folder_is_locked_for_one_process(tmp_path: Path) -> None:
     code = "import sys; from pathlib import Path; from psys.segment.partial import PartialStore\n"
     code += "with PartialStore.opened(Path(sys.argv[1])): print('mine', flush=True); sys.stdin.read()"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -16,7 +16,7 @@ def image_of(mask, inside=200, outside=40):
     return np.repeat(np.where(mask, inside, outside).astype(np.uint8)[..., None], 3, axis=2)
 
 
-def test_a_disc_of_another_colour_is_compact_apart_and_touches_no_border(disc):
+def test_quality_of_a_disc_of_another_colour(disc: Mask) -> None:
     quality = measure(image_of(disc), disc)
 
     assert quality.share == pytest.approx(np.pi * 20**2 / 64**2, abs=0.01)
@@ -25,14 +25,14 @@ def test_a_disc_of_another_colour_is_compact_apart_and_touches_no_border(disc):
     assert quality.colour_separation == 1
 
 
-def test_the_same_colours_on_both_sides_do_not_separate(disc):
+def test_equal_colours_have_no_colour_separation(disc: Mask) -> None:
     noise = np.random.default_rng(0).integers(0, 60, (64, 64, 3), np.uint8)
 
     assert measure(image_of(disc, 90, 90), disc).colour_separation == pytest.approx(0)
     assert measure(noise, disc).colour_separation < 0.1
 
 
-def test_crumbs_and_thin_things_are_less_compact_than_a_disc(disc):
+def test_fragments_and_lines_are_less_compact_than_a_disc(disc: Mask) -> None:
     line = np.zeros_like(disc)
     line[30:33, 4:60] = True
     crumbs = np.zeros_like(disc)
@@ -42,7 +42,7 @@ def test_crumbs_and_thin_things_are_less_compact_than_a_disc(disc):
     assert figures[0] > 2 * figures[1] > 2 * figures[2]
 
 
-def test_border_contact_is_the_share_of_the_outermost_pixels():
+def test_border_contact_is_the_share_of_border_pixels() -> None:
     mask = np.zeros((10, 20), np.bool_)
     mask[:, :10] = True
 
@@ -50,7 +50,7 @@ def test_border_contact_is_the_share_of_the_outermost_pixels():
 
 
 @pytest.mark.parametrize(("value", "expected"), [(False, (0, 0)), (True, (1, 1))])
-def test_nothing_and_everything_have_figures_too(value, expected):
+def test_quality_of_empty_and_full_masks(value: int, expected) -> None:
     mask = np.full((8, 8), value)
     quality = measure(image_of(mask), mask)
 
@@ -59,7 +59,7 @@ def test_nothing_and_everything_have_figures_too(value, expected):
     assert all(0 <= figure <= 1 for figure in quality)
 
 
-def test_figures_do_not_depend_on_a_flip_or_an_enlargement(disc):
+def test_quality_is_invariant_to_flip_and_scale(disc: Mask) -> None:
     mask = disc.copy()
     mask[:20] = False
     image = cv2.GaussianBlur(image_of(mask), (5, 5), 0)
@@ -69,8 +69,8 @@ def test_figures_do_not_depend_on_a_flip_or_an_enlargement(disc):
     np.testing.assert_allclose(measure(*larger), measure(image, mask), atol=0.02)
 
 
-def test_another_size_is_refused(disc):
-    with pytest.raises(ValueError, match="size of its image"):
+def test_mask_of_another_size_is_rejected(disc: Mask) -> None:
+    with pytest.raises(ValueError, match="mask of the image's size"):
         measure(image_of(disc)[:32], disc)
 
 
@@ -90,18 +90,18 @@ def figures(**changed):
         ({"min_colour_separation": 0.25}, "colour_separation", {0.1: False, 0.3: True}),
     ],
 )
-def test_every_figure_has_its_bounds(gate, name, values):
+def test_gate_limits_every_metric(gate, name: str, values) -> None:
     quality = np.stack([figures(**{name: value}) for value in values])
 
     assert is_usable(quality, GateConfig(**gate)).tolist() == list(values.values())
 
 
-def test_bounds_out_of_order_or_out_of_range_are_refused():
+def test_invalid_gate_limits_are_rejected() -> None:
     with pytest.raises(ValidationError, match="min_share"):
         GateConfig(min_share=0.9, max_share=0.1)
     with pytest.raises(ValidationError):
         GateConfig(min_compactness=2)
 
 
-def test_no_masks_have_no_verdicts():
+def test_gate_accepts_an_empty_batch() -> None:
     assert is_usable(np.empty((0, 4), np.float32), GateConfig()).shape == (0,)

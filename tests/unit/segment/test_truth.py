@@ -21,7 +21,7 @@ def folder_of(path, **masks):
 
 
 @pytest.mark.parametrize(("kind", "count"), [("photographs", 50), ("cifar", 100)])
-def test_every_shipped_composite_has_a_mask_of_an_object(kind, count):
+def test_every_composite_has_a_mask(kind: str, count: int) -> None:
     pairs = find_pairs(TRUTH / kind)
 
     assert len(pairs) == count
@@ -29,7 +29,7 @@ def test_every_shipped_composite_has_a_mask_of_an_object(kind, count):
         assert 0.03 < read_pair(image, mask)[1].mean() < 0.7
 
 
-def test_auto_beats_the_plain_rectangle_on_small_composites():
+def test_auto_is_better_than_the_rectangle_on_small_composites() -> None:
     methods = ["auto", "plain rectangle", "centre box"]
     rows = [
         {"name": name, **judge(*read_pair(image, mask), methods)}
@@ -42,7 +42,7 @@ def test_auto_beats_the_plain_rectangle_on_small_composites():
     assert [line.split(" | ")[0] for line in report(rows, methods)[3:]] == [f"| {name}" for name in methods]
 
 
-def test_the_whole_image_and_the_true_box_score_what_they_must(tmp_path):
+def test_scores_of_the_whole_image_and_the_true_box(tmp_path: Path) -> None:
     mask = np.zeros((20, 30), np.uint8)
     mask[5:15, 10:25] = 255
     (pair,) = find_pairs(folder_of(tmp_path, one=mask))
@@ -63,13 +63,13 @@ def test_the_whole_image_and_the_true_box_score_what_they_must(tmp_path):
         ({"one": np.zeros((20, 30), np.uint8)}, "all black"),
     ],
 )
-def test_what_is_wrong_with_a_folder_is_said(tmp_path, masks, message):
+def test_invalid_truth_folder_is_rejected(tmp_path: Path, masks: Masks, message: str) -> None:
     folder = folder_of(tmp_path, **masks)
 
     with pytest.raises(PsysError, match=message):
         [read_pair(image, mask) for _, image, mask in find_pairs(folder)]
 
 
-def test_a_folder_of_another_shape_is_refused(tmp_path):
+def test_folder_without_images_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(PsysError, match=r"no folder .*images"):
         find_pairs(tmp_path)

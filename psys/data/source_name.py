@@ -1,4 +1,4 @@
-"""Which source `--source` means, and what its store is called: for all who look for one, without reading a source."""
+"""Names and locations of sources and their stores, computed without reading the source."""
 
 import os
 import re
@@ -9,13 +9,13 @@ _ENDING = re.compile(r"(?<=.)\.(parquet|tar|tar\.gz|tgz)\Z")
 
 
 def store_name(source: str) -> str:
-    """What the store of a source is called unless somebody says otherwise: as its file or folder, where it is named."""
+    """Default name of a source's store: the name of the source's file or folder without its extension."""
     name = Path(source).name
     if name in ("", ".."):  # as in `.` and `/`
         name = os.path.basename(os.path.realpath(source)) or "root"
     return _ENDING.sub("", name)
 
 
-def place_of(source: str) -> str:
-    """What tells a source from others of its name: where it is, whatever way leads there."""
+def source_location(source: str) -> str:
+    """Identity of a source: `sample`, `cifar10` or a path without symbolic links."""
     return source if source in (SAMPLE, CIFAR10) else os.path.realpath(source)

@@ -6,7 +6,7 @@ import pytest
 
 from psys.data.sample import read_sample
 from psys.segment.grabcut import Box, segment
-from psys.segment.shard import Failure, Prepared, Recipe, Shard, prepare_shard
+from psys.segment.task import Failure, ImageTask, Prepared, Recipe, prepare_images
 from tests.support.images import read_image
 
 
@@ -26,20 +26,22 @@ def bgr(image):
 
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tiff", ".ppm", ".webp"])
-def test_lossless_files_are_read_exactly_as_rgb(tmp_path, image, suffix):
+def test_lossless_files_are_read_exactly(tmp_path: Path, image: Image, suffix: str) -> None:
     options = (cv2.IMWRITE_WEBP_QUALITY, 101) if suffix == ".webp" else ()
 
     np.testing.assert_array_equal(read_image(saved(tmp_path / f"x{suffix}", bgr(image), *options)), image)
 
 
-def test_grey_is_repeated(tmp_path, image):
+def test_grey_is_repeated_in_three_channels(tmp_path: Path, image: Image) -> None:
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
 
     np.testing.assert_array_equal(read_image(saved(tmp_path / "x.png", grey)), np.repeat(grey[..., None], 3, axis=2))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_transparency_is_laid_on_white(tmp_path, image, dtype):
+def test_transparency_is_blended_with_white(
+    tmp_path: Path, image: Image, dtype: type[np.uint8] | type[np.uint16]
+) -> None:
     top = np.iinfo(dtype).max
     opacity = np.full((*image.shape[:2], 1), top, dtype)
     opacity[:, :32] = 0
@@ -51,7 +53,7 @@ def test_transparency_is_laid_on_white(tmp_path, image, dtype):
     np.testing.assert_array_equal(read[:, 32:], image[:, 32:])
 
 
-def test_a_turned_photograph_is_set_upright(tmp_path, image):
+def test_exif_orientation_is_applied(tmp_path: Path, image: Image) -> None:
     jpeg = saved(tmp_path / "x.jpg", bgr(image), cv2.IMWRITE_JPEG_QUALITY, 95)
     upright = read_image(jpeg)
     # An EXIF block with one entry: orientation (0x0112) 6, "turn a quarter clockwise to see it".
@@ -64,7 +66,7 @@ def test_a_turned_photograph_is_set_upright(tmp_path, image):
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
-def test_a_file_that_ends_too_early_is_refused(tmp_path, image, suffix):
+def test_truncated_file_is_rejected(tmp_path: Path, image: Image, suffix: str) -> None:
     whole = saved(tmp_path / f"x{suffix}", bgr(image)).read_bytes()
     for cut in (len(whole) // 2, len(whole) - 10):
         (tmp_path / "cut").write_bytes(whole[:cut])
@@ -72,7 +74,7 @@ def test_a_file_that_ends_too_early_is_refused(tmp_path, image, suffix):
             read_image(tmp_path / "cut")
 
 
-def test_other_unreadable_files_are_refused(tmp_path):
+def test_unreadable_files_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.png").write_text("not an image")
     for name, message in [("empty.png", "empty"), ("text.png", "not an image"), ("nowhere.png", "No such file")]:
@@ -80,10 +82,10 @@ def test_other_unreadable_files_are_refused(tmp_path):
             read_image(tmp_path / name)
 
 
-def test_images_in_memory_are_kept_and_segmented():
+def test_images_in_memory_are_segmented() -> None:
     images = read_sample().test.images[:6]
 
-    done = prepare_shard(Shard(images), Recipe(32))
+    done = prepare_images(ImageTask(images), Recipe(32))
 
     np.testing.assert_array_equal(done.images, images)
     assert done.rows.tolist() == [0, 1, 2, 3, 4, 5]
@@ -92,66 +94,66 @@ def test_images_in_memory_are_kept_and_segmented():
     assert done.failures == ()
 
 
-def test_files_are_cropped_resized_and_the_unreadable_ones_reported(tmp_path, image):
+def test_files_are_cropped_and_resized_and_failures_are_reported(tmp_path: Path, image: Image) -> None:
     good = saved(tmp_path / "good.png", bgr(image))
     bad = tmp_path / "bad.png"
     bad.write_text("no image")
 
-    done = prepare_shard(Shard((good, bad, good, tmp_path / "gone.png")), Recipe(16))
+    done = prepare_images(ImageTask((good, bad, good, tmp_path / "gone.png")), Recipe(16))
 
     middle = cv2.resize(image[:, 16:48], (16, 16), interpolation=cv2.INTER_AREA)
     np.testing.assert_array_equal(done.images, [middle, middle])
     assert done.rows.tolist() == [0, 2]
     assert done.masks.shape == (2, 16, 16)
     assert done.failures == (
-        Failure(1, "not an image, or of a format that OpenCV cannot decode"),
-        Failure(3, "No such file or directory", lasting=False),
+        Failure(1, "not an image in a format that OpenCV can decode"),
+        Failure(3, "No such file or directory", permanent=False),
     )
 
 
-def test_an_encoded_store_gets_the_whole_image(tmp_path, image):
+def test_encoded_layout_keeps_the_whole_image(tmp_path: Path, image: Image) -> None:
     file = saved(tmp_path / "wide.png", bgr(image))
 
-    done = prepare_shard(Shard((file,)), Recipe(16, "encoded"))
+    done = prepare_images(ImageTask((file,)), Recipe(16, "encoded"))
 
     assert cv2.imdecode(np.frombuffer(done.images[0], np.uint8), 1).shape == (16, 32, 3)
     assert cv2.imdecode(np.frombuffer(done.masks[0], np.uint8), -1).shape == (16, 32)
 
 
 @pytest.mark.parametrize("layout", ["dense", "encoded"])
-def test_a_shard_with_nothing_readable_is_empty(tmp_path, layout):
-    done = prepare_shard(Shard((tmp_path / "gone.png",)), Recipe(32, layout))
+def test_result_without_readable_images_is_empty(tmp_path: Path, layout: str) -> None:
+    done = prepare_images(ImageTask((tmp_path / "gone.png",)), Recipe(32, layout))
 
     assert len(done.images) == len(done.masks) == len(done.quality) == len(done.rows) == 0
     assert len(done.failures) == 1
 
 
 @pytest.mark.parametrize("layout", ["dense", "encoded"])
-def test_parts_of_a_shard_join_to_the_whole(tmp_path, layout):
+def test_joined_parts_equal_the_whole_task(tmp_path: Path, layout: str) -> None:
     bad = tmp_path / "bad.png"
     bad.write_text("no image")
     good = [saved(tmp_path / f"{row}.png", bgr(read_sample().test.images[row])) for row in range(3)]
-    shard, recipe = Shard((good[0], bad, good[1], good[2])), Recipe(32, layout)
+    shard, recipe = ImageTask((good[0], bad, good[1], good[2])), Recipe(32, layout)
 
-    whole = prepare_shard(shard, recipe)
-    joined = Prepared.joined({row: prepare_shard(shard.row(row), recipe) for row in (3, 1, 0, 2)})
+    whole = prepare_images(shard, recipe)
+    joined = Prepared.joined({row: prepare_images(shard.row(row), recipe) for row in (3, 1, 0, 2)})
 
     assert joined.failures == whole.failures
     for name in ("rows", "images", "masks", "quality"):
         np.testing.assert_array_equal(getattr(joined, name), getattr(whole, name))
 
 
-def test_a_box_follows_the_crop(tmp_path, image):
+def test_box_is_cropped_with_its_image(tmp_path: Path, image: Image) -> None:
     """The object is known to stand in the right half of the middle square; and once outside of it, and of the image."""
     file = saved(tmp_path / "wide.png", bgr(image))
 
     def mask(*sides: int) -> np.ndarray:
-        done = prepare_shard(Shard((file,), (Box(*sides),)), Recipe(32))
+        done = prepare_images(ImageTask((file,), (Box(*sides),)), Recipe(32))
         assert done.failures == ()
         return done.masks[0]
 
     np.testing.assert_array_equal(mask(32, 4, 46, 28), segment(image[:, 16:48], box=Box(16, 4, 30, 28)))
     np.testing.assert_array_equal(mask(0, 0, 64, 32), segment(image[:, 16:48], box=Box(0, 0, 32, 32)))
     assert not mask(2, 4, 14, 28).any()
-    outside = prepare_shard(Shard((file,), (Box(70, 4, 90, 20),)), Recipe(32))
-    assert outside.failures == (Failure(0, "its box (70, 4, 90, 20) lies outside of its 64 x 32 pixels"),)
+    outside = prepare_images(ImageTask((file,), (Box(70, 4, 90, 20),)), Recipe(32))
+    assert outside.failures == (Failure(0, "its box (70, 4, 90, 20) lies outside its 64 x 32 pixels"),)
