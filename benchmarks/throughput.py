@@ -143,7 +143,7 @@ def events_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def all_joined(config: RunConfig, folder: Path) -> bool:
-    return [event["event"] for event in events_of(folder)].count("join") == config.workers
+    return sum(isinstance(event, WorkerJoined) for event in events_of(folder)) == config.workers
 
 
 def speed_by_turn(events: Sequence[dict[str, Any]], pause: float) -> list[float]:

@@ -17,7 +17,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -26,31 +25,26 @@ from typing import Any, get_args
 
 import psutil
 import torch
-from torch import nn
 from torch.distributed import rpc
 
-from benchmarks.measure import ROOT, count, median_spread, results_path, table, write
-from psys.cluster.server import Server
-from psys.cluster.shard_server import Shard
+from benchmarks.measure import ROOT, count, median_spread, prepared_sample, results_path, table, write
+from psys.cluster.roles import serve, serve_shard
 from psys.errors import PsysError, exit_with_message
+from psys.models.registry import build
 from psys.ps.codec import Wire
-from psys.ps.coordinator import Coordinator
-from psys.ps.ledger import Ledger
-from psys.ps.policy import make_policy
+from psys.ps.messages import Push
 from psys.ps.schedule import ScheduleConfig
-from psys.ps.store import OptimizerConfig, ParameterStore
-from psys.run.checkpoint import Checkpoints
 from psys.run.config import RunConfig
-from psys.run.events import EventLog
-from psys.transport import torch_rpc
+from psys.run.directory import RunDirectory
 from psys.transport.address import listen
-from psys.transport.buffered_model import LanedModel
-from psys.transport.protocol import Push
-from psys.transport.reconnect import Session
-from psys.transport.registration import Reception
-from psys.transport.rendezvous import GATHERING_SECONDS, Door, knock
+from psys.transport.buffered_model import BufferedModel
+from psys.transport.join import RendezvousConnection
+from psys.transport.reconnect import ReconnectingWorker
+from psys.transport.torch_rpc import TorchRpcWorker
 
-SMALL, LARGE = 656_000, 25_600_000  # parameters: 2.6 MB and 102 MB in float32
+SMALL, LARGE = 656_000, 25_600_000  # parameters, about: 2.6 MB and 102 MB in float32
+_MODELS = {SMALL: "mlp200", LARGE: "mlp3748"}
+_STORE = ROOT / "stores" / "sample"  # a run needs one; no image is read
 _NEVER = 3600.0  # seconds
 _BLOCK = 10  # operations of one kind in a row
 
@@ -69,6 +63,7 @@ def main() -> None:
     if arguments.role:
         _ROLES[arguments.role](json.loads(arguments.case), arguments)
         return
+    prepared_sample(_STORE)
     series: dict[str, list[dict[str, Any]]] = {}
     for _ in range(arguments.rounds):
         for case in cases(arguments.wires):
@@ -158,77 +153,61 @@ def summary(series: dict[str, list[dict[str, Any]]]) -> list[str]:
     return table(header, rows)
 
 
-def _config(case: dict[str, Any]) -> RunConfig:
+def _config(case: dict[str, Any], folder: Path) -> RunConfig:
     # In float32 the parameters that arrive are sent as the gradient: a low rate keeps the values nearly constant.
-    schedule = ScheduleConfig(kind="constant", learning_rate=1e-12)
     return RunConfig(
+        name="run",
+        runs=folder,
+        store=_STORE,
+        model=_MODELS[case["numel"]],
         mode="async",
         wire=case["wire"],
         servers=case["servers"],
-        schedule=schedule,
+        workers=case["workers"],
+        epochs=5_000,
+        batch_size=1,
+        snapshot_epochs=5_000,
+        schedule=ScheduleConfig(kind="constant", learning_rate=1e-12),
         heartbeat_timeout=_NEVER,
         checkpoint_every=f"{_NEVER:.0f}s",
     )
 
 
-def _shard(number: int, case: dict[str, Any]) -> Shard:
-    config = _config(case)
-    layout = config.layout(case["numel"], 0)
-    part = layout.slices[number]
-    numel = part.stop - part.start
-    parameters = torch.randn(numel, generator=torch.Generator().manual_seed(number))
-    store = ParameterStore(parameters, numel, torch.zeros(0), OptimizerConfig())
-    return Shard(number, store, layout, config.wire, config.topk_share)
-
-
 def _serve(case: dict[str, Any], arguments: argparse.Namespace) -> None:
-    torch.set_num_threads(1)
-    config, shard = _config(case), _shard(0, case)
+    run = RunDirectory.create(_config(case, arguments.folder))
     listener = listen("127.0.0.1", 0)
     print(listener.getsockname()[1], flush=True)
-    ledger = Ledger(epochs=1, samples=10_000_000, batch_size=1)
-    policy = make_policy("async", 0, 0)
-    coordinator = Coordinator(ledger, policy, config.optimizer, config.schedule, 1, case["workers"], 1)
-    reception = Reception(config, "", "127.0.0.1")
-    others = [torch_rpc.RemoteShard(number) for number in range(1, case["servers"])]
-    with EventLog(arguments.folder / "events.jsonl") as events:
-        checkpoints = Checkpoints(arguments.folder, keep=1)
-        server = Server(config, reception, coordinator, [shard, *others], events, lambda stamped: None, checkpoints)
-        door = Door(listener, "", server)
-        torch_rpc.offer(shard)
-        reception.ready(0, torch_rpc.serve(0, "127.0.0.1", reception.others(), server))
-        server.run(stopped=lambda status: False, tick=lambda status: None)
-        door.close()
+    serve(run, listener, case["workers"], lambda status: False, token="")
 
 
 def _serve_shard(case: dict[str, Any], arguments: argparse.Namespace) -> None:
-    torch.set_num_threads(1)
-    lifeline = knock("127.0.0.1", arguments.port, "", "server", GATHERING_SECONDS, 1)
-    torch_rpc.offer(_shard(1, case))
-    lifeline.say(ready=torch_rpc.serve(1, "127.0.0.1"))
-    threading.Event().wait()
+    serve_shard("127.0.0.1", arguments.port, "", 1)
 
 
 def _work(case: dict[str, Any], arguments: argparse.Namespace) -> None:
     torch.set_num_threads(1)
-    session = Session("127.0.0.1", arguments.port, "")
-    module = nn.Linear(case["numel"], 1, bias=False)
-    laned = LanedModel(module, _config(case))
+    run = ReconnectingWorker("127.0.0.1", arguments.port, "")
+    model = BufferedModel(build(run.config.model, run.response.classes), run.config)
     # In float32 the parameters that arrive replace the gradient; in the other formats the same gradient is sent again.
-    laned.models[0].gradient.normal_(generator=torch.Generator().manual_seed(session.admission.number))
+    model.models[0].gradient.normal_(generator=torch.Generator().manual_seed(run.response.number))
     if case["apart"]:
-        laned.lane.address = laned.lane.address._replace(token=bytes(len(laned.lane.address.token)))
-    session.attach(laned.lane)
-    source, target = torch.zeros(case["numel"]), torch.zeros(case["numel"])
-    lease = session.push_pull(None).lease
+        model.buffer.address = model.buffer.address._replace(token=bytes(len(model.buffer.address.token)))
+
+    def connect(connection: RendezvousConnection) -> TorchRpcWorker:
+        response = connection.response
+        return TorchRpcWorker(response.number, connection.address, response.servers, _NEVER, model.buffer)
+
+    run.attach(connect)
+    source, target = torch.zeros_like(model.models[0].parameters), torch.zeros_like(model.models[0].parameters)
+    lease = run.push_pull(None).lease
 
     def push_pull() -> None:
         nonlocal lease
         assert lease is not None
-        laned.send(lease.slot)
-        lease = session.push_pull(Push(lease, 0.0, 0, 1, 1.0)).lease
+        model.send(lease.slot)
+        lease = run.push_pull(Push(lease, 0.0, 0, 1, 1.0)).lease
         assert lease is not None
-        laned.receive(lease.slot)
+        model.receive(lease.slot)
 
     operations = {
         "copy": lambda: target.copy_(source),
@@ -241,7 +220,7 @@ def _work(case: dict[str, Any], arguments: argparse.Namespace) -> None:
         for name, operation in operations.items():
             operation()  # the other operations have evicted the caches
             for _ in range(_BLOCK):
-                laned.models[0].gradient.neg_()  # as a gradient step would write it
+                model.models[0].gradient.neg_()  # as a gradient step would write it
                 start = time.perf_counter()
                 operation()
                 taken[name].append(time.perf_counter() - start)
@@ -253,7 +232,7 @@ def _work(case: dict[str, Any], arguments: argparse.Namespace) -> None:
     medians = {f"{name}_ms": statistics.median(values) * 1e3 for name, values in taken.items()}
     print(json.dumps({**medians, "done": done}), flush=True)
     sys.stdin.read()
-    session.close()
+    run.close()
 
 
 _ROLES = {"server": _serve, "shard": _serve_shard, "worker": _work}

@@ -97,7 +97,7 @@ def serve_shard(
     host: str,
     port: int,
     token: str,
-    number: int | None,
+    number: int | None = None,
     stopped: Callable[[], bool] = lambda: False,
     join_seconds: float = JOIN_SECONDS,
 ) -> None:
@@ -175,7 +175,7 @@ def _start(
         version=version,
         seconds=seconds,
         batches=ledger.batches,
-        counts={**state.counts},
+        counts=dict[str, int](state.counts.items()),
         attempts=dict(state.attempts),
     )
 

@@ -37,6 +37,9 @@ _UNLIMITED = 0  # seconds, as RPC writes it
 # cores.
 _TRANSPORTS, _CHANNELS = ["uv"], ["cma", "basic"]
 
+# A server's rank is its number, a worker's is above all servers'; ranks have 15 bits.
+_FIRST_WORKER_RANK, _WORKER_RANKS = 64, 32_000
+
 # Server 0 decides for one worker while it applies another worker's update. Other servers take steps in their order.
 _COORDINATOR_THREADS, _SHARD_THREADS, _WORKER_THREADS = 2, 1, 2
 
@@ -79,8 +82,8 @@ class TorchRpcWorker(WorkerClient):
         only_interface_of(own_address)
         names = [f"server{i}" for i in range(len(servers))]
         worker = f"worker{number}"
-        # The servers' ranks come first.
-        _build(worker, len(servers) + number, dict(zip(names, servers, strict=True)), _WORKER_THREADS)
+        rank = _FIRST_WORKER_RANK + number % _WORKER_RANKS
+        _build(worker, rank, dict(zip(names, servers, strict=True)), _WORKER_THREADS)
         super().__init__(worker, buffer, [_Connection(name, timeout_seconds) for name in names])
 
     def close(self) -> None:
