@@ -8,7 +8,7 @@ from subprocess import Popen
 import psutil
 import pytest
 
-from tests.support.processes import finished, free_port, run, started, wait_until
+from tests.support.processes import finished, reserved_port, run, started, wait_until
 
 SERVERS = """
 import sys, threading, torch
@@ -311,7 +311,7 @@ def test_gradients_go_to_all_servers_and_parameters_come_from_all(
 
 
 def test_servers_find_each_other_whoever_comes_first_and_end_together(tmp_path: Path, stack: ExitStack) -> None:
-    port = free_port()
+    port = stack.enter_context(reserved_port())
     second = stack.enter_context(started("-c", SERVERS, "1", "2", str(port), cwd=tmp_path))
     early = stack.enter_context(started("-c", CLIENT, str(port), "2", "leave", cwd=tmp_path))
     first = stack.enter_context(started("-c", SERVERS, "0", "2", str(port), cwd=tmp_path))
