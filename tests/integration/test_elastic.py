@@ -21,7 +21,8 @@ from tests.support.processes import (
     events,
     family,
     finished,
-    free_port,
+    join_address,
+    reserved_port,
     run,
     servers_of,
     small_run,
@@ -205,17 +206,18 @@ def test_a_worker_told_to_leave_waits_for_nobody(small_store_path: Path, tmp_pat
         assert "Traceback" not in log.read_text()
 
 
-def joining(port: str) -> tuple[str, ...]:
-    return ("--role", "worker", "--join", f"127.0.0.1:{port}", "--threads", "1")
+def joining(address: str) -> tuple[str, ...]:
+    return ("--role", "worker", "--join", address, "--threads", "1")
 
 
 def test_a_server_that_comes_back_while_a_worker_gets_ready(small_store_path: Path, tmp_path: Path) -> None:
-    path, port = tmp_path / "runs" / "r", str(free_port())
-    more = ("--epochs", "5000", "--checkpoint-every", "1", "--port", port)
+    path = tmp_path / "runs" / "r"
+    more = ("--epochs", "5000", "--checkpoint-every", "1")
     with started(PS, *small_run(small_store_path, "r", *more, workers=1), cwd=tmp_path) as process:
+        address = join_address(process)
         wait_until(lambda: bool(updates(path)), "the first update")
         (server,) = servers_of(process)
-        with started(PS, *joining(port), cwd=tmp_path) as newcomer:
+        with started(PS, *joining(address), cwd=tmp_path) as newcomer:
             arriving = psutil.Process(newcomer.pid)
             wait_until(lambda: bool(arriving.net_connections()), "its coming")
             arriving.suspend()
@@ -233,13 +235,13 @@ def test_a_server_that_comes_back_while_a_worker_gets_ready(small_store_path: Pa
 def test_a_worker_is_told_when_another_run_has_taken_the_place_of_its_own(
     small_store_path: Path, tmp_path: Path
 ) -> None:
-    port = str(free_port())
-    more = ("--epochs", "5000", "--port", port)
     with ExitStack() as stack:
+        port = stack.enter_context(reserved_port())
+        more = ("--epochs", "5000", "--port", str(port))
         path = tmp_path / "runs" / "first"
         with started(PS, *small_run(small_store_path, "first", *more, workers=1), cwd=tmp_path):
             wait_until(lambda: bool(updates(path)), "the first update")
-            newcomer = stack.enter_context(started(PS, *joining(port), cwd=tmp_path))
+            newcomer = stack.enter_context(started(PS, *joining(f"127.0.0.1:{port}"), cwd=tmp_path))
             wait_until(lambda: any(update["workers"] != ["worker0"] for update in updates(path)), "its first gradient")
         second = small_run(small_store_path, "second", *more, "--model", "mlp16", workers=1)
         stack.enter_context(started(PS, *second, cwd=tmp_path))

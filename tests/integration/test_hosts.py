@@ -1,4 +1,4 @@
-"""Runs over several hosts, emulated on this one: joining, networks that break and heal, and which doors are open."""
+"""Runs over several hosts, emulated on this one: joining, networks that break and heal, and reachable ports."""
 
 import json
 import signal
@@ -9,29 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.support.hosts import Host, Lan, command, hosts, why_not
-from tests.support.processes import PS, events, finished, run, small_run, started, updates, wait_until
+from tests.support.processes import PROGRAMS, PS, events, finished, run, small_run, started, updates, wait_until
 
 pytestmark = pytest.mark.timeout(150)
 
 PORT = "4000"  # the hosts are ours alone
 TIMEOUT = 2.0  # heartbeats, where the network breaks
-
-LISTENING = """
-import json, psutil
-found = [c.laddr for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
-print(json.dumps(sorted(found)))
-"""
-REACHABLE = """
-import json, socket, sys
-found = []
-for port in json.loads(sys.argv[2]):
-    try:
-        socket.create_connection((sys.argv[1], port), timeout=2).close()
-        found.append(port)
-    except OSError:
-        pass
-print(json.dumps(found))
-"""
 
 
 @pytest.fixture
@@ -44,9 +27,9 @@ def lan() -> Iterator[Lan]:
 
 def serving(host: Host, store: Path, *more: str) -> tuple[str, ...]:
     """A run with one worker on `host`, open to the others."""
-    door = ("--listen", host.address, "--port", PORT, "--heartbeat-timeout", str(TIMEOUT))
+    address = ("--listen", host.address, "--port", PORT, "--heartbeat-timeout", str(TIMEOUT))
     lean = ("--threads", "1", "--snapshot-epochs", "1000")
-    return host.python(PS, *small_run(store, "r", *door, *lean, *more, workers=1))
+    return host.python(PS, *small_run(store, "r", *address, *lean, *more, workers=1))
 
 
 def joining(host: Host, store: Path) -> tuple[str, ...]:
@@ -144,10 +127,11 @@ def test_what_others_can_connect_to(lan: Lan, small_store_path: Path, tmp_path: 
     arguments = serving(a, small_store_path, "--epochs", "5000") if opened else default
     with started(*arguments, cwd=tmp_path):
         wait_until(lambda: len(updates(path)) >= 3, "three updates")
-        listening = json.loads(run(*a.python("-c", LISTENING), cwd=tmp_path).out)
+        listening = json.loads(run(*a.python(str(PROGRAMS / "listening_ports.py")), cwd=tmp_path).out)
         ports = [port for _, port in listening]
-        reachable = json.loads(run(*b.python("-c", REACHABLE, "a", json.dumps(ports)), cwd=tmp_path).out)
-    assert len(ports) >= 3  # the door, and RPC of server and worker
+        probe = b.python(str(PROGRAMS / "reachable_ports.py"), "a", json.dumps(ports))
+        reachable = json.loads(run(*probe, cwd=tmp_path).out)
+    assert len(ports) >= 3  # of the rendezvous server, and of RPC of server and worker
     assert reachable == (ports if opened else [])
 
 

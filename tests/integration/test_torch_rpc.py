@@ -8,7 +8,7 @@ from subprocess import Popen
 import psutil
 import pytest
 
-from tests.support.processes import finished, free_port, run, started, wait_until
+from tests.support.processes import finished, reserved_port, started, wait_until
 
 SERVERS = """
 import sys, threading, torch
@@ -283,21 +283,6 @@ def test_a_worker_finds_another_server_that_took_the_place_of_one_that_died(tmp_
     assert finished(pair).code == 0
 
 
-def test_a_server_that_never_comes_is_a_clear_error(tmp_path: Path) -> None:
-    script = """
-from psys.transport import registration as reception
-from psys.run.config import RunConfig
-from psys.errors import PsysError
-reception.GATHERING_SECONDS = 1.0
-try:
-    reception.Reception(RunConfig(servers=2), "hash", "127.0.0.1").others()
-except PsysError as error:
-    print(error)
-"""
-    done = run("-c", script, cwd=tmp_path)
-    assert (done.code, done.out) == (0, "not all of the 2 servers came within 1 s\n"), done.err
-
-
 @pytest.mark.parametrize("servers", [1, 2])
 def test_gradients_go_to_all_servers_and_parameters_come_from_all(
     tmp_path: Path, stack: ExitStack, servers: int
@@ -311,7 +296,7 @@ def test_gradients_go_to_all_servers_and_parameters_come_from_all(
 
 
 def test_servers_find_each_other_whoever_comes_first_and_end_together(tmp_path: Path, stack: ExitStack) -> None:
-    port = free_port()
+    port = stack.enter_context(reserved_port())
     second = stack.enter_context(started("-c", SERVERS, "1", "2", str(port), cwd=tmp_path))
     early = stack.enter_context(started("-c", CLIENT, str(port), "2", "leave", cwd=tmp_path))
     first = stack.enter_context(started("-c", SERVERS, "0", "2", str(port), cwd=tmp_path))

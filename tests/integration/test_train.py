@@ -20,7 +20,7 @@ from tests.support.processes import (
     ROOT,
     family,
     finished,
-    free_port,
+    join_address,
     run,
     small_run,
     started,
@@ -167,11 +167,13 @@ def test_a_worker_taken_for_dead_is_recognised_when_it_wakes(small_store_path: P
 def test_a_run_goes_on_with_a_joined_worker_when_the_local_one_was_told_to_leave(
     small_store_path: Path, tmp_path: Path
 ) -> None:
-    path, port = tmp_path / "runs" / "r", str(free_port())
-    more = ("--epochs", "5000", "--port", port)
-    joining = ("--role", "worker", "--join", f"127.0.0.1:{port}", "--store", str(small_store_path), "--threads", "1")
-    arguments = small_run(small_store_path, "r", *more, workers=1)
-    with started(PS, *arguments, cwd=tmp_path) as process, started(PS, *joining, cwd=tmp_path) as newcomer:
+    path = tmp_path / "runs" / "r"
+    joining = ("--role", "worker", "--store", str(small_store_path), "--threads", "1", "--join")
+    arguments = small_run(small_store_path, "r", "--epochs", "5000", workers=1)
+    with (
+        started(PS, *arguments, cwd=tmp_path) as process,
+        started(PS, *joining, join_address(process), cwd=tmp_path) as newcomer,
+    ):
         wait_until(lambda: len({worker for u in updates(path) for worker in u["workers"]}) == 2, "updates by both")
         (local,) = workers_of(process)
         local.terminate()
@@ -238,10 +240,12 @@ def test_ctrl_c_stops_saves_and_leaves_no_process(small_store_path: Path, tmp_pa
 
 def test_a_worker_joins_a_running_server(small_store_path: Path, tmp_path: Path) -> None:
     path = tmp_path / "runs" / "r"
-    port = str(free_port())
-    joining = ("--role", "worker", "--join", f"127.0.0.1:{port}", "--store", str(small_store_path), "--threads", "1")
-    arguments = small_run(small_store_path, "r", "--mode", "sync", "--epochs", "5000", "--port", port)
-    with started(PS, *arguments, cwd=tmp_path) as process, started(PS, *joining, cwd=tmp_path) as newcomer:
+    joining = ("--role", "worker", "--store", str(small_store_path), "--threads", "1", "--join")
+    arguments = small_run(small_store_path, "r", "--mode", "sync", "--epochs", "5000")
+    with (
+        started(PS, *arguments, cwd=tmp_path) as process,
+        started(PS, *joining, join_address(process), cwd=tmp_path) as newcomer,
+    ):
         wait_until(lambda: any(len(u["workers"]) == 3 for u in updates(path)), "an update of three workers")
         process.send_signal(signal.SIGINT)
         joined, done = finished(newcomer), finished(process)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import PS, Done, events, free_port, run, small_run, started, updates, wait_until
+from tests.support.processes import PS, Done, events, join_address, run, small_run, started, updates, wait_until
 from tests.support.stores import write_small_store
 
 Refused = Callable[..., Done]
@@ -102,11 +102,11 @@ def test_a_run_that_diverged(small_store_path: Path, tmp_path: Path) -> None:
 
 def test_a_worker_whose_store_is_another(small_store_path: Path, tmp_path: Path) -> None:
     other = write_small_store(tmp_path / "other", train_per_class=2, test_per_class=1)
-    port = str(free_port())
     path = tmp_path / "runs" / "r"
-    with started(PS, *small_run(small_store_path, "r", "--epochs", "5000", "--port", port), cwd=tmp_path):
+    with started(PS, *small_run(small_store_path, "r", "--epochs", "5000"), cwd=tmp_path) as process:
+        address = join_address(process)
         wait_until(lambda: len(updates(path)) >= 3, "three updates")
-        joining = ("--role", "worker", "--join", f"127.0.0.1:{port}", "--threads", "1", "--store", str(other.path))
+        joining = ("--role", "worker", "--join", address, "--threads", "1", "--store", str(other.path))
         check(run(PS, *joining, cwd=tmp_path), "is not the server's")
 
 

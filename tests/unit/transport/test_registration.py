@@ -84,12 +84,12 @@ def test_servers_without_a_number_get_the_last_numbers() -> None:
     assert [of_run.admit(server()).number for _ in range(2)] == [2, 3]
     assert of_run.admit(server(1)).number == 1
     assert of_run.admit(server()).number == 4
-    with pytest.raises(PsysError, match="all 3 places for remote servers .* are taken"):
+    with pytest.raises(PsysError, match=r"all 3 places for remote servers .* are taken"):
         of_run.admit(server())
 
 
 def test_a_run_without_remote_servers_has_no_place_for_one() -> None:
-    with pytest.raises(PsysError, match="all 0 places for remote servers .* are taken"):
+    with pytest.raises(PsysError, match=r"all 0 places for remote servers .* are taken"):
         registration(servers=2).admit(server())
 
 
@@ -139,7 +139,7 @@ def test_missing_remote_servers_are_counted_with_how_to_start_them() -> None:
 
 def test_missing_servers_that_the_run_starts_itself_are_counted() -> None:
     of_run = registration(servers=2, timeout=0.01)
-    with pytest.raises(PsysError, match="1 of the 2 servers .*: see the messages of the servers"):
+    with pytest.raises(PsysError, match=r"1 of the 2 servers .*: see the messages of the servers"):
         of_run.other_servers()
     of_run.server_ready(1, "b:2")
     with pytest.raises(PsysError, match="server 0 of this run did not join"):

@@ -91,8 +91,10 @@ def test_a_worker_cannot_send_a_servers_messages(rendezvous: Rendezvous) -> None
 
 def test_a_server_cannot_send_a_workers_messages(rendezvous: Rendezvous) -> None:
     server = join("127.0.0.1", rendezvous.port, TOKEN, "server", SECONDS, number=1)
-    for message in ({"heartbeat": True}, {"fault": {}}, {"left": True}, {"ready": "10.0.0.1:4000"}):
-        server.send(**message)
+    server.send(heartbeat=True)
+    server.send(fault={})
+    server.send(left=True)
+    server.send(ready="10.0.0.1:4000")
     assert rendezvous.handler.next() == ("admit", "server", 1)
     assert rendezvous.handler.next() == ("server_ready", 1, "10.0.0.1:4000")
     server.close()
