@@ -2,12 +2,10 @@
 
 import os
 
-from psys.cluster.roles import serve_shard
+from psys.cluster.roles import JOIN_SECONDS, serve_shard
 from psys.cluster.worker import LeaveRequested, leave_at_sigterm, work
 from psys.errors import LostServerError, PsysError, say
 from psys.training.settings import TrainingConfig
-
-_JOIN_SECONDS = 120.0  # a server may be started before the run
 
 
 def join_run(config: TrainingConfig) -> None:
@@ -31,7 +29,7 @@ def join_run(config: TrainingConfig) -> None:
 
 
 def _serve(host: str, port: int, token: str) -> None:
-    join_seconds = _JOIN_SECONDS
+    join_seconds = JOIN_SECONDS
     try:
         while True:
             try:

@@ -16,19 +16,23 @@ def address_to_join(process: "subprocess.Popen[str]") -> str:
     raise AssertionError("the run ended without saying how servers join it")
 
 
+def has_ended(process: "subprocess.Popen[str]") -> bool:
+    return process.poll() is not None
+
+
 def test_remote_server_joins_leaves_and_is_replaced(small_store_path: Path, tmp_path: Path) -> None:
     path = tmp_path / "runs" / "r"
     more = ("--epochs", "5000", "--servers", "3", "--remote-servers", "1", "--checkpoint-every", "5")
     with started(PS, *small_run(small_store_path, "r", *more), cwd=tmp_path) as process:
         joining = (PS, "--role", "server", "--join", address_to_join(process))
         with started(*joining, cwd=tmp_path) as first:
-            wait_until(lambda: bool(events(path, "checkpoint")), "a checkpoint of all servers")
+            wait_until(lambda: has_ended(first) or bool(events(path, "checkpoint")), "a checkpoint of all servers")
             first.send_signal(signal.SIGTERM)
             left = finished(first)
         with started(*joining, cwd=tmp_path) as second:
-            wait_until(lambda: bool(events(path, "resume")), "the run to continue")
+            wait_until(lambda: has_ended(process) or bool(events(path, "resume")), "the run to continue")
             reached = len(updates(path))
-            wait_until(lambda: len(updates(path)) > reached + 5, "updates with the second server")
+            wait_until(lambda: has_ended(process) or len(updates(path)) > reached + 5, "updates with the second server")
             process.send_signal(signal.SIGINT)
             done, ended = finished(process), finished(second)
     assert (left.code, done.code, ended.code) == (0, 130, 0), left.err + done.err + ended.err
@@ -42,12 +46,14 @@ def test_remote_server_finds_a_run_again_whose_servers_restarted(small_store_pat
     with started(PS, *small_run(small_store_path, "r", *more), cwd=tmp_path) as process:
         joining = (PS, "--role", "server", "--join", address_to_join(process))
         with started(*joining, cwd=tmp_path) as remote:
-            wait_until(lambda: bool(events(path, "checkpoint")), "a checkpoint of all servers")
+            wait_until(lambda: has_ended(remote) or bool(events(path, "checkpoint")), "a checkpoint of all servers")
             (server,) = servers_of(process)
             server.kill()
-            wait_until(lambda: bool(events(path, "resume")), "the run to continue")
+            wait_until(lambda: has_ended(process) or bool(events(path, "resume")), "the run to continue")
             reached = len(updates(path))
-            wait_until(lambda: len(updates(path)) > reached + 5, "updates with the same remote server")
+            wait_until(
+                lambda: has_ended(process) or len(updates(path)) > reached + 5, "updates with the same remote server"
+            )
             process.send_signal(signal.SIGINT)
             done, ended = finished(process), finished(remote)
     assert (done.code, ended.code) == (130, 0), done.err + ended.err
