@@ -14,7 +14,8 @@ import pytest
 from safetensors.torch import load_file
 
 from psys.errors import PsysError
-from psys.training.launch import LaunchConfig, launch, read_settings
+from psys.training import TrainingConfig, read_settings
+from psys.training.launch import launch
 from tests.support.processes import (
     PS,
     Done,
@@ -65,7 +66,7 @@ def stopped_after_snapshot(process: "subprocess.Popen[str]", path: Path) -> Done
     return done
 
 
-def resumed(path: Path, *more: str) -> LaunchConfig:
+def resumed(path: Path, *more: str) -> TrainingConfig:
     return read_settings(["--resume", str(path), *more], PS, default_file=path)
 
 

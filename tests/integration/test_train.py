@@ -200,7 +200,7 @@ def test_a_run_whose_workers_cannot_live_ends_and_keeps_what_it_has(small_store_
         done = finished(process)
     assert done.code == 2
     assert "was killed by SIGKILL" in done.err
-    assert done.err.count("it is given up after so many times in a row") == 2
+    assert done.err.count("it died too often in a row and is not restarted") == 2
     assert "no worker is left" in done.err
     (tmp_path / "away").rename(store)
     assert run("-m", "psys.cli", "evaluate", str(path), cwd=tmp_path).code == 0
