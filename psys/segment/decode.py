@@ -76,9 +76,7 @@ def _blend_with_white(image: NDArray[np.uint8], layers: NDArray[np.uint8] | NDAr
     if layers.ndim < 3 or layers.shape[2] != 4:
         return
     top = float(np.iinfo(layers.dtype).max)
-    for row, opaque in zip(
-        image, layers[:, :, 3:], strict=True
-    ):  # row by row: less memory for floats
+    for row, opaque in zip(image, layers[:, :, 3:], strict=True):  # row by row: less memory for floats
         row[:] = np.rint(row * (opaque / top) + 255 * (1 - opaque / top))
 
 
