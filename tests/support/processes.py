@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -79,13 +80,13 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.02)  # between two looks at another process's files, not a guess at how long it takes
 
 
-def events(run_path: Path, kind: str) -> list[dict]:
+def events(run_path: Path, kind: str) -> list[dict[str, Any]]:
     """What a run has written so far of that kind."""
     path = run_path / "events.jsonl"
     return [event for event in read_events(path) if event["event"] == kind] if path.exists() else []
 
 
-def updates(run_path: Path) -> list[dict]:
+def updates(run_path: Path) -> list[dict[str, Any]]:
     """Updates that a run has made so far."""
     return events(run_path, "update")
 

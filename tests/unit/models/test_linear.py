@@ -73,7 +73,8 @@ def test_export_contains_no_mkldnn() -> None:
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("share_memory", [False, True])
 def test_backward_writes_weight_gradient(share_memory: bool, precision: torch.dtype, processor: str) -> None:
-    found, expected = [], []
+    found: list[Tensor] = []
+    expected: list[Tensor] = []
     first, plain, _ = layers_and_input()
     second = Linear(40, 10)
     for layer in (first, second):

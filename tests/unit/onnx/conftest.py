@@ -36,7 +36,8 @@ def images() -> Tensor:
 def model(images: Tensor, settings: dict[str, Any]) -> nn.Module:
     """A ResNet-8 in training mode after a few training steps, which change its batch-norm statistics."""
     torch.manual_seed(0)
-    model = build("resnet8", 10).to(memory_format=torch.channels_last)
+    model = build("resnet8", 10)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     labels = torch.from_numpy(np.array(read_sample().train.labels[::6]))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     for step in range(10):

@@ -10,7 +10,7 @@ import pytest
 from psys.data.store import PreparedStore
 from psys.segment import gallery
 from psys.segment.gallery import doubt, draw_gallery
-from psys.segment.page import write_page
+from psys.segment.page import GalleryItem, write_page
 
 
 class Page(HTMLParser):
@@ -71,10 +71,7 @@ def test_names_are_escaped(tmp_path: Path) -> None:
     folder.mkdir()
     names = ('<img src=x onerror="alert(1)">', "a&b $items", "caf\udce9")
     pixels = np.zeros((40, 200, 3), np.uint8)
-    items = [
-        gallery.GalleryItem(row, row, pixels, pixels[..., 0] > 0, row > 0, {"share": 0.5}, 0.5, False)
-        for row in range(3)
-    ]
+    items = [GalleryItem(row, row, pixels, pixels[..., 0] > 0, row > 0, {"share": 0.5}, 0.5, False) for row in range(3)]
     write_page(items, names, folder, 3, 1, 96)
     text = (folder / "gallery.html").read_text(encoding="utf-8")
     page = Page(text)

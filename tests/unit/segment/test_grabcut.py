@@ -69,7 +69,7 @@ def test_object_within_the_box_is_found(images: Image) -> None:
     left[20:44, 10:36], right[16:48, 58:86] = True, True
     ground = np.full((64, 96, 3), 200, np.uint8)
     ground[left], ground[right] = (150, 20, 30), (20, 30, 150)
-    scene = cv2.add(ground, cv2.resize(images[2], (96, 64)) // 8)
+    scene = np.asarray(cv2.add(ground, cv2.resize(images[2], (96, 64)) // 8), np.uint8)
 
     for truth, box in ((left, Box(8, 18, 38, 46)), (right, Box(56, 14, 88, 50))):
         mask = segment(scene, box=box)

@@ -67,10 +67,11 @@ def test_quality_is_invariant_to_flip_and_scale(disc: Mask) -> None:
     mask = disc.copy()
     mask[:20] = False
     image = np.asarray(cv2.GaussianBlur(image_of(mask), (5, 5), 0), np.uint8)
-    larger_image, larger_mask = (np.repeat(np.repeat(layer, 2, axis=0), 2, axis=1) for layer in (image, mask))
+    larger_image = image.repeat(2, axis=0).repeat(2, axis=1)
+    larger_mask = mask.repeat(2, axis=0).repeat(2, axis=1)
 
-    np.testing.assert_allclose(measure(image[:, ::-1], mask[:, ::-1]), measure(image, mask), rtol=1e-6)
-    np.testing.assert_allclose(measure(larger_image, larger_mask), measure(image, mask), atol=0.02)
+    assert measure(image[:, ::-1], mask[:, ::-1]) == pytest.approx(measure(image, mask), rel=1e-6)
+    assert measure(larger_image, larger_mask) == pytest.approx(measure(image, mask), abs=0.02)
 
 
 def test_mask_of_another_size_is_rejected(disc: Mask) -> None:

@@ -96,7 +96,7 @@ def test_images_in_memory_are_segmented() -> None:
     np.testing.assert_array_equal(prepared.images, images)
     assert prepared.rows.tolist() == [0, 1, 2, 3, 4, 5]
     np.testing.assert_array_equal(prepared.masks[2], segment(images[2]))
-    np.testing.assert_allclose(prepared.quality[:, 0], prepared.masks.mean((1, 2)))
+    np.testing.assert_allclose(np.asarray(prepared.quality)[:, 0], np.asarray(prepared.masks).mean((1, 2)))
     assert prepared.failures == ()
 
 
@@ -110,7 +110,7 @@ def test_files_are_cropped_and_resized_and_failures_are_reported(tmp_path: Path,
     centre = cv2.resize(image[:, 16:48], (16, 16), interpolation=cv2.INTER_AREA)
     np.testing.assert_array_equal(prepared.images, [centre, centre])
     assert prepared.rows.tolist() == [0, 2]
-    assert prepared.masks.shape == (2, 16, 16)
+    assert np.shape(prepared.masks) == (2, 16, 16)
     assert prepared.failures == (
         Failure(1, "not an image in a format that OpenCV can decode"),
         Failure(3, "No such file or directory", permanent=False),
