@@ -1,4 +1,4 @@
-"""`psys prepare` as a user runs it, through a real local Ray."""
+"""`psys prepare` with a real local Ray."""
 
 import json
 import os
@@ -26,41 +26,42 @@ from psys.segment.grabcut import Box, SegmentConfig
 from psys.segment.plan import Plan
 from psys.segment.prepare import PrepareConfig, prepare
 from psys.segment.task import Recipe
+from tests.support.images import pixels_of
 from tests.support.processes import wait_until
 
-SHARDS = 9  # of 8 of the photographs, the last of each split of fewer
+TASKS = 9  # of 8 photographs each; the last task of each split has fewer
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory) -> Path:
-    """Class folders of 60 real images, enlarged to various sizes, and one broken file."""
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class folders with 60 real images, enlarged to various sizes, and one broken file."""
     folder = tmp_path_factory.mktemp("source") / "photos"
     sample = read_sample()
     for label in (3, 8, 9):
         (folder / sample.classes[label]).mkdir(parents=True)
         for number, row in enumerate(np.flatnonzero(sample.test.labels == label)[:20]):
             size = (32 + 3 * number, 40 + number)
-            picture = cv2.resize(sample.test.images[row], size, interpolation=cv2.INTER_CUBIC)
+            picture = cv2.resize(pixels_of(sample.test)[row], size, interpolation=cv2.INTER_CUBIC)
             cv2.imwrite(str(folder / sample.classes[label] / f"{number:02d}.png"), picture[..., ::-1])
     (folder / "ship" / "broken.png").write_bytes(b"\x89PNG and nothing more")
     return folder
 
 
 @pytest.fixture(scope="module")
-def undisturbed(photos, tmp_path_factory) -> PreparedStore:
-    """The photographs, prepared by one actor in one go."""
+def uninterrupted(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> PreparedStore:
+    """The store of the photographs, prepared by one actor without interruption."""
     return PreparedStore.open(
         prepare(PrepareConfig(source=str(photos), stores=tmp_path_factory.mktemp("one"), actors=1))
     )
 
 
 def ray_processes() -> set[int]:
-    """Process ids of Ray's daemons that this process started, or that nobody's child is any more."""
-    mine = _descendants(os.getpid())
+    """Ids of Ray daemons that are descendants of this process or of no other process."""
+    own = _descendants(os.getpid())
     return {
         process.pid
         for process in psutil.process_iter(["name", "ppid"])
-        if process.info["name"] in ("raylet", "gcs_server") and (process.pid in mine or process.info["ppid"] == 1)
+        if process.info["name"] in ("raylet", "gcs_server") and (process.pid in own or process.info["ppid"] == 1)
     }
 
 
@@ -79,7 +80,7 @@ def _descendants(pid: int) -> set[int]:
 
 
 def _listening_addresses(pids: set[int]) -> list[IPv4Address | IPv6Address]:
-    """Addresses of the TCP sockets on which these processes listen."""
+    """Addresses of the TCP sockets on which the processes listen."""
     sockets = set()
     for pid in pids:
         for descriptor in Path(f"/proc/{pid}/fd").glob("*"):
@@ -99,14 +100,14 @@ def _listening_addresses(pids: set[int]) -> list[IPv4Address | IPv6Address]:
 
 
 def test_one_and_two_actors_prepare_the_same_store(
-    photos: Path, undisturbed: PreparedStore, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    photos: Path, uninterrupted: PreparedStore, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    before, one = ray_processes(), undisturbed
+    before, one = ray_processes(), uninterrupted
     config = PrepareConfig(source=str(photos), stores=tmp_path, actors=2, gallery=True)
 
     capfd.readouterr()
     two = PreparedStore.open(prepare(config))
-    said = capfd.readouterr()
+    printed = capfd.readouterr()
 
     one.verify()
     assert one.content_hash == two.content_hash
@@ -119,16 +120,18 @@ def test_one_and_two_actors_prepare_the_same_store(
     ]
     (line,) = (one.path / "quarantine.jsonl").read_text().splitlines()
     assert json.loads(line) == {"split": "train", **skipped[0]}
-    assert "broken.png: the file ends too early" in said.out
-    assert "1 skipped" in said.out
-    assert said.err == ""
+    assert "broken.png: the file ends too early" in printed.out
+    assert "1 skipped" in printed.out
+    assert printed.err == ""
     assert one.manifest["source"]["origin"] == "folder photos"
     assert one.manifest["prepared_from"] == source_location(str(photos))
     assert set(one.manifest["libraries"]) == {"numpy", "opencv-python-headless", "ray"}
     assert one.manifest["splits"]["test"]["per_class"] == [4, 4, 4]
     assert sum(one.manifest["splits"][split]["count"] for split in ("train", "test")) == 60
     assert one.manifest["splits"]["train"]["degenerate_share"] <= 0.05
-    assert cv2.imread(str(two.path / "gallery.png")).shape[1] > 1000
+    sheet = cv2.imread(str(two.path / "gallery.png"))
+    assert sheet is not None
+    assert sheet.shape[1] > 1000
 
     capfd.readouterr()
     prepare(config.model_copy(update={"gallery": False}))
@@ -152,7 +155,7 @@ def test_class_without_readable_images_is_rejected(tmp_path: Path) -> None:
     for split in ("train", "test"):
         for name in ("cat", "dog"):
             (source / split / name).mkdir(parents=True)
-            cv2.imwrite(str(source / split / name / "a.png"), read_sample().test.images[0])
+            cv2.imwrite(str(source / split / name / "a.png"), pixels_of(read_sample().test)[0])
     (source / "test" / "dog" / "a.png").write_text("broken")
 
     with pytest.raises(PsysError, match="class 'dog' has no readable image for test"):
@@ -166,14 +169,14 @@ def test_address_without_a_cluster_is_rejected(tmp_path: Path) -> None:
 
 @contextmanager
 def preparing(stores: Path, *flags: object) -> Iterator["subprocess.Popen[str]"]:
-    """`psys prepare` in a process of its own, which does not outlive the block."""
+    """`psys prepare` in another process, which is killed at the end of the block."""
     process = subprocess.Popen(
         [sys.executable, "-u", "-m", "psys.cli", "prepare", "--stores", str(stores), *map(str, flags)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        # What a script starts in the background is born deaf to Ctrl-C, these tests perhaps.
+        # A process started in the background by a shell script ignores SIGINT and its children inherit that.
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     try:
@@ -183,57 +186,56 @@ def preparing(stores: Path, *flags: object) -> Iterator["subprocess.Popen[str]"]
         process.communicate()
 
 
-def shards_done(stores: Path, name: str) -> int:
+def finished_tasks(stores: Path, name: str) -> int:
     return len([*stores.glob(f".{name}.shards/*.safetensors")])
 
 
 def test_killed_preparation_is_cleaned_up_and_resumed(
-    photos: Path, undisturbed: PreparedStore, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    photos: Path, uninterrupted: PreparedStore, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     stores = tmp_path / "killed"
     flags = ["--source", photos, "--actors", 2]
     with preparing(stores, *flags) as process:
-        wait_until(lambda: shards_done(stores, "photos") >= 2 or process.poll() is not None, "finished shards")
+        wait_until(lambda: finished_tasks(stores, "photos") >= 2 or process.poll() is not None, "finished tasks")
         family = psutil.Process(process.pid).children(recursive=True)
         process.kill()
         process.wait()
         left = psutil.wait_procs(family, timeout=20)[1]
-        kept = shards_done(stores, "photos")
+        kept = finished_tasks(stores, "photos")
 
     assert left == []
-    assert 2 <= kept < SHARDS
-    (stores / ".photos.12345678.partial").mkdir()  # as of a kill while the store was written
+    assert 2 <= kept < TASKS
+    (stores / ".photos.12345678.partial").mkdir()  # as after a kill while the store was written
 
     config = PrepareConfig(source=str(photos), stores=stores, actors=3)
     resumed = PreparedStore.open(prepare(config))
-    said = capfd.readouterr().out
+    printed = capfd.readouterr().out
 
-    done, reused = re.findall(r"(\d+) tasks \(\d+ images\)", said)
-    assert (int(done), int(reused)) == (SHARDS - kept, kept)
+    done, reused = re.findall(r"(\d+) tasks \(\d+ images\)", printed)
+    assert (int(done), int(reused)) == (TASKS - kept, kept)
     resumed.verify()
-    assert resumed.manifest == undisturbed.manifest
-    assert resumed.content_hash == undisturbed.content_hash
+    assert resumed.manifest == uninterrupted.manifest
+    assert resumed.content_hash == uninterrupted.content_hash
     assert [entry.name for entry in stores.iterdir()] == ["photos"]
 
 
 def test_task_keys_change_with_settings_and_files(photos: Path, tmp_path: Path) -> None:
-    """Keys tell them apart: no Ray is needed to see it."""
     dataset = open_source(str(photos), tmp_path, 0.2, 0)
     recipe = Recipe(32)
 
     def keys(recipe: Recipe = recipe, boxes: dict[str, Box] | None = None) -> list[str]:
-        return [piece.key for piece in Plan(dataset, boxes or {}, recipe, "algorithm")]
+        return [task.key for task in Plan(dataset, boxes or {}, recipe, "algorithm")]
 
     before = keys()
-    assert len(set(before)) == len(before) == SHARDS
+    assert len(set(before)) == len(before) == TASKS
     assert keys() == before
     for other in (Recipe(24), Recipe(32, "encoded"), Recipe(32, segment=SegmentConfig(iterations=2))):
         assert not set(keys(other)) & set(before)
-    assert not {piece.key for piece in Plan(dataset, {}, recipe, "another")} & set(before)
+    assert not {task.key for task in Plan(dataset, {}, recipe, "another")} & set(before)
     boxed = Plan(dataset, {"cat/01.png": Box(1, 1, 9, 9), "cat/other.png": Box(1, 1, 9, 9)}, recipe, "algorithm")
-    (piece,) = (piece for piece in boxed if piece.key not in before)
+    (task,) = (task for task in boxed if task.key not in before)
     assert boxed.boxed == 1
-    assert [box for box in boxed.shard(piece).boxes if box] == [Box(1, 1, 9, 9)]
+    assert [box for box in boxed.load(task).boxes if box] == [Box(1, 1, 9, 9)]
     os.utime(photos / "cat" / "01.png", ns=(1, 1))
     assert len(set(keys()) - set(before)) == 1
     with pytest.raises(PsysError, match=r"none of the files with boxes \('cat/nowhere.png', ...\) is an image under"):
@@ -243,7 +245,7 @@ def test_task_keys_change_with_settings_and_files(photos: Path, tmp_path: Path) 
 def test_ray_listens_on_loopback_and_interrupt_leaves_no_partial_store(tmp_path: Path) -> None:
     before = ray_processes()
     with preparing(tmp_path, "--actors", 1) as process:
-        wait_until(lambda: shards_done(tmp_path, "sample") > 0, "a finished shard")
+        wait_until(lambda: finished_tasks(tmp_path, "sample") > 0, "a finished task")
         listening = _listening_addresses(_descendants(process.pid))
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)

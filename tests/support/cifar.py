@@ -25,7 +25,7 @@ def pickled_by_python_2(batch: object) -> bytes:
     string = {"SHORT_BINBYTES": b"U", "BINBYTES": b"T"}
     edited = bytearray(data)
     for opcode, _, position in pickletools.genops(data):
-        if opcode.name in string:
+        if opcode.name in string and position is not None:
             edited[position : position + 1] = string[opcode.name]
     edited[1] = 2
     return bytes(edited)

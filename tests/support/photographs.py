@@ -1,7 +1,7 @@
-"""A folder of photographs as people have them, made of the embedded real images: all formats, turned, broken, huge.
+"""A folder of test photographs made from the sample: all formats and orientations, broken files and a huge image.
 
-`python -m tests.support.photographs make FOLDER --count 2000` writes one; `... check STORE --source FOLDER` compares
-what `psys prepare` made of it with the originals.
+`python -m tests.support.photographs make FOLDER --count 2000` writes the folder; `... check STORE --source FOLDER`
+compares the store that `psys prepare` made from the folder with the original pixels.
 """
 
 import argparse
@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from psys.data.dataset import DatasetSplit
+from psys.data.reference import Files
 from psys.data.sample import read_sample
 from psys.data.source import open_source
 from psys.data.store import PreparedStore
+from tests.support.images import pixels_of
 
 Pixels = NDArray[np.uint8]
-KINDS = {  # file endings; what may be turned by EXIF comes in eight orientations
+KINDS = {  # file extensions; kinds that support EXIF have all eight orientations
     "jpeg": ".jpg",
     "jpeg-grey": ".jpg",
     "jpeg-cmyk": ".jpg",
@@ -39,26 +41,26 @@ KINDS = {  # file endings; what may be turned by EXIF comes in eight orientation
 }
 BROKEN = {"cut.jpg": "the file ends too early", "text.png": "not an image", "empty.webp": "the file is empty"}
 HUGE = "huge.jpg"
-UNLIKE = 8.0  # levels of 255 in the mean, which JPEG and palettes may cost
+MAX_DIFFERENCE = 8.0  # largest mean difference, in levels of 255, due to JPEG and palettes
 
 
 def original(row: int) -> tuple[Pixels, str, int, int]:
-    """Photograph `row`: its pixels (H, W, 3) upright, its kind, its EXIF orientation, its label."""
+    """Upright pixels (H, W, 3), kind, EXIF orientation and label of photograph `row`."""
     sample = _sample()
     kind = list(KINDS)[row % len(KINDS)]
     orientation = 1 if kind == "bmp" else 1 + row // len(KINDS) % 8
     generator = np.random.default_rng(row)
     width, height = (int(side) for side in generator.integers(60, 400, 2))
-    pixels = cv2.resize(sample.images[row % 2000], (width, height), interpolation=cv2.INTER_CUBIC)
+    pixels = cv2.resize(pixels_of(sample)[row % 2000], (width, height), interpolation=cv2.INTER_CUBIC)
     if "grey" in kind:
         pixels = cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     if "rgba" in kind:
-        pixels[: height // 3] = 255  # transparent there
+        pixels[: height // 3] = 255  # white pixels are made transparent
     return np.asarray(pixels, np.uint8), kind, orientation, int(sample.labels[row % 2000])
 
 
 def make(folder: Path, count: int, huge_side: int) -> None:
-    """`count` photographs, the last four of which are three broken ones and a huge one."""
+    """Write `count` photographs, the last four of which are three broken files and one huge image."""
     for row in range(count - 4):
         pixels, kind, orientation, label = original(row)
         path = folder / f"class{label}" / f"{row:05d}-{kind}-{orientation}{KINDS[kind]}"
@@ -72,24 +74,24 @@ def make(folder: Path, count: int, huge_side: int) -> None:
 
 
 def huge_original() -> Pixels:
-    """What the huge photograph shows, (32, 32) grey."""
-    return np.asarray(cv2.cvtColor(_sample().images[7], cv2.COLOR_RGB2GRAY), np.uint8)
+    """The huge photograph before it is enlarged, (32, 32) grey."""
+    return np.asarray(cv2.cvtColor(pixels_of(_sample())[7], cv2.COLOR_RGB2GRAY), np.uint8)
 
 
 def expected(pixels: Pixels, size: int) -> Pixels:
-    """The middle square of an image, brought to `size`."""
+    """The centred square of an image, resized to `size` pixels a side."""
     height, width = pixels.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     square = pixels[top : top + side, left : left + side]
-    how = cv2.INTER_AREA if side > size else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(square, (size, size), interpolation=how), np.uint8)
+    interpolation = cv2.INTER_AREA if side > size else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(square, (size, size), interpolation=interpolation), np.uint8)
 
 
-def way_up(image: Pixels, wanted: Pixels) -> tuple[int, float]:
-    """The orientation in which an image is most like the one that is wanted (1: the right side up), and how unlike."""
-    unlike = [float(np.abs(_stored(image, o).astype(int) - wanted).mean()) for o in range(1, 9)]
-    return 1 + int(np.argmin(unlike)), unlike[0]
+def closest_orientation(image: Pixels, reference: Pixels) -> tuple[int, float]:
+    """The orientation in which an image is closest to a reference, and the mean difference in orientation 1."""
+    differences = [float(np.abs(_stored(image, o).astype(int) - reference).mean()) for o in range(1, 9)]
+    return 1 + int(np.argmin(differences)), differences[0]
 
 
 @cache
@@ -98,7 +100,7 @@ def _sample() -> DatasetSplit:
 
 
 def _stored(upright: Pixels, orientation: int) -> Pixels:
-    """How a camera that was held so stores an image."""
+    """The pixels that a camera with this EXIF orientation stores."""
     match orientation:
         case 2:
             return np.fliplr(upright)
@@ -135,8 +137,8 @@ def _encoded(pixels: Pixels, kind: str, orientation: int) -> bytes:
         case "palette":
             image = image.quantize(256)
         case "rgba":
-            opaque = (pixels < 255).any(axis=2)
-            colours = np.where(opaque[..., None], pixels, np.uint8(0))  # what does not show is black
+            opaque = np.asarray((pixels < 255).any(axis=2))
+            colours = np.where(opaque[..., None], pixels, np.uint8(0))  # transparent pixels are black
             image = Image.fromarray(np.dstack([colours, 255 * opaque.astype(np.uint8)]))
             options["lossless"] = True
         case "16":
@@ -150,32 +152,35 @@ def _encoded(pixels: Pixels, kind: str, orientation: int) -> bytes:
 
 
 def check(store: PreparedStore, source: Path) -> Iterator[str]:
-    """Complaints about a store that was prepared from such a folder."""
+    """Compare a store with the original pixels of its source folder; yields one line for each difference."""
     dataset = open_source(str(source), source, test_share=0.2, seed=0)
     for split in ("train", "test"):
         skipped = {Path(entry["file"]).name for entry in store.manifest["splits"][split]["skipped"]}
-        names = [path.name for path in dataset.splits[split].images if path.name not in skipped]
-        for name, image in zip(names, store.split(split).images, strict=True):
-            wanted = np.dstack([huge_original()] * 3) if name == HUGE else original(int(name[:5]))[0]
-            up, unlike = way_up(np.asarray(image), expected(wanted, store.image_size[0]))
-            if up != 1 or unlike > UNLIKE:
-                yield f"{split} {name}: orientation {up}, {unlike:.1f} levels away"
+        images = dataset.splits[split].images
+        assert isinstance(images, Files)
+        names = [Path(str(path)).name for path in images]
+        kept = [name for name in names if name not in skipped]
+        for name, image in zip(kept, store.split(split).images[:], strict=True):
+            reference = np.dstack([huge_original()] * 3) if name == HUGE else original(int(name[:5]))[0]
+            found, difference = closest_orientation(image, expected(reference, store.image_size[0]))
+            if found != 1 or difference > MAX_DIFFERENCE:
+                yield f"{split} {name}: orientation {found}, {difference:.1f} levels of difference"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["make", "check"])
+    parser.add_argument("action", choices=["make", "check"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--source", type=Path, help="the folder of photographs, for check")
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--huge-side", type=int, default=20_000)
     arguments = parser.parse_args()
-    if arguments.what == "make":
+    if arguments.action == "make":
         make(arguments.folder, arguments.count, arguments.huge_side)
         return
-    complaints = [*check(PreparedStore.open(arguments.folder), arguments.source)]
-    print("\n".join(complaints) or "all as they should be")
-    sys.exit(bool(complaints))
+    differences = [*check(PreparedStore.open(arguments.folder), arguments.source)]
+    print("\n".join(differences) or "no differences")
+    sys.exit(bool(differences))
 
 
 if __name__ == "__main__":

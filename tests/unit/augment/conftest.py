@@ -8,7 +8,7 @@ from psys.data.sample import read_sample
 
 @pytest.fixture(scope="session")
 def images() -> Tensor:
-    """250 real photographs of all classes, (250, 32, 32, 3) uint8."""
+    """250 real images of all classes, (250, 32, 32, 3) uint8."""
     return torch.from_numpy(np.array(read_sample().train.images[::8]))
 
 

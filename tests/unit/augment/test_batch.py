@@ -16,7 +16,7 @@ BLACK = (-torch.tensor(MEAN) / torch.tensor(STD)).view(3, 1, 1)
 
 
 class Sample:
-    """A batch of real images; the masks hold their bright pixels."""
+    """A batch of real images; the masks are their bright pixels."""
 
     def __init__(self, images: Tensor) -> None:
         self.images = images
@@ -44,7 +44,7 @@ def test_normalise_values_and_memory_format(images: Tensor) -> None:
     assert result.is_contiguous(memory_format=torch.channels_last)
     expected = (images[7, 3, 5].double() / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
     torch.testing.assert_close(result[7, :, 3, 5], expected.float())
-    assert result.mean().abs() < 0.2  # these are CIFAR-10's own statistics
+    assert result.mean().abs() < 0.2  # MEAN and STD are those of CIFAR-10
     assert result.std() == pytest.approx(1, abs=0.1)
 
 
@@ -72,8 +72,8 @@ def test_views_depend_on_the_seed(sample: Sample) -> None:
 def test_inputs_are_not_changed(sample: Sample) -> None:
     before = [tensor.clone() for tensor in (sample.images, sample.labels, sample.packed, sample.usable)]
     sample.augment(**EVERYTHING)
-    for then, now in zip(before, (sample.images, sample.labels, sample.packed, sample.usable), strict=True):
-        assert torch.equal(then, now)
+    for old, new in zip(before, (sample.images, sample.labels, sample.packed, sample.usable), strict=True):
+        assert torch.equal(old, new)
 
 
 def test_views_are_independent_with_equal_labels(sample: Sample) -> None:
@@ -90,13 +90,13 @@ def test_views_are_independent_with_equal_labels(sample: Sample) -> None:
 
 
 def kinds(sample: Sample, views: Tensor) -> tuple[Tensor, Tensor]:
-    """Which of the unmoved views are foreground images, and which have a hole."""
-    whole = normalise(sample.images, MEAN, STD)
+    """Which views, without flip and shift, show the foreground on black, and which have a cutout hole."""
+    full = normalise(sample.images, MEAN, STD)
     background = ~sample.masks[:, None]
-    alone = torch.where(background, BLACK, whole)
-    repeats = len(views) // len(whole)
-    is_foreground = (views == alone.repeat(repeats, 1, 1, 1)).flatten(1).all(dim=1)
-    changed = views != whole.repeat(repeats, 1, 1, 1)
+    on_black = torch.where(background, BLACK, full)
+    repeats = len(views) // len(full)
+    is_foreground = (views == on_black.repeat(repeats, 1, 1, 1)).flatten(1).all(dim=1)
+    changed = views != full.repeat(repeats, 1, 1, 1)
     is_cut = changed.flatten(1).any(dim=1) & (~changed | (views.abs() < 0.01)).flatten(1).all(dim=1)
     return is_foreground, is_cut
 
@@ -124,17 +124,17 @@ def test_shares_of_the_papers_experiments(
 def test_degenerate_masks_are_not_used(sample: Sample) -> None:
     sample.usable = torch.arange(len(sample.images)) % 2 == 0
     views, _ = sample.augment(**OFF, foreground={"black": 1.0})
-    whole = normalise(sample.images, MEAN, STD)
+    full = normalise(sample.images, MEAN, STD)
     is_foreground, _ = kinds(sample, views)
     assert bool(is_foreground[sample.usable].all())
-    assert torch.equal(views[~sample.usable], whole[~sample.usable])
+    assert torch.equal(views[~sample.usable], full[~sample.usable])
 
 
 def test_masks_move_with_their_images_in_augment(sample: Sample) -> None:
     views, _ = sample.augment(foreground={"black": 1.0})
     pixels = (views * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)) * 255
     brightest = pixels.amax(dim=1).round()
-    assert bool(((brightest == 0) | (brightest > 120)).all())  # bright, hence in the mask, or black
+    assert bool(((brightest == 0) | (brightest > 120)).all())  # bright and therefore in the mask, or black
     assert (brightest > 120).any()
 
 
@@ -185,7 +185,7 @@ def test_mixed_labels_are_probabilities(sample: Sample) -> None:
     torch.testing.assert_close(labels.sum(dim=1), torch.ones(len(views)))
     is_mixed = (labels > 0).sum(dim=1) == 2
     assert is_mixed.float().mean().item() == pytest.approx(0.5, abs=0.1)
-    # Where nothing of the own foreground is left, the label is the other's altogether.
+    # A view without visible foreground of its own image has only the other image's label.
     is_own = labels[~is_mixed].argmax(dim=1) == sample.labels.repeat(2)[~is_mixed]
     assert is_own.float().mean() > 0.9
 
@@ -194,12 +194,12 @@ def test_uncovered_pixels_are_black_or_the_mean_colour(sample: Sample) -> None:
     sample.masks = torch.ones_like(sample.masks)
     sample.packed = torch.full_like(sample.packed, 255)
     movement: dict[str, Any] = {"shift": 12, "rotate_degrees": 45}
-    whole, _ = sample.augment(**movement)
-    alone, _ = sample.augment(**movement, foreground={"black": 1.0})
-    assert (alone != whole).any(dim=1).float().mean() < 0.1
+    full, _ = sample.augment(**movement)
+    on_black, _ = sample.augment(**movement, foreground={"black": 1.0})
+    assert (on_black != full).any(dim=1).float().mean() < 0.1
     on_mean, _ = sample.augment(**movement, foreground={"mean": 1.0})
-    moved_in = (whole == BLACK).all(dim=1, keepdim=True) & (on_mean != whole).any(dim=1, keepdim=True)
-    assert 0.1 < moved_in.float().mean() < 0.9
-    assert on_mean.masked_select(moved_in).abs().max() < 0.01
-    # Beside that they differ only at the rim, where an interpolated pixel is less than half of the image.
-    assert ((whole != on_mean).any(dim=1, keepdim=True) & ~moved_in).float().mean() < 0.1
+    uncovered = (full == BLACK).all(dim=1, keepdim=True) & (on_mean != full).any(dim=1, keepdim=True)
+    assert 0.1 < uncovered.float().mean() < 0.9
+    assert on_mean.masked_select(uncovered).abs().max() < 0.01
+    # Otherwise they differ only at the edge, where interpolated pixels have less than half the image's weight.
+    assert ((full != on_mean).any(dim=1, keepdim=True) & ~uncovered).float().mean() < 0.1

@@ -10,16 +10,16 @@ from psys.augment.draws import draw
 def test_drawn_positions_are_allowed(count: int, length: int, repeats: int, density: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     allowed = torch.rand(count, length, generator=generator) < density
-    places, found = draw(allowed, repeats, generator)
+    positions, found = draw(allowed, repeats, generator)
     rows = torch.arange(count).repeat(repeats)
     assert torch.equal(found, allowed.any(dim=1)[rows])
-    assert torch.equal(allowed[rows, places], found)
+    assert torch.equal(allowed[rows, positions], found)
 
 
 def test_draw_is_uniform_over_allowed_positions(generator: torch.Generator) -> None:
     allowed = torch.tensor([[True, False, True, True, False], [False, False, False, False, True]])
-    places, _ = draw(allowed, 30_000, generator)
-    first, second = places.view(-1, 2).T
+    positions, _ = draw(allowed, 30_000, generator)
+    first, second = positions.view(-1, 2).T
     assert bool((second == 4).all())
     counts = first.bincount(minlength=5)
     assert bool(((counts - 10_000 * allowed[0]).abs() < 500).all())  # six standard deviations

@@ -7,7 +7,7 @@ from psys.augment.geometry import flip_shift, rotate
 
 
 def moved(image: Tensor, down: int, right: int, mirrored: bool) -> Tensor:
-    """One image moved the slow way, by slicing."""
+    """One image flipped and shifted by slicing."""
     height, width = image.shape[:2]
     shift = max(abs(down), abs(right))
     padded = F.pad(image.flip(1) if mirrored else image, (0, 0, shift, shift, shift, shift))
@@ -15,7 +15,7 @@ def moved(image: Tensor, down: int, right: int, mirrored: bool) -> Tensor:
 
 
 def test_flip_shift_gives_every_flip_and_shift(images: Tensor, generator: torch.Generator) -> None:
-    image = images[0, :20]  # oblong
+    image = images[0, :20]  # not square
     copies = flip_shift(image.expand(1000, *image.shape), True, 1, generator)
     seen = {copy.numpy().tobytes() for copy in copies}
     moves = (-1, 0, 1)
@@ -57,11 +57,11 @@ def test_rotation_by_zero_degrees_is_the_identity(images: Tensor, generator: tor
 def test_rotation_is_about_the_centre(generator: torch.Generator) -> None:
     height, width, degrees = 21, 41, 40.0
     spot = torch.zeros(200, 1, height, width)
-    spot[:, :, 9:12, 29:32] = 1  # centred 10 pixels to the right of the middle
-    turned = rotate(spot, degrees, generator)[:, 0]
-    mass = turned.sum(dim=(1, 2))
-    row = (turned.sum(dim=2) * torch.arange(height)).sum(dim=1) / mass - 10
-    column = (turned.sum(dim=1) * torch.arange(width)).sum(dim=1) / mass - 20
+    spot[:, :, 9:12, 29:32] = 1  # centred 10 pixels to the right of the centre
+    rotated = rotate(spot, degrees, generator)[:, 0]
+    mass = rotated.sum(dim=(1, 2))
+    row = (rotated.sum(dim=2) * torch.arange(height)).sum(dim=1) / mass - 10
+    column = (rotated.sum(dim=1) * torch.arange(width)).sum(dim=1) / mass - 20
     torch.testing.assert_close(torch.hypot(row, column), torch.full((200,), 10.0), atol=0.1, rtol=0)
     angle = torch.rad2deg(torch.atan2(row, column))
     assert angle.abs().max() < degrees + 1
@@ -70,7 +70,6 @@ def test_rotation_is_about_the_centre(generator: torch.Generator) -> None:
 
 
 def test_rotated_corners_are_zero(generator: torch.Generator) -> None:
-    turned = rotate(torch.ones(50, 3, 32, 32), 45.0, generator)
-    strongly = turned[:, 0, 16, 0] > 0  # every angle keeps the middle of a side ...
-    assert bool(strongly.all())
-    assert (turned[:, :, 0, 0] == 0).float().mean() > 0.5  # ... and most lose a corner
+    rotated = rotate(torch.ones(50, 3, 32, 32), 45.0, generator)
+    assert bool((rotated[:, 0, 16, 0] > 0).all())  # the centre of a side is covered at every angle
+    assert (rotated[:, :, 0, 0] == 0).float().mean() > 0.5  # a corner is uncovered at most angles

@@ -12,7 +12,7 @@ def test_only_foreground_and_adjacent_pixels_are_filled(images: Tensor) -> None:
     assert not masks_of(filled).any()
     beside = torch.zeros_like(masks)
     beside[:, 7:21, 9:26] = True
-    beside[:, [7, 7, 20, 20], [9, 25, 9, 25]] = False  # a neighbour along a side, not across a corner
+    beside[:, [7, 7, 20, 20], [9, 25, 9, 25]] = False  # neighbours along a side, not diagonal ones
     pixels = colours_of(filled)
     assert torch.equal(pixels[~beside], images[~beside])
     lowest, highest = (
@@ -22,8 +22,8 @@ def test_only_foreground_and_adjacent_pixels_are_filled(images: Tensor) -> None:
             images.masked_fill(masks[..., None], 0).amax((1, 2)),
         )
     )
-    painted = pixels[:, 8:20, 10:25].float()
-    assert bool((painted >= lowest[:, None, None]).all() & (painted <= highest[:, None, None]).all())
+    inpainted = pixels[:, 8:20, 10:25].float()
+    assert bool((inpainted >= lowest[:, None, None]).all() & (inpainted <= highest[:, None, None]).all())
 
 
 def test_filled_pixels_do_not_depend_on_the_foreground(images: Tensor) -> None:
@@ -41,8 +41,8 @@ def test_constant_background_is_restored() -> None:
         masks = torch.ones(3, height, width, dtype=torch.bool)
         masks[:, 0, 0] = False
         images[masks] = 7
-        painted = colours_of(backgrounds(pack(images, masks)))[masks]
-        assert (painted.int() - sky.int()).abs().max() <= 1
+        inpainted = colours_of(backgrounds(pack(images, masks)))[masks]
+        assert (inpainted.int() - sky.int()).abs().max() <= 1
 
 
 def test_image_without_background_is_black() -> None:

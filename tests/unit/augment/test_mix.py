@@ -9,7 +9,7 @@ from psys.augment.mix import mixing_rectangles, visible_share
 def test_rectangle_areas_follow_cutmix(generator: torch.Generator) -> None:
     rectangles = mixing_rectangles(torch.ones(20_000, dtype=torch.bool), (32, 32), generator)
     area = rectangles.float().mean(dim=(1, 2))
-    # A rectangle of side s * 32 about a uniform centre keeps s - s^2 / 4 of a side, and s^2 is uniform.
+    # A side of length s * 32 with a uniform centre covers s - s^2 / 4 of the image's side, and s^2 is uniform.
     s = torch.rand(200_000, generator=generator).sqrt()
     assert area.mean().item() == pytest.approx(((s - s**2 / 4) ** 2).mean().item(), abs=0.01)
     assert area.max() > 0.95
@@ -23,7 +23,7 @@ def test_visible_share_counts_visible_foreground() -> None:
     hole[:3, 3:8] = True
     own[2], other[2] = False, False
     by_mask = torch.tensor([True, False, True, True])
-    # 30 pixels of the first stay, 20 of the other come; half of the area; nothing visible: area; no rectangle.
+    # 30 own and 20 other foreground pixels; by area; no foreground visible, so by area; no rectangle.
     assert visible_share(own, other, hole, by_mask).tolist() == pytest.approx([0.4, 0.5, 0.5, 0.0])
 
 

@@ -12,7 +12,7 @@ from tests.support.images import pixels_of
 
 @pytest.fixture(scope="session")
 def sixty() -> DatasetSplit:
-    """60 real images in random order; the first 50 (training) and the last 10 (test) have equally many of each class."""
+    """60 real images in random order, with equally many of each class in the first 50 (training) and last 10 (test)."""
     train = read_sample().train
     of_class = np.stack([np.flatnonzero(train.labels == label)[:6] for label in range(10)])
     generator = np.random.default_rng(7)

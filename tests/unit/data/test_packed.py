@@ -19,7 +19,9 @@ from psys.data.reference import Member, ParquetCell, References, Span
 from psys.data.source import open_source
 from psys.errors import PsysError
 from tests.support.images import Image, encoded, read_image
-from tests.support.packed import CLASSES, sample_images, samples, write_parquet, write_tar
+from tests.support.packed import CLASSES, sample_images, samples, tar_bytes, write_parquet, write_tar
+
+Writer = Callable[[Path], tuple[Image, NDArray[np.int64]]]
 
 
 def opened(path: Path, share: float = 0.2) -> Dataset:
@@ -55,9 +57,7 @@ def tar_splits(folder: Path) -> tuple[Image, NDArray[np.int64]]:
 
 
 @pytest.mark.parametrize("write", [parquet_splits, tar_splits])
-def test_pixels_labels_and_classes_are_read_back(
-    tmp_path: Path, write: Callable[[Path], tuple[Image, NDArray[np.int64]]]
-) -> None:
+def test_pixels_labels_and_classes_are_read_back(tmp_path: Path, write: Writer) -> None:
     images, labels = write(tmp_path / "pets")
 
     dataset = opened(tmp_path / "pets")
@@ -70,9 +70,7 @@ def test_pixels_labels_and_classes_are_read_back(
 
 
 @pytest.mark.parametrize("write", [parquet_splits, tar_splits])
-def test_references_are_picklable_and_read_in_any_order(
-    tmp_path: Path, write: Callable[[Path], tuple[Image, NDArray[np.int64]]]
-) -> None:
+def test_references_are_picklable_and_read_in_any_order(tmp_path: Path, write: Writer) -> None:
     images, _ = write(tmp_path)
     chosen = references(opened(tmp_path).train)[5:50:9]
     assert len(pickle.dumps(chosen)) < 1000
@@ -83,9 +81,7 @@ def test_references_are_picklable_and_read_in_any_order(
 
 
 @pytest.mark.parametrize("write", [parquet_splits, tar_splits])
-def test_fingerprint_depends_on_the_files_and_not_on_their_location(
-    tmp_path: Path, write: Callable[[Path], tuple[Image, NDArray[np.int64]]]
-) -> None:
+def test_fingerprint_depends_on_the_files_and_not_on_their_location(tmp_path: Path, write: Writer) -> None:
     write(tmp_path / "one")
     before = opened(tmp_path / "one").train.fingerprint(tmp_path / "one")
     (tmp_path / "one").rename(tmp_path / "two")
@@ -288,7 +284,7 @@ def test_inconsistent_splits_and_classes_are_rejected(tmp_path: Path) -> None:
     write_tar(tmp_path / "train.tar", samples(images, labels % 9))
     check_rejected(tmp_path, "class '9' has no image for train")
     write_tar(tmp_path / "more.tar", samples(images, labels))
-    check_rejected(tmp_path, r"more\.tar names no split .*, other files in .* do")
+    check_rejected(tmp_path, r"more\.tar names no split .*, but other files in .* do")
     (tmp_path / "more.tar").unlink()
     for names, message in (
         ("a\nb\n", "outside its 2 classes"),

@@ -45,7 +45,7 @@ def test_written_store_is_read_back(tmp_path: Path) -> None:
     split = store.split("train")
     np.testing.assert_array_equal(split.images, images)
     np.testing.assert_array_equal(split.labels, labels)
-    np.testing.assert_array_equal(np.unpackbits(split.masks, axis=1).reshape(30, 32, 32), masks)
+    np.testing.assert_array_equal(np.unpackbits(split.masks[:], axis=1).reshape(30, 32, 32), masks)
     np.testing.assert_array_equal(split.usable, usable)
     np.testing.assert_array_equal(store.quality("train"), quality)
     assert store.quality_names == QUALITY
@@ -79,7 +79,7 @@ def test_masks_of_any_size_are_packed_row_major(
     writer.append("train", images, np.arange(2), masks, np.zeros((2, 1), np.float32), np.ones(2, np.bool_))
     writer.close(("a", "b"), {"train": {}})
 
-    packed = PreparedStore.open(folder).split("train").masks
+    packed = PreparedStore.open(folder).split("train").masks[:]
 
     np.testing.assert_array_equal(np.unpackbits(packed, axis=1, count=height * width).reshape(masks.shape), masks)
 

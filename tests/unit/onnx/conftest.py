@@ -11,11 +11,12 @@ from psys.augment.batch import normalise
 from psys.data.sample import read_sample
 from psys.models.registry import build
 from psys.onnx.export import export
+from tests.support.images import pixels_of
 
 
 @pytest.fixture(scope="session")
 def settings() -> dict[str, Any]:
-    """What `export` is told beside the model and the path."""
+    """The keyword arguments of `export`."""
     return {
         "image_size": (32, 32),
         "mean": (0.4914, 0.4822, 0.4465),
@@ -27,15 +28,16 @@ def settings() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def images() -> Tensor:
-    """334 real photographs of all classes, (334, 32, 32, 3) uint8: more than one batch of the check."""
-    return torch.from_numpy(np.array(read_sample().train.images[::6]))
+    """334 real images of all classes, (334, 32, 32, 3) uint8: more than one batch of `check`."""
+    return torch.from_numpy(pixels_of(read_sample().train)[::6].copy())
 
 
 @pytest.fixture(scope="session")
 def model(images: Tensor, settings: dict[str, Any]) -> nn.Module:
-    """A ResNet-8 a few steps into training, so that its statistics are not those of its birth; in training mode."""
+    """A ResNet-8 in training mode after a few training steps, which change its batch-norm statistics."""
     torch.manual_seed(0)
-    model = build("resnet8", 10).to(memory_format=torch.channels_last)
+    model = build("resnet8", 10)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     labels = torch.from_numpy(np.array(read_sample().train.labels[::6]))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     for step in range(10):

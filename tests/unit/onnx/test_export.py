@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,9 @@ from psys.augment.batch import normalise
 from psys.errors import PsysError
 from psys.models.registry import build
 from psys.onnx.export import export
+from tests.support.processes import ROOT, run
+
+PROGRAMS = ROOT / "tests" / "support" / "programs"
 
 
 def test_export_is_one_file_with_metadata(exported: Path, settings: dict[str, Any]) -> None:
@@ -37,7 +38,7 @@ def test_any_batch_size_gives_probabilities(
     (probabilities,) = session.run(None, {"images": images[:batch].numpy()})
     assert probabilities.shape == (batch, 10)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
-    assert probabilities.max() < 1  # not saturated: the comparison below means something
+    assert probabilities.max() < 1  # not saturated, so the comparison is meaningful
     model.eval()
     with torch.no_grad():
         expected = model(normalise(images[:batch], settings["mean"], settings["std"])).softmax(dim=1)
@@ -55,20 +56,16 @@ def test_export_keeps_the_model_and_replaces_an_existing_file(tmp_path: Path, se
     model = build("resnet8", 10).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     path = tmp_path / "model.onnx"
-    path.write_bytes(b"of an earlier run")
+    path.write_bytes(b"an existing file")
     export(model, path, **settings)
     assert all(module.training for module in model.modules())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert path.stat().st_size > 300_000
 
 
-def test_export_prints_nothing(tmp_path: Path, settings: dict[str, Any]) -> None:
-    code = (
-        "from pathlib import Path; from psys.models.registry import build; from psys.onnx.export import export\n"
-        f"export(build('resnet8', 10), Path({str(tmp_path / 'model.onnx')!r}), **{settings!r})"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("", "")
+def test_export_prints_nothing(tmp_path: Path) -> None:
+    done = run(str(PROGRAMS / "export_resnet8.py"), str(tmp_path / "model.onnx"), cwd=tmp_path)
+    assert (done.code, done.out, done.err) == (0, "", "")
 
 
 def test_wrong_number_of_classes_is_rejected(tmp_path: Path, settings: dict[str, Any]) -> None:
@@ -83,10 +80,6 @@ def test_missing_folder_is_rejected(tmp_path: Path, settings: dict[str, Any]) ->
         export(build("resnet8", 10), path, **settings)
 
 
-def test_training_does_not_import_onnx() -> None:
-    code = (
-        "import sys, psys.augment.batch, psys.models.registry\n"
-        "print([name for name in ('onnx', 'onnxruntime', 'onnxscript') if name in sys.modules])"
-    )
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert printed.strip() == "[]"
+def test_training_does_not_import_onnx(tmp_path: Path) -> None:
+    done = run(str(PROGRAMS / "imported_onnx.py"), cwd=tmp_path)
+    assert (done.code, done.out) == (0, "[]\n")

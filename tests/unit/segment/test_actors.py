@@ -1,4 +1,4 @@
-"""A pool whose cluster has no place for an actor, on a Ray made of nothing."""
+"""The pool without a running actor, with a fake Ray; and interrupts during Ray's calls."""
 
 import signal
 import sys
@@ -14,8 +14,8 @@ from psys.segment.actors import NO_ACTOR_SECONDS, Pool, checked_interrupts
 from psys.segment.task import ImageTask, Recipe, prepare_images
 
 
-class _Ray(ModuleType):
-    """Answers nothing for so many times; then an actor is ready, and each task done when it is asked for."""
+class _FakeRay(ModuleType):
+    """`wait` times out `timeouts` times; then actors are ready, and `get` carries out a call."""
 
     exceptions = SimpleNamespace(
         **{
@@ -24,18 +24,18 @@ class _Ray(ModuleType):
         }
     )
 
-    def __init__(self, silent: int) -> None:
+    def __init__(self, timeouts: int) -> None:
         super().__init__("ray")
-        self.silent = silent
+        self.timeouts = timeouts
 
     def remote(self, **options: Any) -> Any:
-        def method(answer: Any) -> Any:
-            return SimpleNamespace(remote=lambda *arguments: lambda: answer(*arguments))
+        def method(function: Any) -> Any:
+            return SimpleNamespace(remote=lambda *arguments: lambda: function(*arguments))
 
         def actor(cls: type) -> Any:
             def start(recipe: Recipe) -> Any:
                 return SimpleNamespace(
-                    __ray_ready__=method(lambda: True), prepare=method(lambda shard: prepare_images(shard, recipe))
+                    __ray_ready__=method(lambda: True), prepare=method(lambda task: prepare_images(task, recipe))
                 )
 
             return SimpleNamespace(remote=start)
@@ -44,23 +44,23 @@ class _Ray(ModuleType):
 
     def wait(self, references: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
         assert timeout == NO_ACTOR_SECONDS
-        self.silent -= 1
-        return ([], references) if self.silent >= 0 else (references[:1], references[1:])
+        self.timeouts -= 1
+        return ([], references) if self.timeouts >= 0 else (references[:1], references[1:])
 
     def get(self, reference: Any) -> Any:
         return reference()
 
 
 def test_pool_logs_while_no_actor_is_running(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "ray", _Ray(silent=2))
-    said: list[str] = []
+    monkeypatch.setitem(sys.modules, "ray", _FakeRay(timeouts=2))
+    logged: list[str] = []
     images = np.zeros((2, 8, 8, 3), np.uint8)
 
-    pool = Pool(1, Recipe(8), said.append)
+    pool = Pool(1, Recipe(8), logged.append)
     results = dict(pool.prepare(iter({"a": ImageTask(images)}.items())))
 
     assert results["a"].rows.tolist() == [0, 1]
-    assert said == ["no actor: Ray is starting one or waits for a node with a free CPU"] * 2
+    assert logged == ["no actor: Ray is starting one or waits for a node with a free CPU"] * 2
 
 
 def test_discarded_interrupt_is_raised_again() -> None:
@@ -76,13 +76,13 @@ def test_discarded_interrupt_is_raised_again() -> None:
 
 def test_existing_interrupt_handler_is_kept() -> None:
     caught: list[int] = []
-    former = signal.signal(signal.SIGINT, lambda number, frame: caught.append(number))
+    previous = signal.signal(signal.SIGINT, lambda number, frame: caught.append(number))
     try:
         with checked_interrupts() as raise_if_interrupted:
             signal.raise_signal(signal.SIGINT)
             raise_if_interrupted()
     finally:
-        signal.signal(signal.SIGINT, former)
+        signal.signal(signal.SIGINT, previous)
 
     assert caught == [signal.SIGINT]
 

@@ -1,17 +1,18 @@
-"""How `auto` tells good cuts from bad ones."""
+"""Features and scores of cuts in the `auto` strategy."""
 
 import numpy as np
 import pytest
 
 from benchmarks.segment_fit import Cuts, fit
 from psys.data.sample import read_sample
-from psys.segment.auto import WEIGHTS, Judge, find, maps_of
+from psys.segment.auto import WEIGHTS, CutFeatures, FeatureExtractor, find, maps_of
+from tests.support.images import Image, Mask, pixels_of
 
 
 @pytest.fixture(scope="module")
-def square() -> tuple[np.ndarray, np.ndarray]:
-    """A detailed piece of a real image in the middle of a plain one, and its mask."""
-    sample = read_sample().test.images
+def square() -> tuple[Image, Mask]:
+    """An image with a detailed square at the centre of a plain background, and the mask of the square."""
+    sample = pixels_of(read_sample().test)
     image = np.full((32, 32, 3), 200, np.uint8)
     image[10:22, 10:22] = sample[45, 10:22, 10:22] // 2
     mask = np.zeros((32, 32), np.bool_)
@@ -19,23 +20,23 @@ def square() -> tuple[np.ndarray, np.ndarray]:
     return image, mask
 
 
-def score(figures: Figures) -> float:
-    return float(np.dot(WEIGHTS, figures))
+def score(features: CutFeatures) -> float:
+    return float(np.dot(WEIGHTS, features))
 
 
 def test_features_of_the_true_mask(square: tuple[Image, Mask]) -> None:
     image, mask = square
-    figures = Judge(image, maps_of(image), [mask]).figures(mask)
+    features = FeatureExtractor(image, maps_of(image), [mask]).features(mask)
 
-    assert figures.agreement == pytest.approx(1)
-    assert figures.largest_part == 1
-    assert figures.off_centre == pytest.approx(0)
-    assert figures.edges_outside == 0
-    assert figures.doubtful == 0
-    assert figures.surroundings < -3
-    assert figures.outline > 0.8
-    assert figures.detail > 0.7
-    assert figures.rarity > 0.5
+    assert features.agreement == pytest.approx(1)
+    assert features.largest_part == 1
+    assert features.off_centre == pytest.approx(0)
+    assert features.edges_outside == 0
+    assert features.doubtful == 0
+    assert features.surroundings < -3
+    assert features.outline > 0.8
+    assert features.detail > 0.7
+    assert features.rarity > 0.5
 
 
 def test_true_mask_has_the_highest_score(square: tuple[Image, Mask]) -> None:
@@ -46,9 +47,9 @@ def test_true_mask_has_the_highest_score(square: tuple[Image, Mask]) -> None:
     large = np.zeros_like(mask)
     large[4:28, 4:28] = True
     cuts = [mask, half, in_parts, moved, large]
-    judge = Judge(image, maps_of(image), cuts)
+    extractor = FeatureExtractor(image, maps_of(image), cuts)
 
-    assert np.argmax([score(judge.figures(cut)) for cut in cuts]) == 0
+    assert np.argmax([score(extractor.features(cut)) for cut in cuts]) == 0
 
 
 @pytest.mark.parametrize("shape", [(32, 32, 3), (16, 90, 3), (17, 16, 3)])
@@ -62,8 +63,8 @@ def test_fit_recovers_the_true_weights() -> None:
     weights = np.array(WEIGHTS)
     images = []
     for number in range(400):
-        figures = generator.normal(size=(10, len(weights)))
-        # What is better in all cuts of one image than in those of another does not count.
-        images.append(Cuts(figures, figures @ weights + generator.normal(), number % 5))
+        features = generator.normal(size=(10, len(weights)))
+        # A constant difference between images must not matter.
+        images.append(Cuts(features, features @ weights + generator.normal(), number % 5))
 
     assert fit(images) == pytest.approx(weights, abs=0.02)

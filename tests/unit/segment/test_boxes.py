@@ -1,6 +1,7 @@
-"""Known boxes: their file, and how they move with the image."""
+"""Bounding boxes: reading their file, and transforming them with their images."""
 
 import json
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -14,13 +15,14 @@ HEADER = "file,left,top,right,bottom\n"
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_box_is_oriented_like_its_image(tmp_path: Path, orientation: int) -> None:
-    """The box of a bright patch, oriented, is the box of the patch in the image that OpenCV sets upright itself."""
+def test_box_is_oriented_like_its_image(orientation: int) -> None:
+    """The oriented box of a bright patch is the patch's box in the image that OpenCV orients."""
     stored, box = np.zeros((40, 60, 3), np.uint8), Box(8, 4, 30, 12)
     stored[box.top : box.bottom, box.left : box.right] = 255
     tiff = b"MM\0*\0\0\0\x08\0\1\x01\x12\0\3\0\0\0\1" + bytes([0, orientation, 0, 0, 0, 0, 0, 0])
     kinds, blocks = [cv2.IMAGE_METADATA_EXIF], [np.frombuffer(tiff, np.uint8)]
     upright = cv2.imdecode(cv2.imencodeWithMetadata(".png", stored, kinds, blocks)[1], cv2.IMREAD_COLOR)
+    assert upright is not None
 
     rows, columns = np.nonzero(upright[..., 0])
 

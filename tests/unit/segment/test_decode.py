@@ -1,8 +1,9 @@
-"""Photographs as people have them, from files to pixels the right side up."""
+"""Decoding photographs of all formats, orientations and sizes to upright pixels."""
 
 import io
 import resource
 import struct
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -14,13 +15,24 @@ from psys.segment.boxes import oriented
 from psys.segment.decode import decode_upright
 from psys.segment.grabcut import Box
 from psys.segment.huge import decode_huge_png
-from tests.support.photographs import BROKEN, HUGE, KINDS, UNLIKE, expected, huge_original, make, original, way_up
+from tests.support.images import pixels_of
+from tests.support.photographs import (
+    BROKEN,
+    HUGE,
+    KINDS,
+    MAX_DIFFERENCE,
+    closest_orientation,
+    expected,
+    huge_original,
+    make,
+    original,
+)
 
-COUNT = 4 + 8 * len(KINDS)  # each kind in each orientation
+COUNT = 4 + 8 * len(KINDS)  # every kind in every orientation
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photographs")
     make(folder, COUNT, huge_side=9_000)
     return folder
@@ -34,14 +46,13 @@ def test_every_format_is_decoded_upright_from_every_orientation(folder: Path) ->
         image, _ = decode_upright(file.read_bytes())
 
         assert image.shape == pixels.shape, file.name
-        up, unlike = way_up(expected(image, 64), expected(pixels, 64))
-        assert (up, unlike < UNLIKE) == (1, True), f"{file.name}: orientation {up}, {unlike:.1f} levels away"
+        found, difference = closest_orientation(expected(image, 64), expected(pixels, 64))
+        assert (found, difference < MAX_DIFFERENCE) == (1, True), f"{file.name}: orientation {found}, {difference:.1f}"
         if "jpeg" not in kind and kind not in ("webp", "png-palette"):
             np.testing.assert_array_equal(image, pixels, err_msg=file.name)
 
 
 def test_box_is_oriented_with_its_photograph(folder: Path) -> None:
-    """The box of a stored image, and of the same image reduced because it is huge, is that of what is seen in it."""
     box = Box(10, 5, 40, 30)
     for row in range(0, COUNT - 4, 5):
         pixels, kind, orientation, label = original(row)
@@ -58,8 +69,8 @@ def test_huge_jpeg_is_reduced_during_decoding(folder: Path) -> None:
 
     assert image.shape == (4500, 4500, 3)
     assert box == Box(0, 450, 4500, 901)
-    assert way_up(expected(image, 32), np.dstack([huge_original()] * 3))[0] == 1
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300e3  # KB; the whole of it has 243 MB twice
+    assert closest_orientation(expected(image, 32), np.dstack([huge_original()] * 3))[0] == 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300e3  # KB
 
 
 @pytest.mark.parametrize(("name", "reason"), BROKEN.items())
@@ -79,7 +90,7 @@ def test_broken_photograph_is_rejected(folder: Path, name: str, reason: str) -> 
     ],
 )
 def test_damaged_exif_block_is_ignored(exif: bytes) -> None:
-    stored = read_sample().test.images[3]
+    stored = pixels_of(read_sample().test)[3]
     kinds, blocks = [cv2.IMAGE_METADATA_EXIF], [np.frombuffer(exif, np.uint8)]
     data = cv2.imencodeWithMetadata(".png", stored[..., ::-1], kinds, blocks)[1].tobytes()
 
@@ -100,22 +111,24 @@ def test_png_decoded_in_bands_equals_the_reduced_png(mode: str) -> None:
         buffer = io.BytesIO()
         picture.save(buffer, "PNG")
         data = buffer.getvalue()
-    whole = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)[:height, :width]
+    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    assert decoded is not None
+    whole = decoded[:height, :width]
 
     reduced = decode_huge_png(data, 4, band_pixels=40 * width)
 
-    wanted = cv2.resize(whole, (width // 4, height // 4), interpolation=cv2.INTER_AREA)
-    np.testing.assert_array_equal(reduced, wanted)
+    expected_pixels = cv2.resize(whole, (width // 4, height // 4), interpolation=cv2.INTER_AREA)
+    np.testing.assert_array_equal(reduced, expected_pixels)
 
 
 def test_huge_png_is_reduced_and_truncation_is_found() -> None:
-    """80 million pixels, of which a corner is bright and oriented by EXIF; and one that ends too early."""
+    """80 million pixels with a bright corner and an EXIF orientation, complete and truncated."""
     pixels = np.zeros((8_000, 10_000), np.uint8)
     pixels[:4_000, :5_000] = 200
     tiff = b"MM\0*" + struct.pack(">IHHHIHHI", 8, 1, 274, 3, 1, 6, 0, 0)
     kinds, blocks = [cv2.IMAGE_METADATA_EXIF], [np.frombuffer(tiff, np.uint8)]
-    quick = [cv2.IMWRITE_PNG_COMPRESSION, 1]
-    data = cv2.imencodeWithMetadata(".png", pixels, kinds, blocks, quick)[1].tobytes()
+    fast = [cv2.IMWRITE_PNG_COMPRESSION, 1]
+    data = cv2.imencodeWithMetadata(".png", pixels, kinds, blocks, fast)[1].tobytes()
 
     image, box = decode_upright(data, Box(0, 0, 5_000, 4_000))
 

@@ -10,11 +10,11 @@ import pytest
 from psys.data.store import PreparedStore
 from psys.segment import gallery
 from psys.segment.gallery import doubt, draw_gallery
-from psys.segment.page import write_page
+from psys.segment.page import GalleryItem, write_page
 
 
 class Page(HTMLParser):
-    """Of each figure its classes and data; all images; what elements there are."""
+    """The attributes of all figure elements, the sources of all images, and all tag names of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -53,7 +53,9 @@ def test_gallery_shows_the_worst_first_and_a_random_sample(
     assert worst == sorted(worst, reverse=True)
     assert max(doubts[len(worst) :]) <= worst[-1]
     assert draw_gallery(store, seed=0).read_text(encoding="utf-8") == text
-    assert cv2.imread(str(store.path / "gallery.png")).shape[1] == 6 * (3 * 96 + 2)
+    sheet = cv2.imread(str(store.path / "gallery.png"))
+    assert sheet is not None
+    assert sheet.shape[1] == 6 * (3 * 96 + 2)
 
 
 def test_page_is_self_contained(store: PreparedStore) -> None:
@@ -67,19 +69,16 @@ def test_page_is_self_contained(store: PreparedStore) -> None:
 def test_names_are_escaped(tmp_path: Path) -> None:
     folder = tmp_path / "<script>alert(1)"
     folder.mkdir()
-    names = ('<img src=x onerror="alert(1)">', "a&b $cells", "caf\udce9")
+    names = ('<img src=x onerror="alert(1)">', "a&b $items", "caf\udce9")
     pixels = np.zeros((40, 200, 3), np.uint8)
-    cells = [
-        gallery.GalleryItem(row, row, pixels, pixels[..., 0] > 0, row > 0, {"share": 0.5}, 0.5, False)
-        for row in range(3)
-    ]
-    write_page(cells, names, folder, 3, 1, 96)
+    items = [GalleryItem(row, row, pixels, pixels[..., 0] > 0, row > 0, {"share": 0.5}, 0.5, False) for row in range(3)]
+    write_page(items, names, folder, 3, 1, 96)
     text = (folder / "gallery.html").read_text(encoding="utf-8")
     page = Page(text)
     assert len(page.images) == 9
     assert text.count("<script>") == 1
     assert "<b>&lt;img src=x onerror=&quot;alert(1)&quot;&gt;</b>" in text
-    assert "<b>a&amp;b $cells</b>" in text
+    assert "<b>a&amp;b $items</b>" in text
 
 
 def test_doubt_is_the_mean_rank_and_ties_share_a_rank() -> None:

@@ -1,8 +1,7 @@
-"""Finished shards on disk."""
+"""Results of finished tasks on disk."""
 
-import os
-import subprocess
-import sys
+from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,21 +10,28 @@ import safetensors.numpy
 from psys.data.sample import read_sample
 from psys.errors import PsysError
 from psys.segment.partial import PartialStore
-from psys.segment.task import ImageTask, Recipe, prepare_images
+from psys.segment.task import ImageTask, Prepared, Recipe, prepare_images
+from tests.support.images import encoded, pixels_of
+from tests.support.processes import ROOT, started
+
+Result = tuple[Recipe, Prepared]
+PROGRAM = ROOT / "tests" / "support" / "programs" / "locked_partial_store.py"
 
 
 @pytest.fixture(scope="module", params=["dense", "encoded"])
-def done(request, tmp_path_factory):
-    """A recipe, and a shard of five images of which the second cannot be read."""
+def done(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """A recipe and the result of a task with five images, of which the second cannot be read."""
     recipe = Recipe(32, request.param)
-    gone = tmp_path_factory.mktemp("shard") / "gone.png"
-    prepared = prepare_images(
-        ImageTask((*read_sample().test.images[:1], gone, *read_sample().test.images[1:4])), recipe
-    )
+    folder = tmp_path_factory.mktemp("task")
+    missing, files = folder / "gone.png", [folder / f"{number}.png" for number in range(4)]
+    for number, file in enumerate(files):
+        file.write_bytes(encoded(pixels_of(read_sample().test)[number]))
+    prepared = prepare_images(ImageTask((*files[:1], missing, *files[1:])), recipe)
     return recipe, prepared
 
 
-def same(one, other):
+def check_equal(one: Prepared | None, other: Prepared) -> None:
+    assert one is not None
     assert one.failures == other.failures
     for name in ("rows", "images", "masks", "quality"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
@@ -35,9 +41,9 @@ def test_saved_result_is_loaded_after_reopening(tmp_path: Path, done: Result) ->
     recipe, prepared = done
     with PartialStore.opened(tmp_path / "partial") as partial:
         partial.save("abc", prepared)
-        same(partial.load("abc", recipe, 5), prepared)
+        check_equal(partial.load("abc", recipe, 5), prepared)
     with PartialStore.opened(tmp_path / "partial") as partial:
-        same(partial.load("abc", recipe, 5), prepared)
+        check_equal(partial.load("abc", recipe, 5), prepared)
         assert partial.load("abd", recipe, 5) is None
         partial.remove()
 
@@ -57,7 +63,7 @@ def test_damaged_result_counts_as_missing_and_is_replaced(tmp_path: Path, done: 
             file.write_bytes(damage(file.read_bytes()))
             assert partial.load("abc", recipe, 5) is None
             partial.save("abc", prepared)
-            same(partial.load("abc", recipe, 5), prepared)
+            check_equal(partial.load("abc", recipe, 5), prepared)
 
 
 def test_result_of_another_shape_counts_as_missing(tmp_path: Path, done: Result) -> None:
@@ -70,8 +76,6 @@ def test_result_of_another_shape_counts_as_missing(tmp_path: Path, done: Result)
 
 
 def test_forged_result_is_not_unpickled(tmp_path: Path) -> None:
-    from hashlib import sha256
-
     recipe = Recipe(32)
     forged = [b"\x80\x04cposix\nsystem\n.", safetensors.numpy.save({"rows": np.zeros(3)}), b"PK\3\4"]
     for number, data in enumerate(forged):
@@ -88,18 +92,10 @@ def test_unfinished_file_of_a_killed_process_is_deleted(tmp_path: Path) -> None:
 
 
 def test_folder_is_locked_for_one_process(tmp_path: Path) -> None:
-    code = "import sys; from pathlib import Path; from psys.segment.partial import PartialStore\n"
-    code += "with PartialStore.opened(Path(sys.argv[1])): print('mine', flush=True); sys.stdin.read()"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    other = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
-    )
-    assert other.stdout is not None
-    other.stdout.readline()
-
-    with pytest.raises(PsysError, match="another process is preparing into"), PartialStore.opened(tmp_path):
-        pass
-    other.kill()
-    other.communicate()
+    with started(str(PROGRAM), str(tmp_path), cwd=tmp_path) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(PsysError, match="another process is preparing into"), PartialStore.opened(tmp_path):
+            pass
     with PartialStore.opened(tmp_path):
         pass

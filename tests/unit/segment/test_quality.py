@@ -1,18 +1,22 @@
 import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from psys.segment.quality import GateConfig, Quality, is_usable, measure
+from tests.support.images import Image, Mask
 
 
 @pytest.fixture
-def disc():
+def disc() -> Mask:
+    """A disc with a radius of 20 pixels."""
     y, x = np.mgrid[:64, :64]
-    return np.hypot(x - 31.5, y - 31.5) < 20
+    return np.asarray(np.hypot(x - 31.5, y - 31.5) < 20)
 
 
-def image_of(mask, inside=200, outside=40):
+def image_of(mask: Mask, inside: int = 200, outside: int = 40) -> Image:
+    """An image with one grey level inside the mask and another outside."""
     return np.repeat(np.where(mask, inside, outside).astype(np.uint8)[..., None], 3, axis=2)
 
 
@@ -35,11 +39,11 @@ def test_equal_colours_have_no_colour_separation(disc: Mask) -> None:
 def test_fragments_and_lines_are_less_compact_than_a_disc(disc: Mask) -> None:
     line = np.zeros_like(disc)
     line[30:33, 4:60] = True
-    crumbs = np.zeros_like(disc)
-    crumbs[::4, ::4] = True
+    fragments = np.zeros_like(disc)
+    fragments[::4, ::4] = True
 
-    figures = [measure(image_of(mask), mask).compactness for mask in (disc, line, crumbs)]
-    assert figures[0] > 2 * figures[1] > 2 * figures[2]
+    values = [measure(image_of(mask), mask).compactness for mask in (disc, line, fragments)]
+    assert values[0] > 2 * values[1] > 2 * values[2]
 
 
 def test_border_contact_is_the_share_of_border_pixels() -> None:
@@ -50,23 +54,24 @@ def test_border_contact_is_the_share_of_border_pixels() -> None:
 
 
 @pytest.mark.parametrize(("value", "expected"), [(False, (0, 0)), (True, (1, 1))])
-def test_quality_of_empty_and_full_masks(value: int, expected) -> None:
+def test_quality_of_empty_and_full_masks(value: bool, expected: tuple[int, int]) -> None:
     mask = np.full((8, 8), value)
     quality = measure(image_of(mask), mask)
 
     assert quality[:2] == expected
     assert quality.colour_separation == 0
-    assert all(0 <= figure <= 1 for figure in quality)
+    assert all(0 <= metric <= 1 for metric in quality)
 
 
 def test_quality_is_invariant_to_flip_and_scale(disc: Mask) -> None:
     mask = disc.copy()
     mask[:20] = False
-    image = cv2.GaussianBlur(image_of(mask), (5, 5), 0)
-    larger = [np.repeat(np.repeat(layer, 2, axis=0), 2, axis=1) for layer in (image, mask)]
+    image = np.asarray(cv2.GaussianBlur(image_of(mask), (5, 5), 0), np.uint8)
+    larger_image = image.repeat(2, axis=0).repeat(2, axis=1)
+    larger_mask = mask.repeat(2, axis=0).repeat(2, axis=1)
 
-    np.testing.assert_allclose(measure(image[:, ::-1], mask[:, ::-1]), measure(image, mask), rtol=1e-6)
-    np.testing.assert_allclose(measure(*larger), measure(image, mask), atol=0.02)
+    assert measure(image[:, ::-1], mask[:, ::-1]) == pytest.approx(measure(image, mask), rel=1e-6)
+    assert measure(larger_image, larger_mask) == pytest.approx(measure(image, mask), abs=0.02)
 
 
 def test_mask_of_another_size_is_rejected(disc: Mask) -> None:
@@ -74,10 +79,8 @@ def test_mask_of_another_size_is_rejected(disc: Mask) -> None:
         measure(image_of(disc)[:32], disc)
 
 
-def figures(**changed):
-    return np.array(
-        [{**Quality(0.3, 0.1, 0.5, 0.8)._asdict(), **changed}[name] for name in Quality._fields], np.float32
-    )
+def metrics(**changed: float) -> NDArray[np.float32]:
+    return np.array(Quality(0.3, 0.1, 0.5, 0.8)._replace(**changed), np.float32)
 
 
 @pytest.mark.parametrize(
@@ -90,8 +93,8 @@ def figures(**changed):
         ({"min_colour_separation": 0.25}, "colour_separation", {0.1: False, 0.3: True}),
     ],
 )
-def test_gate_limits_every_metric(gate, name: str, values) -> None:
-    quality = np.stack([figures(**{name: value}) for value in values])
+def test_gate_limits_every_metric(gate: dict[str, float], name: str, values: dict[float, bool]) -> None:
+    quality = np.stack([metrics(**{name: value}) for value in values])
 
     assert is_usable(quality, GateConfig(**gate)).tolist() == list(values.values())
 

@@ -1,28 +1,34 @@
+import io
 import struct
+from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from PIL import Image as PillowImage
 
 from psys.data.sample import read_sample
+from psys.data.store import StoreLayout
 from psys.segment.grabcut import Box, segment
 from psys.segment.task import Failure, ImageTask, Prepared, Recipe, prepare_images
-from tests.support.images import read_image
+from tests.support.images import Image, Mask, pixels_of, read_image
 
 
 @pytest.fixture(scope="module")
-def image():
-    """A real image, enlarged, twice as wide as high."""
-    return cv2.resize(read_sample().test.images[101], (64, 32), interpolation=cv2.INTER_CUBIC)
+def image() -> Image:
+    """A real image, enlarged to 32 x 64 pixels."""
+    return np.asarray(cv2.resize(pixels_of(read_sample().test)[101], (64, 32), interpolation=cv2.INTER_CUBIC), np.uint8)
 
 
-def saved(path, pixels, *options):
+def saved(path: Path, pixels: NDArray[Any], *options: int) -> Path:
     assert cv2.imwrite(str(path), pixels, list(options))
     return path
 
 
-def bgr(image):
-    return cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+def bgr(image: Image) -> Image:
+    return np.ascontiguousarray(image[..., ::-1])
 
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tiff", ".ppm", ".webp"])
@@ -56,7 +62,7 @@ def test_transparency_is_blended_with_white(
 def test_exif_orientation_is_applied(tmp_path: Path, image: Image) -> None:
     jpeg = saved(tmp_path / "x.jpg", bgr(image), cv2.IMWRITE_JPEG_QUALITY, 95)
     upright = read_image(jpeg)
-    # An EXIF block with one entry: orientation (0x0112) 6, "turn a quarter clockwise to see it".
+    # An EXIF block with one entry: orientation (0x0112) 6, rotate by 90 degrees clockwise.
     tiff = b"MM\0*" + struct.pack(">IHHHIHHI", 8, 1, 0x0112, 3, 1, 6, 0, 0)
     exif = b"Exif\0\0" + tiff
     data = jpeg.read_bytes()
@@ -83,15 +89,15 @@ def test_unreadable_files_are_rejected(tmp_path: Path) -> None:
 
 
 def test_images_in_memory_are_segmented() -> None:
-    images = read_sample().test.images[:6]
+    images = pixels_of(read_sample().test)[:6]
 
-    done = prepare_images(ImageTask(images), Recipe(32))
+    prepared = prepare_images(ImageTask(images), Recipe(32))
 
-    np.testing.assert_array_equal(done.images, images)
-    assert done.rows.tolist() == [0, 1, 2, 3, 4, 5]
-    np.testing.assert_array_equal(done.masks[2], segment(images[2]))
-    np.testing.assert_allclose(done.quality[:, 0], done.masks.mean((1, 2)))
-    assert done.failures == ()
+    np.testing.assert_array_equal(prepared.images, images)
+    assert prepared.rows.tolist() == [0, 1, 2, 3, 4, 5]
+    np.testing.assert_array_equal(prepared.masks[2], segment(images[2]))
+    np.testing.assert_allclose(np.asarray(prepared.quality)[:, 0], np.asarray(prepared.masks).mean((1, 2)))
+    assert prepared.failures == ()
 
 
 def test_files_are_cropped_and_resized_and_failures_are_reported(tmp_path: Path, image: Image) -> None:
@@ -99,13 +105,13 @@ def test_files_are_cropped_and_resized_and_failures_are_reported(tmp_path: Path,
     bad = tmp_path / "bad.png"
     bad.write_text("no image")
 
-    done = prepare_images(ImageTask((good, bad, good, tmp_path / "gone.png")), Recipe(16))
+    prepared = prepare_images(ImageTask((good, bad, good, tmp_path / "gone.png")), Recipe(16))
 
-    middle = cv2.resize(image[:, 16:48], (16, 16), interpolation=cv2.INTER_AREA)
-    np.testing.assert_array_equal(done.images, [middle, middle])
-    assert done.rows.tolist() == [0, 2]
-    assert done.masks.shape == (2, 16, 16)
-    assert done.failures == (
+    centre = cv2.resize(image[:, 16:48], (16, 16), interpolation=cv2.INTER_AREA)
+    np.testing.assert_array_equal(prepared.images, [centre, centre])
+    assert prepared.rows.tolist() == [0, 2]
+    assert np.shape(prepared.masks) == (2, 16, 16)
+    assert prepared.failures == (
         Failure(1, "not an image in a format that OpenCV can decode"),
         Failure(3, "No such file or directory", permanent=False),
     )
@@ -114,29 +120,30 @@ def test_files_are_cropped_and_resized_and_failures_are_reported(tmp_path: Path,
 def test_encoded_layout_keeps_the_whole_image(tmp_path: Path, image: Image) -> None:
     file = saved(tmp_path / "wide.png", bgr(image))
 
-    done = prepare_images(ImageTask((file,)), Recipe(16, "encoded"))
+    prepared = prepare_images(ImageTask((file,)), Recipe(16, "encoded"))
 
-    assert cv2.imdecode(np.frombuffer(done.images[0], np.uint8), 1).shape == (16, 32, 3)
-    assert cv2.imdecode(np.frombuffer(done.masks[0], np.uint8), -1).shape == (16, 32)
-
-
-@pytest.mark.parametrize("layout", ["dense", "encoded"])
-def test_result_without_readable_images_is_empty(tmp_path: Path, layout: str) -> None:
-    done = prepare_images(ImageTask((tmp_path / "gone.png",)), Recipe(32, layout))
-
-    assert len(done.images) == len(done.masks) == len(done.quality) == len(done.rows) == 0
-    assert len(done.failures) == 1
+    for column in (prepared.images, prepared.masks):
+        with PillowImage.open(io.BytesIO(bytes(column[0]))) as picture:
+            assert picture.size == (32, 16)
 
 
 @pytest.mark.parametrize("layout", ["dense", "encoded"])
-def test_joined_parts_equal_the_whole_task(tmp_path: Path, layout: str) -> None:
+def test_result_without_readable_images_is_empty(tmp_path: Path, layout: StoreLayout) -> None:
+    prepared = prepare_images(ImageTask((tmp_path / "gone.png",)), Recipe(32, layout))
+
+    assert len(prepared.images) == len(prepared.masks) == len(prepared.quality) == len(prepared.rows) == 0
+    assert len(prepared.failures) == 1
+
+
+@pytest.mark.parametrize("layout", ["dense", "encoded"])
+def test_joined_parts_equal_the_whole_task(tmp_path: Path, layout: StoreLayout) -> None:
     bad = tmp_path / "bad.png"
     bad.write_text("no image")
-    good = [saved(tmp_path / f"{row}.png", bgr(read_sample().test.images[row])) for row in range(3)]
-    shard, recipe = ImageTask((good[0], bad, good[1], good[2])), Recipe(32, layout)
+    good = [saved(tmp_path / f"{row}.png", bgr(pixels_of(read_sample().test)[row])) for row in range(3)]
+    task, recipe = ImageTask((good[0], bad, good[1], good[2])), Recipe(32, layout)
 
-    whole = prepare_images(shard, recipe)
-    joined = Prepared.joined({row: prepare_images(shard.row(row), recipe) for row in (3, 1, 0, 2)})
+    whole = prepare_images(task, recipe)
+    joined = Prepared.joined({row: prepare_images(task.row(row), recipe) for row in (3, 1, 0, 2)})
 
     assert joined.failures == whole.failures
     for name in ("rows", "images", "masks", "quality"):
@@ -144,13 +151,13 @@ def test_joined_parts_equal_the_whole_task(tmp_path: Path, layout: str) -> None:
 
 
 def test_box_is_cropped_with_its_image(tmp_path: Path, image: Image) -> None:
-    """The object is known to stand in the right half of the middle square; and once outside of it, and of the image."""
+    """Boxes inside and larger than the centred square, outside the square, and outside the image."""
     file = saved(tmp_path / "wide.png", bgr(image))
 
-    def mask(*sides: int) -> np.ndarray:
-        done = prepare_images(ImageTask((file,), (Box(*sides),)), Recipe(32))
-        assert done.failures == ()
-        return done.masks[0]
+    def mask(*sides: int) -> Mask:
+        prepared = prepare_images(ImageTask((file,), (Box(*sides),)), Recipe(32))
+        assert prepared.failures == ()
+        return np.asarray(prepared.masks[0], np.bool_)
 
     np.testing.assert_array_equal(mask(32, 4, 46, 28), segment(image[:, 16:48], box=Box(16, 4, 30, 28)))
     np.testing.assert_array_equal(mask(0, 0, 64, 32), segment(image[:, 16:48], box=Box(0, 0, 32, 32)))

@@ -1,4 +1,6 @@
-"""The shipped composites, and the benchmark that judges masks by them."""
+"""The composites with known masks, and the benchmark that scores masks with them."""
+
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -7,11 +9,13 @@ import pytest
 from benchmarks.measure import ROOT
 from benchmarks.segment_quality import METHODS, bootstrap, box_of, find_pairs, judge, read_pair, report
 from psys.errors import PsysError
+from tests.support.images import Image
 
 TRUTH = ROOT / "benchmarks" / "truth"
 
 
-def folder_of(path, **masks):
+def folder_of(path: Path, **masks: Image) -> Path:
+    """Write one image and the masks to `path`."""
     for part in ("images", "masks"):
         (path / part / "cats").mkdir(parents=True)
     cv2.imwrite(str(path / "images" / "cats" / "one.png"), np.full((20, 30, 3), 90, np.uint8))
@@ -63,7 +67,7 @@ def test_scores_of_the_whole_image_and_the_true_box(tmp_path: Path) -> None:
         ({"one": np.zeros((20, 30), np.uint8)}, "all black"),
     ],
 )
-def test_invalid_truth_folder_is_rejected(tmp_path: Path, masks: Masks, message: str) -> None:
+def test_invalid_truth_folder_is_rejected(tmp_path: Path, masks: dict[str, Image], message: str) -> None:
     folder = folder_of(tmp_path, **masks)
 
     with pytest.raises(PsysError, match=message):
