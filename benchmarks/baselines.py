@@ -3,8 +3,8 @@
 alone: processes that do not communicate, each with its own optimizer; the speed of psys if communication cost
 nothing. ddp: torch's DistributedDataParallel over gloo on loopback, set up for speed. ddp+memory: the same in
 processes that keep freed memory, as workers of psys and `alone` do; torch does not do this by default. All kinds use
-the images, augmentation and precision of psys, write the events of psys below the run's directory, and train until
-interrupted.
+the images, augmentation and precision of psys and train until interrupted. A process adds a line to
+<runs>/<rank>/steps.txt after every step: the seconds of the machine's monotonic clock and the images of the step.
 """
 
 import argparse
@@ -17,45 +17,44 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD
 
-from psys.compute.batches import Batches
 from psys.compute.device import choose_precision, keep_freed_memory
-from psys.compute.flat import FlatModel
-from psys.compute.step import GradientStep
 from psys.config import read_yaml, validate
 from psys.data.store import PreparedStore
 from psys.models.registry import build
+from psys.run.assembly import batch_gradient, initial_model
 from psys.run.config import RunConfig
-from psys.run.events import EventLog
 
-Step = Callable[[Tensor, Tensor], object]
-_DEVICE = torch.device("cpu")
+Step = Callable[[int], int]  # trains on the batch of this number; returns the number of its views
 
 
-def alone(config: RunConfig, module: nn.Module, rank: int) -> Step:
+def alone(config: RunConfig, store: PreparedStore, rank: int) -> Step:
     """The gradient step of psys, then one fused optimizer step on the flat vector."""
-    model = FlatModel(module)
-    gradient = GradientStep(model, choose_precision(config.precision, _DEVICE), config.label_smoothing)
+    model = initial_model(config, len(store.classes))
+    gradient = batch_gradient(config, store, model)
     parameters = nn.Parameter(model.parameters)
     parameters.grad = model.gradient
     optimizer = _sgd([parameters], config)
 
-    def step(views: Tensor, labels: Tensor) -> None:
-        gradient(views, labels)
+    def step(batch: int) -> int:
+        views = gradient(batch, model).views
         optimizer.step()
+        return views
 
     return step
 
 
-def ddp(config: RunConfig, module: nn.Module, rank: int) -> Step:
+def ddp(config: RunConfig, store: PreparedStore, rank: int) -> Step:
     """Gradients averaged during the backward pass, in buckets without a copy; a fused optimizer step on every rank."""
     assert config.workers is not None
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group("gloo", f"file://{config.runs / 'rendezvous'}", rank=rank, world_size=config.workers)
-    precision = choose_precision(config.precision, _DEVICE)
+    batches = batch_gradient(config, store, initial_model(config, len(store.classes))).batches
+    module = build(config.model, len(store.classes))
+    precision = choose_precision(config.precision, torch.device("cpu"))
     model = DistributedDataParallel(
         module.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
         gradient_as_bucket_view=True,
@@ -64,15 +63,17 @@ def ddp(config: RunConfig, module: nn.Module, rank: int) -> Step:
     )
     optimizer = _sgd(list(model.parameters()), config)
 
-    def step(views: Tensor, labels: Tensor) -> None:
+    def step(batch: int) -> int:
+        views, labels = batches[batch]
         optimizer.zero_grad()
-        with torch.autocast(_DEVICE.type, dtype=precision, enabled=precision != torch.float32):
+        with torch.autocast("cpu", dtype=precision, enabled=precision != torch.float32):
             logits = model(views)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
         loss.backward()
         # A worker of psys reports loss and accuracy of every batch.
         torch.stack([loss.detach(), (logits.argmax(1) == labels).sum().float()]).tolist()
         optimizer.step()
+        return len(labels)
 
     return step
 
@@ -95,21 +96,14 @@ def main() -> None:
     if arguments.kind != "ddp":  # torch does not do this by default
         keep_freed_memory()
     torch.set_num_threads(config.threads)
-    torch.manual_seed(config.seed)
-    store = PreparedStore.open(config.store)
-    batches = Batches(config, store, _DEVICE)
     make = alone if arguments.kind == "alone" else ddp
-    step = make(config, build(config.model, len(store.classes)), arguments.rank)
+    step = make(config, PreparedStore.open(config.store), arguments.rank)
     folder = config.runs / str(arguments.rank)
     folder.mkdir()
-    with EventLog(folder / "events.jsonl") as events:
-        events.write("join", worker=arguments.rank, seconds=time.monotonic())
-        for number in itertools.count(arguments.rank, config.workers):
-            views, labels = batches[number]
-            step(views, labels)
-            events.write(
-                "update", seconds=time.monotonic(), images=len(labels) // config.augment.views, workers=[arguments.rank]
-            )
+    with (folder / "steps.txt").open("w", buffering=1) as steps:  # a line is written at once
+        for batch in itertools.count(arguments.rank, config.workers):
+            images = step(batch) // config.augment.views
+            steps.write(f"{time.monotonic()} {images}\n")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import psutil
 import torch
 
 from psys.errors import PsysError
-from psys.run import directory as rundir
+from psys.run.environment import environment as run_environment
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -139,11 +139,11 @@ def prepared_sample(path: Path) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """The environment record of a run (see psys.run.directory), the microarchitecture, and the command as typed."""
+    """The environment record of a run (see psys.run.environment), the microarchitecture, and the command as typed."""
     module = sys.modules["__main__"].__spec__
     typed = ["-m", module.name] if module else sys.argv[:1]
     command = ["python", *typed, *sys.argv[1:]]
-    return {**rundir.environment(), "microarchitecture": _microarchitecture(), "command": command}
+    return {**run_environment(), "microarchitecture": _microarchitecture(), "command": command}
 
 
 def _microarchitecture() -> str:

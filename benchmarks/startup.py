@@ -16,6 +16,7 @@ from pathlib import Path
 from benchmarks.measure import ROOT, Running, count, median_spread, prepared_sample, results_path, table, write
 from psys.compute.device import available_cores
 from psys.errors import exit_with_message
+from psys.ps.events import RunEvent, RunStarted, UpdateApplied, WorkerJoined
 from psys.run.events import read_events
 
 TORCHRUN = ["-m", "torch.distributed.run"]  # the torchrun of this environment
@@ -45,14 +46,14 @@ def measure(store: Path) -> dict[str, float]:
         folder, path = Path(name), Path(name) / "run" / "events.jsonl"
         workers = available_cores()
 
-        def seen(event: str, times: int = 1) -> bool:
-            return path.exists() and sum(e["event"] == event for e in read_events(path)) >= times
+        def seen(kind: type[RunEvent], times: int = 1) -> bool:
+            return path.exists() and sum(isinstance(event, kind) for event in read_events(path)) >= times
 
         stages: dict[str, Callable[[], bool]] = {
             "run directory": path.parent.exists,
-            "server up": lambda: seen("start"),
-            "all workers joined": lambda: seen("join", workers),
-            "first update": lambda: seen("update"),
+            "server up": lambda: seen(RunStarted),
+            "all workers joined": lambda: seen(WorkerJoined, workers),
+            "first update": lambda: seen(UpdateApplied),
         }
         command = [*TORCHRUN, "launch/ps.py", "--store", store, "--runs", folder, "--name", "run", "--workers", workers]
         begin = time.monotonic()

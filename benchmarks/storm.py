@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from rich.console import Console
 
 from benchmarks.measure import ROOT, Running, median_spread, prepared_sample, results_path, table, write
 from psys.errors import PsysError, exit_with_message
+from psys.ps.events import RunEnded, RunEvent, UpdateApplied, WorkerLeft
 from psys.run.audit import audit
 from psys.run.events import read_events
 
@@ -82,10 +84,12 @@ def storm(arguments: argparse.Namespace) -> dict[str, Any]:
             }
         audit(path, Console(quiet=True))
         events = list(read_events(path))
+        if not isinstance(end := events[-1], RunEnded):
+            raise PsysError(f"the run did not end within {LIMIT_SECONDS:g} s of SIGINT: its last event is {end}")
         return {
             "kills": arguments.kills,
             **waits(events, arguments.kills),
-            "batches": {name: count for name, count in events[-1].items() if isinstance(count, int)},
+            "batches": {name: count for name, count in asdict(end).items() if isinstance(count, int)},
             "left": left,
         }
 
@@ -115,13 +119,16 @@ def listening(where: Any) -> set[int]:
     return {c.laddr.port for c in where.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
 
 
-def waits(events: Sequence[dict[str, Any]], kills: int) -> dict[str, list[float]]:
+def waits(events: Sequence[RunEvent], kills: int) -> dict[str, list[float]]:
     """Seconds of each replacement, and the longest wait of any worker after each death."""
-    worked = defaultdict(list)
+    worked: defaultdict[str, list[float]] = defaultdict(list)
+    killed: list[float] = []
     for event in events:
-        for worker in event["workers"] if event["event"] == "update" else ():
-            worked[worker].append(event["seconds"])
-    killed = [event["seconds"] for event in events if event["event"] == "leave" and event["reason"] == "broken"]
+        if isinstance(event, UpdateApplied):
+            for worker in event.workers:
+                worked[worker].append(event.seconds)
+        elif isinstance(event, WorkerLeft) and event.reason == "disconnected":
+            killed.append(event.seconds)
     if len(killed) != kills:
         raise PsysError(f"{kills} workers were killed, but the run recorded {len(killed)} deaths")
     began = sorted(times[0] for times in worked.values())

@@ -2,28 +2,30 @@
 
 `python -m benchmarks.throughput [--models resnet44 ...] [--workers 2] [--rounds 10] [--arms sync ...]`. All arms
 train the same batches with the same augmentation, precision and optimizer, and each process has its share of the
-cores. The arms of psys are started with launch/ps.py. All arms are started and warmed up; then they take turns of
-some seconds, and in a turn all other arms are suspended, so that other load on the machine affects all arms alike. In
-a turn the images of a worker count from its first update to its last. A share is images/s divided by images/s of
-`alone` in the same round. Results: results/<machine>/throughput.json, one part per model.
+cores. The arms of psys are started with launch/ps.py, the others with benchmarks/baselines.py. All arms are started
+and warmed up; then they take turns of some seconds, and in a turn all other arms are suspended, so that other load on
+the machine affects all arms alike. In a turn the images of a worker count from its first step to its last; a step is
+over when its gradient is applied. A share is images/s divided by images/s of `alone` in the same round. Results:
+results/<machine>/throughput.json, one part per model.
 """
 
 import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from itertools import pairwise
-from operator import itemgetter
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from benchmarks.measure import ROOT, Running, count, median_spread, prepared_sample, results_path, table, write
 from psys.compute.device import available_cores
 from psys.config import write_yaml
 from psys.errors import PsysError, exit_with_message
+from psys.ps.events import PushRefused, UpdateApplied, WorkerLeft
 from psys.ps.schedule import ScheduleConfig
 from psys.run.config import RunConfig
 from psys.run.events import read_events
@@ -39,6 +41,14 @@ EPOCHS = 5_000  # never reached: the benchmark interrupts the run after the last
 VALIDATION_SHARE = 0.04  # leaves 1,920 images of the sample: 30 whole batches of 64
 START_SECONDS = 120.0  # time limit for the start of an arm
 NEVER = 3600.0  # heartbeat timeout in seconds: a suspended worker must not count as dead
+
+
+class WorkerStep(NamedTuple):
+    """One step of one worker, and when its gradient was applied; all steps of a run have the same clock."""
+
+    worker: str
+    seconds: float
+    images: float
 
 
 def main() -> None:
@@ -88,7 +98,7 @@ def compare(
         started: dict[str, Running] = {}
         for arm in arms:
             started[arm] = stack.enter_context(start(arm, config, folder / arm))
-            started[arm].wait(partial(all_joined, config, folder / arm), START_SECONDS)
+            started[arm].wait(partial(all_started, config, folder / arm), START_SECONDS)
             turn(started[arm], warm_up)
         memory: list[dict[str, float]] = []
         for number in range(rounds):
@@ -100,7 +110,7 @@ def compare(
             print(f"{config.model}, round {number + 1} of {rounds}", file=sys.stderr, flush=True)
         pause = (len(arms) - 1) * seconds
         speeds = {
-            arm: speed_by_turn(events_of(folder / arm), pause)[1:] for arm in arms
+            arm: speed_by_turn(list(steps_of(folder / arm)), pause)[1:] for arm in arms
         }  # the first turn was the warm-up
     if wrong := [arm for arm in arms if len(speeds[arm]) != rounds]:
         raise PsysError(f"turns of {seconds:g} s are too short for {', '.join(wrong)}: use a larger --seconds")
@@ -138,38 +148,51 @@ def turn(running: Running, seconds: float) -> None:
     running.pause()
 
 
-def events_of(folder: Path) -> list[dict[str, Any]]:
-    return [event for path in folder.glob("*/events.jsonl") for event in read_events(path)]
+def all_started(config: RunConfig, folder: Path) -> bool:
+    """Whether every worker has made a step."""
+    return len({step.worker for step in steps_of(folder)}) == config.workers
 
 
-def all_joined(config: RunConfig, folder: Path) -> bool:
-    return sum(isinstance(event, WorkerJoined) for event in events_of(folder)) == config.workers
+def steps_of(folder: Path) -> Iterator[WorkerStep]:
+    """The steps of an arm until now, from the events of psys or the files of the baselines.
+
+    Raises PsysError if a worker left or a gradient was refused.
+    """
+    for path in folder.glob("*/events.jsonl"):
+        for event in read_events(path):
+            if isinstance(event, WorkerLeft | PushRefused):
+                raise PsysError(f"a worker left or a gradient was refused during the measurement: {event}")
+            if isinstance(event, UpdateApplied):
+                for worker in event.workers:
+                    yield WorkerStep(worker, event.seconds, event.images / len(event.workers))
+    for path in folder.glob("*/steps.txt"):
+        *lines, _ = path.read_text().split("\n")  # the last line may not be complete
+        for line in lines:
+            seconds, images = line.split()
+            yield WorkerStep(path.parent.name, float(seconds), float(images))
 
 
-def speed_by_turn(events: Sequence[dict[str, Any]], pause: float) -> list[float]:
+def speed_by_turn(steps: Sequence[WorkerStep], pause: float) -> list[float]:
     """Images per second of all workers in each turn; turns are at least `pause` seconds apart.
 
-    Raises PsysError if a worker left or a gradient was refused, or a worker updated less than twice in a turn.
+    Raises PsysError if a worker made less than two steps in a turn.
     """
-    if wrong := [event for event in events if event["event"] in ("leave", "refused")]:
-        raise PsysError(f"a worker left or a gradient was refused during the measurement: {wrong[0]}")
-    workers = [event["worker"] for event in events if event["event"] == "join"]
-    updates = sorted((event for event in events if event["event"] == "update"), key=itemgetter("seconds"))
-    turns = [updates[:1]]
-    for before, update in pairwise(updates):
-        if update["seconds"] - before["seconds"] > pause / 2:
+    workers = {step.worker for step in steps}
+    steps = sorted(steps, key=attrgetter("seconds"))
+    turns = [list(steps[:1])]
+    for before, step in pairwise(steps):
+        if step.seconds - before.seconds > pause / 2:
             turns.append([])
-        turns[-1].append(update)
+        turns[-1].append(step)
     return [sum(speed(turn, worker) for worker in workers) for turn in turns]
 
 
-def speed(turn: Sequence[dict[str, Any]], worker: object) -> float:
-    """Images per second of one worker, from its first update in a turn to its last."""
-    own = [update for update in turn if worker in update["workers"]]
+def speed(turn: Sequence[WorkerStep], worker: str) -> float:
+    """Images per second of one worker, from its first step in a turn to its last."""
+    own = [step for step in turn if step.worker == worker]
     if len(own) < 2:
-        raise PsysError(f"a turn is too short: worker {worker} made less than two updates; use a larger --seconds")
-    images = sum(update["images"] / len(update["workers"]) for update in own[1:])
-    return float(images / (own[-1]["seconds"] - own[0]["seconds"]))
+        raise PsysError(f"a turn is too short: worker {worker} made less than two steps; use a larger --seconds")
+    return sum(step.images for step in own[1:]) / (own[-1].seconds - own[0].seconds)
 
 
 def report(model: str, arms: Sequence[str], rounds: Sequence[dict[str, dict[str, float]]]) -> list[str]:
