@@ -136,7 +136,7 @@ class RunController:
         self._gone: set[str] = set()  # workers whose buffers are to be released
         self._steps = 0
         self._applied = -1  # number of the newest step that all servers have applied
-        self._made: deque[_Made] = deque()
+        self._unlogged: deque[RunEvent | _Made] = deque()
         self._saves: deque[Save] = deque()
         self._snapshot_version, self._snapshot_epochs = saved, coordinator.ledger.epochs_done
         self._checkpoint_version = coordinator.version
@@ -175,7 +175,7 @@ class RunController:
             case PushPull(worker, push, holding):
                 self._push_pull(now, worker, push, holding, effects)
             case StepApplied(number):
-                self._step_applied(now, number, effects)
+                self._applied = number
             case Heartbeat(worker):
                 self._heartbeat(now, worker, effects)
             case Tick():
@@ -190,6 +190,7 @@ class RunController:
                 self._carry_out(now, self._coordinator.stop(), effects)
             case CheckpointNow():
                 self._add_step(effects, keep="checkpoint", checkpoint=True)
+        self._release(now, effects)
         self._end_if_over(now, effects)
         return effects
 
@@ -218,7 +219,7 @@ class RunController:
             self._carry_out(now, self._coordinator.stop(), effects)
 
     def _refuse(self, now: float, lease: Lease, receipt: Receipt, effects: Effects) -> None:
-        effects.log.append(PushRefused(receipt=receipt.value, lease=lease, seconds=self.train_seconds(now)))
+        self._unlogged.append(PushRefused(receipt=receipt.value, lease=lease, seconds=self.train_seconds(now)))
         if receipt is Receipt.DAMAGED:
             self._damaged[lease.batch] += 1
             if self._damaged[lease.batch] == MAX_DAMAGED:
@@ -262,19 +263,19 @@ class RunController:
                 if reason != "silent":  # a silent worker may wake up, and waits for the answer then
                     self._asking.pop(worker, None)
                 if worker in self._coordinator.members:
-                    effects.log.append(WorkerLeft(worker=worker, reason=reason, seconds=self.train_seconds(now)))
+                    self._unlogged.append(WorkerLeft(worker=worker, reason=reason, seconds=self.train_seconds(now)))
                 self._carry_out(now, self._coordinator.leave(worker), effects)
             elif state is State.SUSPECT:
-                effects.log.append(WorkerSuspected(worker=worker, seconds=self.train_seconds(now)))
+                self._unlogged.append(WorkerSuspected(worker=worker, seconds=self.train_seconds(now)))
             elif state is State.ACTIVE and reason == "asked":
                 self._gone.discard(worker)
                 if worker not in self._coordinator.members:
-                    effects.log.append(WorkerJoined(worker=worker, seconds=self.train_seconds(now)))
+                    self._unlogged.append(WorkerJoined(worker=worker, seconds=self.train_seconds(now)))
 
     def _carry_out(self, now: float, decision: Decision, effects: Effects) -> None:
         if decision.returned:
             seconds = self.train_seconds(now)
-            effects.log.append(LeasesReturned(leases=tuple(decision.returned), seconds=seconds))
+            self._unlogged.append(LeasesReturned(leases=tuple(decision.returned), seconds=seconds))
         if decision.grants and self._first_lease is None:
             self._first_lease = now
         readers = {
@@ -314,7 +315,7 @@ class RunController:
         self._steps += 1
         updates = updates or []
         for update in updates:
-            self._made.append(_Made(number, update, [self._accepted.pop(lease) for lease in update.leases]))
+            self._unlogged.append(_Made(number, update, [self._accepted.pop(lease) for lease in update.leases]))
         if keep:
             ledger = coordinator.ledger.state() if checkpoint else None
             snapshot = (keep == "snapshot" or self._ending) and coordinator.version > self._snapshot_version
@@ -330,13 +331,18 @@ class RunController:
     def _ending(self) -> bool:
         return self._last_step is not None
 
-    def _step_applied(self, now: float, number: int, effects: Effects) -> None:
-        self._applied = number
-        while self._made and self._made[0].step <= number:
-            made = self._made.popleft()
-            self._applied_seconds = self.train_seconds(now)
-            effects.log.append(self._update_event(made))
-        while self._saves and self._saves[0].step <= number:
+    def _release(self, now: float, effects: Effects) -> None:
+        """Log events in the order of their decisions, and save states, as far as the steps before are applied."""
+        while self._unlogged:
+            entry = self._unlogged[0]
+            if isinstance(entry, _Made):
+                if entry.step > self._applied:
+                    break
+                self._applied_seconds = self.train_seconds(now)
+                entry = self._update_event(entry)
+            effects.log.append(entry)
+            self._unlogged.popleft()
+        while self._saves and self._saves[0].step <= self._applied:
             effects.saves.append(self._saves.popleft()._replace(seconds=self._applied_seconds))
 
     def _update_event(self, made: _Made) -> UpdateApplied:

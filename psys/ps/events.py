@@ -1,7 +1,8 @@
 """The record of a run: one typed value for each line of `events.jsonl`.
 
-`event` names the kind. `seconds` are the training seconds at which the event happened. The order and the names of the
-fields are the file format; FORMAT changes with them.
+`event` names the kind. `seconds` are the training seconds at which the event happened. What the run controller decides
+is logged in the order of its decisions. The order and the names of the fields are the file format; FORMAT changes with
+them.
 """
 
 from dataclasses import dataclass
@@ -161,7 +162,7 @@ class CheckpointFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunEnded:
-    """The run is over; the counts are the ledger's (see ledger.Proof)."""
+    """The run is over; the counts are the ledger's (see ledger.BatchAccount)."""
 
     event: Literal["end"] = "end"
     seconds: float

@@ -1,9 +1,8 @@
-"""What the modes promise, on real images and a real network; gradients computed as workers do, in one process."""
+"""What each mode computes, compared with plain torch training on real images and a real network."""
 
 import copy
 import random
 import shutil
-from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +13,18 @@ from torch import Tensor, nn
 
 from psys.augment.batch import AugmentConfig, augment
 from psys.augment.foreground import ForegroundConfig
-from psys.cluster.worker import BatchGradient
 from psys.compute.flat import FlatModel
+from psys.compute.order import batch_seed, samples_of
 from psys.data.holdout import holdout
 from psys.data.store import PreparedStore
 from psys.models.registry import build
-from psys.ps.coordinator import Coordinator, Decision
-from psys.ps.ledger import Lease, Ledger, batch_seed, samples_of
-from psys.ps.policy import make_policy
+from psys.ps.optimizer import OptimizerConfig
 from psys.ps.schedule import ScheduleConfig
-from psys.ps.store import Contribution, OptimizerConfig, ParameterStore, Snapshot
+from psys.ps.store import SliceState
+from psys.run.assembly import batch_gradient
 from psys.run.config import RunConfig
+from psys.simulate.in_process import InProcessRun
+from psys.simulate.worker import workload_of
 
 RATE, MOMENTUM, DECAY = 0.01, 0.9, 1e-3
 
@@ -60,7 +60,7 @@ def module_with_statistics(config: RunConfig, data: PreparedStore) -> nn.Module:
 
 
 def frozen_norm(module: nn.Module) -> nn.Module:
-    """Batch norm uses its running statistics in training too, so that a batch's gradient is the mean of its images'."""
+    """Batch norm uses its running statistics in training too: a batch's gradient is the mean of its images' gradients."""
     for layer in module.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.train = lambda mode=True, layer=layer: layer  # type: ignore[method-assign]
@@ -68,98 +68,32 @@ def frozen_norm(module: nn.Module) -> nn.Module:
     return module
 
 
-class Cluster:
-    """Workers, servers and coordinator of a run in one process; of the workers a random one acts next if `shuffle`."""
+def started(config: RunConfig, data: PreparedStore, workers: int, module: nn.Module | None = None) -> InProcessRun:
+    run = InProcessRun(config, workload_of(config, data, module), awaited=workers)
+    for _ in range(workers):
+        run.join()
+    return run
 
-    def __init__(
-        self,
-        config: RunConfig,
-        data: PreparedStore,
-        workers: int,
-        shuffle: random.Random | None = None,
-        module: nn.Module | None = None,
-    ) -> None:
-        self._prefetch, self._shuffle = config.prefetch, shuffle
-        self._model = model = FlatModel(module or fresh_module(config))
-        self._compute = BatchGradient(config, data, model)
-        layout = config.layout(len(model.parameters), len(model.statistics))
-        self._slices = layout.slices
-        self._stores = [
-            ParameterStore(
-                model.parameters[part],
-                min(max(model.decayed - part.start, 0), part.stop - part.start),
-                model.statistics,
-                config.optimizer,
-            )
-            for part in layout.slices
-        ]
-        self._coordinator = Coordinator(
-            Ledger(config.epochs, self._compute.samples, config.batch_size),
-            make_policy(config.mode, config.staleness, config.prefetch),
-            config.optimizer,
-            config.schedule,
-            config.epochs,
-            workers,
-            layout.slots,
-        )
-        self._held: dict[str, list[Lease]] = defaultdict(list)
-        self._read: dict[Lease, tuple[Tensor, Tensor, float]] = {}  # parameters, statistics, reach
-        self._latest: dict[str, Tensor] = {}
-        self._pushed: dict[Lease, tuple[Tensor, Tensor]] = {}
-        for number in range(workers):
-            self._follow(self._coordinator.request(f"worker{number}"))
 
-    def train(self, updates: int) -> Snapshot:
-        """Until `updates` updates are made."""
-        while self._stores[0].version < updates:
-            ready = sorted(worker for worker, leases in self._held.items() if len(leases) > self._prefetch)
-            self._work(self._shuffle.choice(ready) if self._shuffle else ready[0])
-        return self.snapshot()
-
-    def snapshot(self) -> Snapshot:
-        parts = [store.snapshot() for store in self._stores]
-        return Snapshot(parts[0].version, torch.cat([part.parameters for part in parts]), parts[0].statistics)
-
-    def _ahead(self, drift: float) -> Tensor:
-        return torch.cat([store.ahead(drift, torch.empty_like(store.parameters)) for store in self._stores])
-
-    def loss(self, batch: int) -> float:
-        """Of the parameters as they are."""
-        now = self.snapshot()
-        self._model.load(now.parameters, now.statistics)
-        return self._compute(batch, self._model).loss
-
-    def _work(self, worker: str) -> None:
-        lease = self._held[worker].pop(0)
-        parameters, statistics, reach = self._read.pop(lease)
-        self._model.load(parameters, statistics)
-        if reach:
-            self._model.parameters.sub_(self._latest[worker], alpha=reach)
-        self._compute(lease.batch, self._model)
-        gradient = self._latest[worker] = self._model.gradient.clone()
-        self._pushed[lease] = gradient, self._model.statistics.clone()
-        self._follow(self._coordinator.push(lease)[1])
-        self._follow(self._coordinator.request(worker, self._held[worker]))
-
-    def _follow(self, decision: Decision) -> None:
-        for update in decision.updates:
-            pushed = [self._pushed.pop(lease) for lease in update.leases]
-            for store, part in zip(self._stores, self._slices, strict=True):
-                contributions = [
-                    Contribution(gradient[part].clone(), statistics, share)
-                    for (gradient, statistics), share in zip(pushed, update.shares, strict=True)
-                ]
-                store.apply(contributions, update.learning_rate, update.statistics_share)
-        for worker, (lease, drift, reach) in decision.grants.items():
-            assert lease is not None
-            self._held[worker].append(lease)
-            self._read[lease] = self._ahead(drift), self._stores[0].statistics.clone(), reach
-            if len(self._held[worker]) <= self._prefetch:
-                self._follow(self._coordinator.request(worker, self._held[worker]))
+def trained(
+    config: RunConfig,
+    data: PreparedStore,
+    workers: int,
+    updates: int,
+    order: int | None = None,
+    module: nn.Module | None = None,
+) -> SliceState:
+    """The state after so many updates; the workers act in turn, or at random, seeded with `order`."""
+    run = started(config, data, workers, module)
+    if order is None:
+        run.run(updates=updates)
+    else:
+        run.run(random.Random(order).choice, updates)
+    return run.state()
 
 
 def views_of(config: RunConfig, data: PreparedStore, batch: int) -> tuple[Tensor, Tensor]:
-    """The augmented batch, made without any class of the cluster."""
+    """The augmented batch, made without psys.compute.batches and psys.simulate."""
     split = data.split("train")
     chosen, _ = holdout(split.labels, config.validation_share, config.seed)
     rows = chosen[samples_of(batch, len(chosen), config.batch_size, config.seed).numpy()]
@@ -169,7 +103,7 @@ def views_of(config: RunConfig, data: PreparedStore, batch: int) -> tuple[Tensor
 
 
 def plain_torch(module: nn.Module, rate: float = RATE) -> torch.optim.SGD:
-    """Fused as on the servers: torch's implementations of the rule round differently."""
+    """Fused, as on the servers: torch's other implementations of the rule round differently."""
     groups = [
         {"params": [p for p in module.parameters() if p.dim() > 1], "weight_decay": DECAY},
         {"params": [p for p in module.parameters() if p.dim() < 2], "weight_decay": 0.0},
@@ -178,7 +112,7 @@ def plain_torch(module: nn.Module, rate: float = RATE) -> torch.optim.SGD:
 
 
 def accumulating(config: RunConfig) -> FlatModel:
-    """A fresh model, to whose gradient torch's backward() adds."""
+    """A fresh model; torch's backward() adds to its gradient."""
     model = FlatModel(fresh_module(config).train())
     for parameter, gradient in zip(model.parameter_list, model.parameter_gradients, strict=True):
         parameter.grad = gradient
@@ -197,14 +131,14 @@ def ghost_batch_gradient(model: FlatModel, config: RunConfig, data: PreparedStor
     model.statistics.copy_((after[0] + after[1]) / 2)
 
 
-def same(a: Snapshot | FlatModel, b: Snapshot | FlatModel) -> bool:
+def same(a: SliceState | FlatModel, b: SliceState | FlatModel) -> bool:
     return torch.equal(a.parameters, b.parameters) and torch.equal(a.statistics, b.statistics)
 
 
-def test_async_with_one_worker_is_plain_torch_training_bit_for_bit(small_store: PreparedStore) -> None:
+def test_async_with_one_worker_equals_plain_torch_training_bit_for_bit(small_store: PreparedStore) -> None:
     config = settings(mode="async")
-    got = Cluster(config, small_store, workers=1).train(20)
-    # The weights lie as the images do, or other kernels compute with them and round otherwise.
+    got = trained(config, small_store, 1, updates=20)
+    # In another memory format other kernels would compute, and round differently.
     module = fresh_module(config).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = plain_torch(module)
     for batch in range(20):
@@ -215,14 +149,14 @@ def test_async_with_one_worker_is_plain_torch_training_bit_for_bit(small_store: 
     assert same(got, FlatModel(module))
 
 
-def test_sync_over_two_workers_is_one_process_with_the_doubled_batch(small_store: PreparedStore) -> None:
+def test_sync_with_two_workers_equals_one_process_with_the_doubled_batch(small_store: PreparedStore) -> None:
     # An activation that rounds to the other side of ReLU's kink moves a few parameters by about a thousandth of the
-    # rate, and which ones do depends on the number of threads: hence the low rate, and a norm for a measure.
+    # rate. Which parameters move depends on the number of threads: hence the low rate, and a norm as the measure.
     rate = 1e-3
     config = settings(mode="sync", batch_size=16, schedule=ScheduleConfig(kind="constant", learning_rate=rate))
     module = frozen_norm(module_with_statistics(config, small_store))
     before = FlatModel(copy.deepcopy(module)).parameters
-    got = Cluster(config, small_store, workers=2, module=module).train(20)
+    got = trained(config, small_store, 2, updates=20, module=module)
     module = module_with_statistics(config, small_store).eval()
     optimizer = plain_torch(module, rate)
     for update in range(20):
@@ -236,10 +170,10 @@ def test_sync_over_two_workers_is_one_process_with_the_doubled_batch(small_store
     assert (expected - before).abs().max() > 1e-2  # it did train
 
 
-def test_sync_with_batch_norm_is_one_process_with_ghost_batches(small_store: PreparedStore) -> None:
+def test_sync_with_batch_norm_equals_one_process_with_ghost_batches(small_store: PreparedStore) -> None:
     """Each half is normalised by itself; the running statistics are the mean of the halves' (Hoffer et al. 2017)."""
     config = settings(mode="sync")
-    got = Cluster(config, small_store, workers=2).train(20)
+    got = trained(config, small_store, 2, updates=20)
     model = accumulating(config)
     optimizer = plain_torch(model.module)
     for update in range(20):
@@ -248,10 +182,10 @@ def test_sync_with_batch_norm_is_one_process_with_ghost_batches(small_store: Pre
     assert same(got, model)
 
 
-def test_sync_with_prefetch_is_sgd_whose_gradients_come_one_update_late(small_store: PreparedStore) -> None:
+def test_sync_with_prefetch_equals_sgd_with_gradients_one_update_late(small_store: PreparedStore) -> None:
     plain = OptimizerConfig(momentum=MOMENTUM, weight_decay=DECAY, look_ahead=False)
     config = settings(mode="sync", prefetch=1, optimizer=plain)
-    got, again = (Cluster(config, small_store, 2, random.Random(seed)).train(8) for seed in (1, 2))
+    got, again = (trained(config, small_store, 2, updates=8, order=order) for order in (1, 2))
     assert same(got, again)
     reads, writes = accumulating(config), accumulating(config)
     optimizer = plain_torch(writes.module)
@@ -264,20 +198,22 @@ def test_sync_with_prefetch_is_sgd_whose_gradients_come_one_update_late(small_st
         optimizer.step()
         versions.append((writes.parameters.clone(), writes.statistics.clone()))
     assert same(got, writes)
-    assert not same(got, Cluster(settings(mode="sync"), small_store, 2).train(8))
+    assert not same(got, trained(settings(mode="sync"), small_store, 2, updates=8))
 
 
-def test_one_worker_that_prefetches_is_plain_training_for_it_looks_exactly_ahead(small_store: PreparedStore) -> None:
-    """But for rounding: what is missing in the parameters it reads is its own gradient, and it knows that one."""
-    updates = 4  # few, for every one multiplies rounding: by 20 it is 4 % of the way on some processors
+def test_one_worker_with_prefetch_and_look_ahead_equals_plain_training_up_to_rounding(
+    small_store: PreparedStore,
+) -> None:
+    """The parameters that the worker reads lack one gradient, its own, and the worker applies that one by itself."""
+    updates = 4  # each update multiplies rounding errors: after 20 they are 4 % of the way on some processors
 
-    def trained(**changes: object) -> Tensor:
-        optimizer = OptimizerConfig(momentum=MOMENTUM, look_ahead=bool(changes.pop("look_ahead", True)))
-        config = settings(mode="async", optimizer=optimizer, **changes)
-        return Cluster(config, small_store, workers=1).train(updates).parameters
+    def parameters(prefetch: int, look_ahead: bool) -> Tensor:
+        optimizer = OptimizerConfig(momentum=MOMENTUM, look_ahead=look_ahead)
+        config = settings(mode="async", optimizer=optimizer, prefetch=prefetch)
+        return trained(config, small_store, 1, updates).parameters
 
     before = FlatModel(fresh_module(settings())).parameters
-    plain, exact, late = trained(), trained(prefetch=1), trained(prefetch=1, look_ahead=False)
+    plain, exact, late = parameters(0, True), parameters(1, True), parameters(1, False)
     assert (exact - plain).norm() < 1e-3 * (plain - before).norm()
     assert (late - plain).norm() > 0.1 * (plain - before).norm()
 
@@ -286,29 +222,32 @@ def test_one_worker_that_prefetches_is_plain_training_for_it_looks_exactly_ahead
     ("mode", "kind", "prefetch"),
     [("sync", "sgd", 0), ("sync", "sgd", 1), ("async", "sgd", 1), ("async", "adam", 0), ("ssp", "rmsprop", 0)],
 )
-def test_several_servers_are_one_bit_for_bit(small_store: PreparedStore, mode: str, kind: str, prefetch: int) -> None:
+def test_several_servers_equal_one_server_bit_for_bit(
+    small_store: PreparedStore, mode: str, kind: str, prefetch: int
+) -> None:
     optimizer = OptimizerConfig(kind=kind, momentum=0 if kind == "adam" else MOMENTUM, weight_decay=DECAY)
     alone, three = (
-        Cluster(
+        trained(
             settings(mode=mode, optimizer=optimizer, servers=servers, prefetch=prefetch),
             small_store,
             2,
-            random.Random(3),
-        ).train(6)
+            updates=6,
+            order=3,
+        )
         for servers in (1, 3)
     )
     assert same(alone, three)
 
 
-def test_images_held_out_are_never_trained_on(small_store: PreparedStore, tmp_path: Path) -> None:
-    """A whole epoch of gradients stays the same when every held-out image is painted over."""
+def test_held_out_images_do_not_influence_any_gradient(small_store: PreparedStore, tmp_path: Path) -> None:
+    """The gradients of a whole epoch stay the same when every held-out image is overwritten."""
     config = settings(validation_share=0.25, batch_size=30, epochs=1)
     _, held = holdout(small_store.split("train").labels, 0.25, config.seed)
     model = FlatModel(fresh_module(config))
 
     def gradients(data: PreparedStore) -> Tensor:
-        compute, found = BatchGradient(config, data, model), []
-        assert (compute.samples, len(held)) == (120, 40)
+        compute, found = batch_gradient(config, data, model), []
+        assert (compute.batches.samples, len(held)) == (120, 40)
         for batch in range(4):
             compute(batch, model)
             found.append(model.gradient.clone())
@@ -325,24 +264,23 @@ def test_images_held_out_are_never_trained_on(small_store: PreparedStore, tmp_pa
 
 
 @pytest.mark.parametrize("prefetch", [0, 1])
-def test_sync_does_not_depend_on_who_computes_what_or_comes_first(small_store: PreparedStore, prefetch: int) -> None:
+def test_sync_does_not_depend_on_the_order_of_the_workers(small_store: PreparedStore, prefetch: int) -> None:
     config = settings(mode="sync", prefetch=prefetch)
-    in_order = Cluster(config, small_store, workers=3).train(5)
-    shuffled = Cluster(config, small_store, workers=3, shuffle=random.Random(1)).train(5)
+    in_order = trained(config, small_store, 3, updates=5)
+    shuffled = trained(config, small_store, 3, updates=5, order=1)
     assert same(in_order, shuffled)
 
 
-def test_ssp_without_staleness_is_sync_and_with_it_is_not(small_store: PreparedStore) -> None:
-    order = [random.Random(7) for _ in range(3)]
-    sync = Cluster(settings(mode="sync"), small_store, 2, order[0]).train(8)
-    bounded = Cluster(settings(mode="ssp", staleness=0), small_store, 2, order[1]).train(8)
-    ahead = Cluster(settings(mode="ssp", staleness=2), small_store, 2, order[2]).train(8)
+def test_ssp_with_staleness_0_equals_sync_and_with_staleness_2_does_not(small_store: PreparedStore) -> None:
+    sync = trained(settings(mode="sync"), small_store, 2, updates=8, order=7)
+    bounded = trained(settings(mode="ssp", staleness=0), small_store, 2, updates=8, order=7)
+    ahead = trained(settings(mode="ssp", staleness=2), small_store, 2, updates=8, order=7)
     assert same(sync, bounded)
     assert not torch.equal(sync.parameters, ahead.parameters)
 
 
 @pytest.mark.parametrize("kind", ["sgd", "rmsprop", "adam"])
-def test_training_learns_real_images(small_store: PreparedStore, kind: str) -> None:
+def test_training_lowers_the_loss_on_real_images(small_store: PreparedStore, kind: str) -> None:
     rate = 0.1 if kind == "sgd" else 0.003
     config = settings(
         mode="async",
@@ -351,8 +289,15 @@ def test_training_learns_real_images(small_store: PreparedStore, kind: str) -> N
         optimizer=OptimizerConfig(kind=kind, momentum=MOMENTUM if kind == "sgd" else 0.0),
         schedule=ScheduleConfig(kind="constant", learning_rate=rate),
     )
-    cluster, probe = Cluster(config, small_store, 2), 10_000_000 % (config.epochs * 5)
-    cluster.train(1)
-    before = cluster.loss(probe)
-    cluster.train(60)
-    assert cluster.loss(probe) < before - 0.4
+    run, probe = started(config, small_store, 2), 10_000_000 % (config.epochs * 5)
+    model = FlatModel(fresh_module(config))
+    gradient = batch_gradient(config, small_store, model)
+
+    def loss_after(updates: int) -> float:
+        run.run(updates=updates)
+        state = run.state()
+        model.load(state.parameters, state.statistics)
+        return gradient(probe, model).loss
+
+    before = loss_after(1)
+    assert loss_after(60) < before - 0.4
