@@ -87,11 +87,11 @@ def run_arm(arm: str, plan: Plan, actors: int) -> dict[str, float]:
     """Prepare every shard of a plan; images/s, and CPU ms per image of all processes together."""
     if arm == "plain":
         cv2.setNumThreads(1)
-        shards = [plan.load(piece) for piece in plan]
-        prepare_images(shards[0], plan.recipe)
+        tasks = [plan.load(planned) for planned in plan]
+        prepare_images(tasks[0], plan.recipe)
         begin, cpu = time.perf_counter(), cpu_seconds()
-        for shard in shards:
-            prepare_images(shard, plan.recipe)
+        for task in tasks:
+            prepare_images(task, plan.recipe)
         return figures(plan, time.perf_counter() - begin, cpu_seconds() - cpu)
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -107,7 +107,7 @@ def run_arm(arm: str, plan: Plan, actors: int) -> dict[str, float]:
         for _ in pool.prepare(until_ready()):
             pass
         begin, cpu, of_actors = time.perf_counter(), cpu_seconds(), cpu_seconds("ray::Segmenter")
-        for key, prepared in pool.prepare((piece.key, plan.load(piece)) for piece in plan):
+        for key, prepared in pool.prepare((planned.key, plan.load(planned)) for planned in plan):
             partial.save(key, prepared)
         seconds = time.perf_counter() - begin
         of_actors = cpu_seconds("ray::Segmenter") - of_actors

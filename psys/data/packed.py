@@ -52,7 +52,7 @@ def by_split(files: Iterable[Path], root: Path) -> dict[str, list[Path]]:
     for file in files:
         parts = reversed(file.relative_to(root).parts) if file != root else [file.name]
         words = (set(re.split(r"[^a-z]+", part.lower())) for part in parts)
-        split = next((name for said in words for name, known in SPLIT_WORDS.items() if said & known), None)
+        split = next((name for found in words for name, known in SPLIT_WORDS.items() if found & known), None)
         (unnamed if split is None else splits.setdefault(split, [])).append(file)
     if splits and unnamed:
         raise PsysError(f"{unnamed[0]} names no split (train, validation, test), but other files in {root} do")

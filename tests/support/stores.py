@@ -18,13 +18,13 @@ from tests.support.images import Image, pixels_of
 def write_small_store(
     folder: Path, train_per_class: int = 16, test_per_class: int = 4, layout: StoreLayout = "dense"
 ) -> PreparedStore:
-    """Write a store of the sample's first images of every class to `folder`, with masks of the fast strategy."""
+    """Write a store of the sample's first images of every class to `folder`, with quickly computed masks."""
     sample = read_sample()
     folder.mkdir(parents=True)
     writer = StoreWriter(folder, ["train", "test"], (32, 32), QUALITY, layout)
     for name, split, count in (("train", sample.train, train_per_class), ("test", sample.test, test_per_class)):
         images, labels = _first_of_each_class(split, count)
-        prepared = prepare_images(ImageTask(images), Recipe(32, layout, SegmentConfig(strategy="seeded")))
+        prepared = prepare_images(ImageTask(images), Recipe(32, layout, SegmentConfig(strategy="seeded", scale=0.5)))
         usable = is_usable(prepared.quality, GateConfig())
         writer.append(name, prepared.images, labels, prepared.masks, prepared.quality, usable)
     writer.close(sample.classes, {"train": {}, "test": {}}, source="a part of the sample")

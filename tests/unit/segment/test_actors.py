@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from types import ModuleType, SimpleNamespace
@@ -61,6 +62,14 @@ def test_pool_logs_while_no_actor_is_running(monkeypatch: pytest.MonkeyPatch) ->
 
     assert results["a"].rows.tolist() == [0, 1]
     assert logged == ["no actor: Ray is starting one or waits for a node with a free CPU"] * 2
+
+
+@pytest.fixture(autouse=True)
+def default_interrupt_handler() -> Iterator[None]:
+    """Python's own handler of SIGINT, also if this process was started with SIGINT ignored."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
 
 
 def test_discarded_interrupt_is_raised_again() -> None:
