@@ -120,8 +120,12 @@ class Coordinator:
         if decision.returned:
             self.ledger.take_back(decision.returned)
             self._restart(worker, decision.returned)
-        self._requested += 1
-        self._requests[worker] = _Request(self._requested, {lease.slot for lease in holding})
+        held_slots = {lease.slot for lease in holding}
+        if worker in self._requests:  # a call that is repeated keeps its place
+            self._requests[worker].held_slots = held_slots
+        else:
+            self._requested += 1
+            self._requests[worker] = _Request(self._requested, held_slots)
         return self._decide(decision, worker)
 
     def leave(self, worker: str) -> Decision:

@@ -135,15 +135,25 @@ class Ledger:
         index = batch % self.batches_per_epoch
         return min(self.batch_size, self.samples - index * self.batch_size)
 
+    @property
+    def next_due(self) -> tuple[int, int] | None:
+        """Batch and attempt of the next lease; None if `exhausted`."""
+        if self.exhausted:
+            return None
+        batch = self._returned[0] if self._returned else self._fresh
+        return batch, self._attempts.get(batch, 0)
+
     def lease(self, worker: str, version: int, slot: int) -> Lease:
         """Lease the earliest batch that is due. Raises LookupError if `exhausted`."""
-        if self._returned:
-            batch = heapq.heappop(self._returned)
-        elif self._fresh < self.batches:
-            batch, self._fresh = self._fresh, self._fresh + 1
-        else:
+        due = self.next_due
+        if due is None:
             raise LookupError("no batch is due")
-        lease = Lease(batch, self._attempts.get(batch, 0), worker, version, slot)
+        if self._returned:
+            heapq.heappop(self._returned)
+        else:
+            self._fresh += 1
+        lease = Lease(*due, worker, version, slot)
+        batch = lease.batch
         self._state[batch] = _State.LEASED
         self._outstanding[batch] = self._outstanding_of[worker][batch] = lease
         self._counts.leased += 1

@@ -51,7 +51,7 @@ class InProcessRun:
     """
 
     def __init__(self, config: RunConfig, workload: Workload, awaited: int) -> None:
-        self.config, self._workload, self._awaited = config, workload, awaited
+        self.config, self._workload, self.awaited = config, workload, awaited
         self.now = 0.0
         self.log: list[RunEvent] = []
         self.saves: list[Saved] = []
@@ -177,7 +177,7 @@ class InProcessRun:
         self._buffers = [_Buffers() for _ in parts]
         snapshots = [saved.save.version for saved in self.saves if saved.save.snapshot]
         newest = max((snapshot for snapshot in snapshots if snapshot <= version), default=0)
-        self._controller = run_controller(config, self.ledger, self._awaited, version, seconds, newest)
+        self._controller = run_controller(config, self.ledger, self.awaited, version, seconds, newest)
         state = self.ledger.state()
         self.log.append(
             RunStarted(

@@ -3,6 +3,7 @@
 import copy
 import random
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -60,12 +61,15 @@ def module_with_statistics(config: RunConfig, data: PreparedStore) -> nn.Module:
 
 
 def frozen_norm(module: nn.Module) -> nn.Module:
-    """Batch norm uses its running statistics in training too: a batch's gradient is the mean of its images' gradients."""
+    """Batch norm that always uses its running statistics: a batch's gradient is the mean of its images' gradients."""
     for layer in module.modules():
         if isinstance(layer, nn.BatchNorm2d):
-            layer.train = lambda mode=True, layer=layer: layer  # type: ignore[method-assign]
-            layer.training = False
+            layer.train = partial(_stay, layer.eval())  # type: ignore[assignment,method-assign]
     return module
+
+
+def _stay(layer: nn.Module, mode: bool = True) -> nn.Module:
+    return layer
 
 
 def started(config: RunConfig, data: PreparedStore, workers: int, module: nn.Module | None = None) -> InProcessRun:
@@ -97,8 +101,9 @@ def views_of(config: RunConfig, data: PreparedStore, batch: int) -> tuple[Tensor
     split = data.split("train")
     chosen, _ = holdout(split.labels, config.validation_share, config.seed)
     rows = chosen[samples_of(batch, len(chosen), config.batch_size, config.seed).numpy()]
-    columns = [torch.tensor(column[rows]) for column in split]
+    images, labels, masks, usable = [torch.tensor(column[rows]) for column in split]
     generator = torch.Generator().manual_seed(batch_seed(config.seed, batch, stream=1))
+    columns = images, labels, masks, usable
     return augment(*columns, config.augment, len(data.classes), data.channel_mean, data.channel_std, generator)
 
 
