@@ -1,7 +1,7 @@
-"""Several hosts on one machine: namespaces of network, processes and host name, on a bridge that can be cut.
+"""Several hosts emulated on one machine: namespaces of network, processes and host name, connected by a bridge.
 
-A host is its init process, a `cat` that ends when this process does, however it ends. The kernel then kills all that
-runs on the host and takes its network along: there is no name, file or link to be cleaned up.
+A host is its init process, a `cat` that ends when this process ends for any reason. The kernel then kills all processes
+of the host and removes its network: no name, file or link is left to be cleaned up.
 """
 
 import contextlib
@@ -12,11 +12,13 @@ from dataclasses import dataclass
 
 import psutil
 
-_NET = "10.77.0"  # nobody else sees it: the bridge is in a namespace of its own as well
+from tests.support.processes import PROGRAMS
+
+_NET = "10.77.0"  # not visible outside: the bridge is in a namespace of its own as well
 _NAMESPACES = ("--net", "--uts", "--mount", "--pid")
 _HOST = """
 printf %s "$1" > /proc/sys/kernel/hostname
-# Bound from memory. No name server: each reverse look-up would wait for one that cannot be reached.
+# Bound from memory. Without a name server, because each reverse look-up would wait for one that cannot be reached.
 mount -t tmpfs none /mnt
 printf %s "$2" > /mnt/hosts
 mount --bind /mnt/hosts /etc/hosts
@@ -24,25 +26,19 @@ umount --lazy /mnt
 mount --bind /dev/null /etc/resolv.conf
 """
 _PROBE = "ip link add probe type bridge && ip link add one type veth peer name two"
-# Who enters a mount namespace stands at its root.
-_ENTER = f"""
-import os, sys
-enter = ["nsenter", "--target", sys.argv[1], *{_NAMESPACES}, "env", "--chdir", os.getcwd(), sys.executable]
-os.execvp(enter[0], enter + sys.argv[2:])
-"""
 
 
 @dataclass(frozen=True)
 class Host:
     name: str
-    """by which the others reach it, too"""
+    """host name, which the other hosts resolve"""
     address: str
     init: int
     """process id"""
 
     def python(self, *arguments: str) -> tuple[str, ...]:
-        """What `run` and `started` are to be given for `python ARGUMENTS` on this host."""
-        return ("-S", "-c", _ENTER, str(self.init), *arguments)
+        """Arguments of `run` and `started` for `python ARGUMENTS` on this host."""
+        return ("-S", str(PROGRAMS / "enter_host.py"), str(self.init), *arguments)
 
 
 class Lan:
@@ -55,32 +51,33 @@ class Lan:
         return iter(self._hosts)
 
     def partition(self, host: Host) -> None:
-        """From now on whatever `host` sends, and whatever is sent to it, vanishes without a word."""
+        """Drop all packets from and to `host` from now on."""
         _ip(self._switch, [f"link set dev {host.name} nomaster"])
 
     def heal(self, host: Host) -> None:
+        """Connect `host` again."""
         _ip(self._switch, [f"link set dev {host.name} master lan"])
 
 
 def command(process: "subprocess.Popen[str]") -> psutil.Process:
-    """The command that was started on a host: signals are for it, not for the nsenter that waits for it."""
+    """The command that was started on a host, to be sent signals: `process` is the nsenter that waits for it."""
     return psutil.Process(process.pid).children()[0]
 
 
 def why_not() -> str | None:
-    """What keeps this machine from having hosts."""
+    """Why this machine cannot emulate hosts; None if it can."""
     missing = [name for name in ("unshare", "nsenter", "ip", "mount") if shutil.which(name) is None]
     if missing:
-        return f"no {', '.join(missing)} here"
+        return f"no {', '.join(missing)} on this machine"
     probe = subprocess.run(
         ["unshare", *_NAMESPACES, "--fork", "--mount-proc", "sh", "-ec", _PROBE], capture_output=True, text=True
     )
-    return f"no namespaces of network and processes here: {probe.stderr.strip()}" if probe.returncode else None
+    return f"no namespaces of network and processes: {probe.stderr.strip()}" if probe.returncode else None
 
 
 @contextlib.contextmanager
 def hosts(*names: str) -> Iterator[Lan]:
-    """Hosts that reach each other by name and address, and nothing else."""
+    """Hosts that reach each other by name and address, and no other host."""
     table = "127.0.0.1 localhost\n" + "".join(f"{_NET}.{n} {name}\n" for n, name in enumerate(names, 1))
     with contextlib.ExitStack() as stack:
         switch = stack.enter_context(_holder(["--net"]))
@@ -91,8 +88,8 @@ def hosts(*names: str) -> Iterator[Lan]:
         _ip(switch, ["link add name lan type bridge", "link set dev lan up", *_cables(members)])
         for host in members:
             _ip(host.init, ["link set dev lo up", f"addr add {host.address}/24 dev eth0", "link set dev eth0 up"])
-            # Known for ever: a host that is cut off is a black hole, as behind a router, and nothing that the kernel
-            # finds out by itself and reports.
+            # Permanent neighbor entries: the kernel reports no error for packets to a host that is disconnected, as if
+            # the host were behind a router.
             _ip(host.init, (f"neigh add {o.address} lladdr {_mac(o)} dev eth0" for o in members if o is not host))
         yield Lan(switch, members)
 
@@ -109,14 +106,14 @@ def _mac(host: Host) -> str:
 
 @contextlib.contextmanager
 def _holder(namespaces: list[str], script: str = "", *arguments: str) -> Iterator[int]:
-    """The id of a process that, after `script`, keeps new namespaces for as long as its standard input is open."""
+    """The id of a process that runs `script` and then keeps new namespaces while its standard input is open."""
     shell = ["sh", "-ec", f"{script}\necho ready\nexec cat", "sh", *arguments]
     holder = subprocess.Popen(
         ["unshare", *namespaces, "--fork", "--kill-child", *shell],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        start_new_session=True,  # a terminal's Ctrl-C is for the test, which then ends this in order
+        start_new_session=True,  # the test handles a terminal's Ctrl-C and then ends this process
     )
     try:
         assert holder.stdout is not None
