@@ -3,6 +3,7 @@
 import random
 import signal
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,18 @@ def only_in_full_length(full: bool) -> None:
         pytest.skip("takes minutes: runs with --full")
 
 
+def has_updates(path: Path, number: int) -> bool:
+    return len(updates(path)) >= number
+
+
+def has_joins(path: Path, number: int) -> bool:
+    return len(events(path, WorkerJoined)) >= number
+
+
+def has_resumes(path: Path, number: int) -> bool:
+    return len(resumes(path)) >= number
+
+
 @pytest.mark.timeout(1200)
 def test_workers_killed_repeatedly(small_store_path: Path, tmp_path: Path) -> None:
     path, chance = tmp_path / "runs" / "r", random.Random(1)
@@ -45,11 +58,11 @@ def test_workers_killed_repeatedly(small_store_path: Path, tmp_path: Path) -> No
     with started(PS, *small_run(small_store_path, "r", *ENDLESS, workers=3), cwd=tmp_path) as process:
         wait_until(lambda: len(updating(path)) == 3, "updates of three workers", process)
         members = family(process)
-        for kill in range(WORKERS_KILLED):
-            reached = len(updates(path)) + chance.randrange(40)
-            wait_until(lambda reached=reached: len(updates(path)) > reached, "updates between two kills", process)
+        for kill in range(1, WORKERS_KILLED + 1):
+            reached = len(updates(path)) + chance.randint(1, 40)
+            wait_until(partial(has_updates, path, reached), "updates between two kills", process)
             chance.choice(workers_of(process)).kill()
-            wait_until(lambda kill=kill: len(events(path, WorkerJoined)) > 3 + kill, "the new worker", process)
+            wait_until(partial(has_joins, path, 3 + kill), "the new worker", process)
         process.send_signal(signal.SIGINT)
         done = finished(process)
         assert not [member for member in members if member.is_running()]
@@ -67,15 +80,12 @@ def test_servers_killed_repeatedly(small_store_path: Path, tmp_path: Path) -> No
     path, chance = tmp_path / "runs" / "r", random.Random(2)
     more = ("--mode", "sync", "--checkpoint-every", "1")
     with started(PS, *small_run(small_store_path, "r", *ENDLESS, *more), cwd=tmp_path) as process:
-        for kill in range(SERVERS_KILLED):
+        for kill in range(1, SERVERS_KILLED + 1):
             reached = len(updates(path)) + chance.randrange(30)
-            wait_until(
-                lambda reached=reached: len(updates(path)) >= reached and bool(servers_of(process)),
-                "updates between two kills",
-                process,
-            )
+            wait_until(partial(has_updates, path, reached), "updates between two kills", process)
+            wait_until(lambda: bool(servers_of(process)), "a server to kill", process)
             servers_of(process)[0].kill()
-            wait_until(lambda kill=kill: len(resumes(path)) > kill, "the servers to restart", process)
+            wait_until(partial(has_resumes, path, kill), "the servers to restart", process)
         wait_until(RunDirectory(path).snapshot_path(VERSION).exists, "the snapshot to compare", process)
         process.send_signal(signal.SIGINT)
         done = finished(process)
