@@ -10,7 +10,7 @@ import pytest
 
 from psys.run.directory import RunDirectory
 from psys.training import TrainingConfig, read_settings, train
-from tests.support.processes import ROOT, events, run, updates, wait_until
+from tests.support.processes import PROGRAMS, resumes, run, updates, wait_until
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -24,7 +24,7 @@ def children() -> set[psutil.Process]:
 
 
 def test_program_without_a_guard_of_its_main_module(small_store_path: Path, tmp_path: Path) -> None:
-    program = str(ROOT / "tests" / "support" / "programs" / "training.py")
+    program = str(PROGRAMS / "training.py")
     done = run(program, str(small_store_path), str(tmp_path), cwd=tmp_path)
     assert done.code == 0, done.err
     assert done.out.count("the program starts") == 1
@@ -66,6 +66,6 @@ def test_stopped_training_returns_a_run_that_can_be_resumed(
     trained = stopped(config(small_store_path, tmp_path, epochs=5000))
     assert (trained.path, trained.complete) == (path, False)
     assert not stopped(read_settings(["--resume", str(path)])).complete
-    assert len(events(path, "resume")) == 1
+    assert len(resumes(path)) == 1
     assert children() <= before
     assert [signal.getsignal(number) for number in STOP_SIGNALS] == handlers

@@ -1,59 +1,56 @@
 """A server that joins a run by its address, leaves, and is replaced."""
 
 import signal
-import subprocess
 from pathlib import Path
 
-from tests.support.processes import PS, events, finished, run, servers_of, small_run, started, updates, wait_until
-
-
-def address_to_join(process: "subprocess.Popen[str]") -> str:
-    """HOST:PORT of a started run, which is the last word of a line that it shows."""
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "--role server --join" in line:
-            return line.split()[-1]
-    raise AssertionError("the run ended without saying how servers join it")
-
-
-def has_ended(process: "subprocess.Popen[str]") -> bool:
-    return process.poll() is not None
+from psys.ps.events import CheckpointSaved
+from tests.support.processes import (
+    PS,
+    audited,
+    events,
+    finished,
+    join_address,
+    resumes,
+    run,
+    servers_of,
+    small_run,
+    started,
+    updates,
+    wait_until,
+)
 
 
 def test_remote_server_joins_leaves_and_is_replaced(small_store_path: Path, tmp_path: Path) -> None:
     path = tmp_path / "runs" / "r"
     more = ("--epochs", "5000", "--servers", "3", "--remote-servers", "1", "--checkpoint-every", "5")
     with started(PS, *small_run(small_store_path, "r", *more), cwd=tmp_path) as process:
-        joining = (PS, "--role", "server", "--join", address_to_join(process))
+        joining = (PS, "--role", "server", "--join", join_address(process))
         with started(*joining, cwd=tmp_path) as first:
-            wait_until(lambda: has_ended(first) or bool(events(path, "checkpoint")), "a checkpoint of all servers")
+            wait_until(lambda: bool(events(path, CheckpointSaved)), "a checkpoint of all servers", process, first)
             first.send_signal(signal.SIGTERM)
             left = finished(first)
         with started(*joining, cwd=tmp_path) as second:
-            wait_until(lambda: has_ended(process) or bool(events(path, "resume")), "the run to continue")
+            wait_until(lambda: bool(resumes(path)), "the run to continue", process)
             reached = len(updates(path))
-            wait_until(lambda: has_ended(process) or len(updates(path)) > reached + 5, "updates with the second server")
+            wait_until(lambda: len(updates(path)) > reached + 5, "updates with the second server", process, second)
             process.send_signal(signal.SIGINT)
             done, ended = finished(process), finished(second)
     assert (left.code, done.code, ended.code) == (0, 130, 0), left.err + done.err + ended.err
-    audit = run("-m", "psys.cli", "audit", str(path), cwd=tmp_path)
-    assert audit.code == 0, audit.err
+    audited(path)
 
 
 def test_remote_server_finds_a_run_again_whose_servers_restarted(small_store_path: Path, tmp_path: Path) -> None:
     path = tmp_path / "runs" / "r"
     more = ("--epochs", "5000", "--servers", "2", "--remote-servers", "1", "--checkpoint-every", "5")
     with started(PS, *small_run(small_store_path, "r", *more), cwd=tmp_path) as process:
-        joining = (PS, "--role", "server", "--join", address_to_join(process))
+        joining = (PS, "--role", "server", "--join", join_address(process))
         with started(*joining, cwd=tmp_path) as remote:
-            wait_until(lambda: has_ended(remote) or bool(events(path, "checkpoint")), "a checkpoint of all servers")
+            wait_until(lambda: bool(events(path, CheckpointSaved)), "a checkpoint of all servers", process, remote)
             (server,) = servers_of(process)
             server.kill()
-            wait_until(lambda: has_ended(process) or bool(events(path, "resume")), "the run to continue")
+            wait_until(lambda: bool(resumes(path)), "the run to continue", process)
             reached = len(updates(path))
-            wait_until(
-                lambda: has_ended(process) or len(updates(path)) > reached + 5, "updates with the same remote server"
-            )
+            wait_until(lambda: len(updates(path)) > reached + 5, "updates with the same server", process, remote)
             process.send_signal(signal.SIGINT)
             done, ended = finished(process), finished(remote)
     assert (done.code, ended.code) == (130, 0), done.err + ended.err

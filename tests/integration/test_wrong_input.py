@@ -1,4 +1,4 @@
-"""What a user gets wrong: one clear line, exit code 2, nothing made. (What prepare refuses: test_prepare.py.)"""
+"""Wrong input of a user: one line that names it, exit code 2, and no run directory. (Of prepare: test_prepare.py.)"""
 
 import runpy
 import socket
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import PS, Done, events, join_address, run, small_run, started, updates, wait_until
+from tests.support.processes import PS, Done
 from tests.support.stores import write_small_store
 
 Refused = Callable[..., Done]
@@ -16,16 +16,16 @@ Refused = Callable[..., Done]
 
 def check(done: Done, *words: str) -> None:
     assert done.code == 2, done
-    complaints = [line for line in done.err.splitlines() if line.startswith("psys: error: ")]
-    assert len(complaints) == 1
+    errors = [line for line in done.err.splitlines() if line.startswith("psys: error: ")]
+    assert len(errors) == 1
     assert "Traceback" not in done.err
     for word in words:
-        assert word in complaints[0]
+        assert word in errors[0]
 
 
 @pytest.fixture
 def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> "Refused":
-    """Of a command that ends before it trains, run within this process: another would import torch again."""
+    """Runs a command that ends before it trains, in this process: a new process would import torch again."""
 
     def refused(command: str, *arguments: str) -> Done:
         monkeypatch.chdir(tmp_path)
@@ -59,17 +59,17 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
     ],
     ids=lambda value: "-".join(value),
 )
-def test_a_wrong_argument(refused: Refused, tmp_path: Path, arguments: list[str], words: list[str]) -> None:
+def test_wrong_argument(refused: Refused, tmp_path: Path, arguments: list[str], words: list[str]) -> None:
     check(refused(PS, *arguments), *words)
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_misspelt_setting(refused: Refused, tmp_path: Path) -> None:
+def test_misspelt_setting(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("mode: sync\noptimizer: {momentun: 0.5}\n")
     check(refused(PS, "--config", "c.yaml"), "optimizer.momentun", "did you mean 'momentum'", "c.yaml")
 
 
-def test_an_occupied_port(refused: Refused, small_store_path: Path, tmp_path: Path) -> None:
+def test_occupied_port(refused: Refused, small_store_path: Path, tmp_path: Path) -> None:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
@@ -78,44 +78,27 @@ def test_an_occupied_port(refused: Refused, small_store_path: Path, tmp_path: Pa
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_holdout_of_everything(refused: Refused, small_store_path: Path, tmp_path: Path) -> None:
+def test_validation_share_that_leaves_no_training_images(
+    refused: Refused, small_store_path: Path, tmp_path: Path
+) -> None:
     done = refused(PS, "--store", str(small_store_path), "--validation-share", "0.99")
     check(done, "leaves none to train on")
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_model_for_other_images(refused: Refused, small_store_path: Path, tmp_path: Path) -> None:
+def test_model_for_images_of_another_size(refused: Refused, small_store_path: Path, tmp_path: Path) -> None:
     store = write_small_store(tmp_path / "encoded", train_per_class=2, test_per_class=1, layout="encoded")
     done = refused(PS, "--store", str(store.path), "--image-size", "40", "--model", "mlp16")
     check(done, "an mlp takes images of shape (3, 32, 32)", "(3, 40, 40)")
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_run_that_diverged(small_store_path: Path, tmp_path: Path) -> None:
-    arguments = small_run(small_store_path, "r", "--epochs", "2", "--schedule.learning-rate", "1e30")
-    check(run(PS, *arguments, cwd=tmp_path), "diverged", "--schedule.learning-rate")
-    path = tmp_path / "runs" / "r"
-    assert "damaged" in {event["receipt"] for event in events(path, "refused")}
-    assert list((path / "checkpoints").iterdir())
-    assert not (path / "model.onnx").exists()
-
-
-def test_a_worker_whose_store_is_another(small_store_path: Path, tmp_path: Path) -> None:
-    other = write_small_store(tmp_path / "other", train_per_class=2, test_per_class=1)
-    path = tmp_path / "runs" / "r"
-    with started(PS, *small_run(small_store_path, "r", "--epochs", "5000"), cwd=tmp_path) as process:
-        address = join_address(process)
-        wait_until(lambda: len(updates(path)) >= 3, "three updates")
-        joining = ("--role", "worker", "--join", address, "--threads", "1", "--store", str(other.path))
-        check(run(PS, *joining, cwd=tmp_path), "is not the server's")
-
-
-def test_a_name_that_is_taken(refused: Refused, small_store_path: Path, tmp_path: Path) -> None:
+def test_name_of_an_existing_run(refused: Refused, small_store_path: Path, tmp_path: Path) -> None:
     (tmp_path / "runs" / "r").mkdir(parents=True)
     check(refused(PS, "--store", str(small_store_path), "--name", "r"), "runs/r", "--name")
 
 
-def test_a_store_that_was_damaged(refused: Refused, small_store_path: Path, tmp_path: Path) -> None:
+def test_damaged_store(refused: Refused, small_store_path: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     store.mkdir()
     for file in small_store_path.iterdir():
@@ -133,5 +116,5 @@ def test_a_store_that_was_damaged(refused: Refused, small_store_path: Path, tmp_
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],
 )
-def test_a_wrong_command(refused: Refused, tmp_path: Path, arguments: list[str], word: str) -> None:
+def test_wrong_command(refused: Refused, tmp_path: Path, arguments: list[str], word: str) -> None:
     check(refused("psys.cli", *arguments), word)

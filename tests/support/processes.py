@@ -1,7 +1,6 @@
 """psys as a user starts it: in processes of its own, with a deadline, all ended with the test."""
 
 import contextlib
-import json
 import os
 import re
 import signal
@@ -12,9 +11,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import psutil
+from rich.console import Console
+
+from psys.ps.events import RunEnded, RunEvent, RunStarted, UpdateApplied
+from psys.run.audit import audit
+from psys.run.events import read_events
+
+EventT = TypeVar("EventT", bound=RunEvent)
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = ROOT / "tests" / "support" / "programs"
@@ -104,24 +110,44 @@ def family(process: "subprocess.Popen[str]") -> list[psutil.Process]:
         return []
 
 
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    """Poll until `condition` holds; fails with `what` at the deadline."""
+def wait_until(condition: Callable[[], bool], what: str, *running: "subprocess.Popen[str]") -> None:
+    """Poll until `condition` holds; fails with `what` at the deadline, or when one of the processes `running` ends."""
     deadline = time.monotonic() + DEADLINE_SECONDS
+    ended: subprocess.Popen[str] | None = None
     while not condition():
+        assert ended is None, f"a process ended before {what}: {finished(ended)}"
         assert time.monotonic() < deadline, f"timed out waiting for {what}"
+        ended = next((process for process in running if process.poll() is not None), None)
         time.sleep(0.02)  # between two polls of another process's files
 
 
-def events(run_path: Path, kind: str) -> list[dict[str, Any]]:
-    """The events of that kind that a run has written so far."""
-    path = run_path / "events.jsonl"
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    return [event for event in map(json.loads, lines) if event["event"] == kind]
+def events(run: Path, kind: type[EventT]) -> list[EventT]:
+    """The events of that kind that the run in this directory has written so far."""
+    path = run / "events.jsonl"
+    return [event for event in read_events(path) if isinstance(event, kind)] if path.exists() else []
 
 
-def updates(run_path: Path) -> list[dict[str, Any]]:
+def updates(run: Path) -> list[UpdateApplied]:
     """The updates that a run has made so far."""
-    return events(run_path, "update")
+    return events(run, UpdateApplied)
+
+
+def resumes(run: Path) -> list[RunStarted]:
+    """The starts of a run's servers after the first one."""
+    return [start for start in events(run, RunStarted) if start.event == "resume"]
+
+
+def updating(run: Path, since: int = 0) -> set[str]:
+    """The workers whose gradients are in the run's updates, but for the first `since` updates."""
+    return {worker for update in updates(run)[since:] for worker in update.workers}
+
+
+def audited(run: Path) -> RunEnded:
+    """Totals of a run that ended, whose events contain every batch exactly once and add up to the totals."""
+    audit(run / "events.jsonl", Console(quiet=True))
+    end = events(run, RunEnded)[-1]
+    assert end.lost == 0
+    return end
 
 
 def workers_of(process: "subprocess.Popen[str]") -> list[psutil.Process]:
@@ -147,7 +173,8 @@ def small_run(store: Path, name: str, *more: str, workers: int = 2) -> Sequence[
     """Arguments of a run of seconds on a small store."""
     return (
         *("--config", str(ROOT / "configs" / "sample.yaml"), "--store", str(store), "--name", name),
-        *("--workers", str(workers), "--batch-size", "16", "--augment.views", "1", "--precision", "fp32", *more),
+        *("--workers", str(workers), "--threads", "1", "--batch-size", "16", "--augment.views", "1"),
+        *("--precision", "fp32", *more),
     )
 
 

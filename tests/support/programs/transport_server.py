@@ -1,4 +1,4 @@
-"""One server over torch RPC: transport_server.py NUMBER SERVERS [ADDRESS ...], the other servers' addresses for server 0.
+"""One server over torch RPC: transport_server.py NUMBER SERVERS [ADDRESS ...], for server 0 those of the others.
 
 Prints its address, and serves until its standard input ends.
 """
