@@ -8,15 +8,15 @@ import yaml
 
 from psys.config import read_yaml, validate
 from psys.errors import PsysError
-from psys.training.launch import LaunchConfig
+from psys.training import TrainingConfig
 from tests.support.mutations import count_rejected, damaged, with_changed_node
 from tests.support.processes import ROOT
 
 pytestmark = pytest.mark.timeout(60)
 
 
-def read_config(path: Path) -> LaunchConfig:
-    return validate(LaunchConfig, read_yaml(path), str(path))
+def read_config(path: Path) -> TrainingConfig:
+    return validate(TrainingConfig, read_yaml(path), str(path))
 
 
 def test_damaged_configs_are_read_or_rejected(tmp_path: Path) -> None:

@@ -10,8 +10,7 @@ from psys.augment.batch import AugmentConfig
 from psys.augment.foreground import ForegroundConfig
 from psys.compute.batches import Batches
 from psys.data.store import PreparedStore
-from psys.ps.ledger import samples_of
-from psys.run.config import RunConfig
+from psys.compute.order import samples_of
 from tests.support.stores import write_small_store
 
 
@@ -21,9 +20,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> PreparedStore:
 
 
 def batches_of(store: PreparedStore, **settings: object) -> Batches:
-    modes = AugmentConfig(foreground=ForegroundConfig(black=0.5))
-    config = RunConfig(store=store.path, batch_size=8, augment=modes, **settings)
-    return Batches(config, store, torch.device("cpu"))
+    config = AugmentConfig(foreground=ForegroundConfig(black=0.5))
+    usual = {"batch_size": 8, "validation_share": 0.1, "seed": 0, "guess": True}
+    return Batches(store, config, torch.device("cpu"), **{**usual, **settings})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

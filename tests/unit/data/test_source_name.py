@@ -18,7 +18,8 @@ from psys.errors import PsysError
 from psys.run.config import RunConfig
 from psys.segment import prepare as prepare_module
 from psys.segment.prepare import PrepareConfig, prepare
-from psys.training.launch import LaunchConfig, check_source
+from psys.training import TrainingConfig
+from psys.training.store import check_source
 from tests.support.cifar import pack
 from tests.support.images import encoded, pixels_of
 from tests.support.packed import sample_images, samples, write_parquet, write_tar
@@ -98,7 +99,7 @@ def test_source_location_is_independent_of_the_path_taken(sources: Path) -> None
 def test_store_of_another_source_with_the_same_name_is_rejected(sources: Path) -> None:
     def check(prepared_from: str | None, **settings: Any) -> None:
         manifest = {} if prepared_from is None else {PREPARED_FROM: prepared_from}
-        check_source(LaunchConfig(**settings), SimpleNamespace(manifest=manifest))  # type: ignore[arg-type]
+        check_source(TrainingConfig(**settings), SimpleNamespace(manifest=manifest))  # type: ignore[arg-type]
 
     location = source_location("a/images")
     for source in ("a/images", "latest"):
