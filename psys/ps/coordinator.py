@@ -168,7 +168,8 @@ class Coordinator:
             candidates |= self._blocked
         if len(self._members) >= self._awaited:
             self._awaited = 0
-        if decision.returned or decision.receipt is Receipt.DAMAGED:
+        returned = decision.returned or decision.receipt is Receipt.DAMAGED
+        if returned or self._present_conditions() != self._conditions:
             candidates.update(self._requests)
         self._answer(candidates, decision.grants)
         # The answers may have leased the last batch, and the workers that wait with a lease in hand are to know it.
