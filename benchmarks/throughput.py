@@ -109,9 +109,8 @@ def compare(
                     memory[-1][arm] = sum(process.memory_info().rss for process in servers) / 1e6
             print(f"{config.model}, round {number + 1} of {rounds}", file=sys.stderr, flush=True)
         pause = (len(arms) - 1) * seconds
-        speeds = {
-            arm: speed_by_turn(list(steps_of(folder / arm)), pause)[1:] for arm in arms
-        }  # the first turn was the warm-up
+        # The first turn was the warm-up.
+        speeds = {arm: speed_by_turn(list(steps_of(folder / arm)), pause)[1:] for arm in arms}
     if wrong := [arm for arm in arms if len(speeds[arm]) != rounds]:
         raise PsysError(f"turns of {seconds:g} s are too short for {', '.join(wrong)}: use a larger --seconds")
     return [
