@@ -12,7 +12,7 @@ from psys.run.config import RunConfig
 from psys.run.directory import RunDirectory
 from tests.support.processes import PROGRAMS, finished, started
 
-BATCHES, WORKERS = 144, 3
+BATCHES, WORKERS = 140, 3
 
 
 @pytest.mark.parametrize("servers", [1, 2])

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from psys.data.store import PreparedStore
 from psys.ps.events import RunEnded, WorkerLeft
+from psys.run.assembly import initial_model
 from psys.run.directory import RunDirectory
 from tests.support.processes import (
     PS,
@@ -27,10 +28,10 @@ from tests.support.processes import (
     updating,
     wait_until,
 )
-from tests.support.reference import same_bits
+from tests.support.reference import computed_again, same_bits
 from tests.support.stores import write_small_store
 
-BATCHES_PER_EPOCH = 9  # 160 images without the tenth held out, 16 in each batch
+BATCHES_PER_EPOCH = 9  # 160 images without 20 that are held out, 16 in each batch
 TORCHRUN = ("-m", "torch.distributed.run")
 SYNC = ("--mode", "sync", "--epochs", "6")
 
@@ -84,6 +85,13 @@ def test_sync_run_leaves_results_and_a_network_for_onnx_runtime(
     (probabilities,) = session.run(None, {"images": store.split("test").images[:7]})
     assert probabilities.shape == (7, 10)
     assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == list(store.classes)
+
+
+def test_sync_run_equals_a_run_in_one_process(sync_run: tuple[Path, Done]) -> None:
+    path, _ = sync_run
+    last = initial_model(RunDirectory(path).config(), classes=10)
+    last.load(**computed_again(path, version=27))
+    assert same_bits(load_file(path / "last.safetensors"), last.module.state_dict())
 
 
 def test_ranks_of_torchrun_compute_the_same_bits_as_processes_of_a_local_run(
