@@ -1,5 +1,6 @@
 """A worker: lease in, augmented views, gradient out, until the server has no more work."""
 
+import contextlib
 import math
 import os
 import signal
@@ -26,6 +27,7 @@ from psys.transport.join import RendezvousConnection
 from psys.transport.protocol import WorkerTransport
 from psys.transport.reconnect import ReconnectingWorker, ServerRestartedError
 from psys.transport.torch_rpc import TorchRpcWorker
+from psys.transport.worker_calls import Call, Calls, worker_calls
 
 
 class LeaveRequested(BaseException):
@@ -58,10 +60,9 @@ def work(host: str, port: int, threads: int, token: str, store_path: Path | None
             return TorchRpcWorker(response.number, connection.address, response.servers, timeout, model.buffer)
 
         run.attach(connect)
-        loop = _run_prefetching if config.prefetch else _run
         while True:
             try:
-                loop(run, model, steps)
+                _call_until_the_end(run, worker_calls(model, steps, config.prefetch), steps, config.prefetch)
                 break
             except ServerRestartedError:  # it knows nothing of the leases held: ask anew
                 continue
@@ -89,10 +90,9 @@ class _Steps:
         self._run, self._model, self._compute = run, model, compute
         self._step = 0
 
-    def expect(self, lease: Lease | None) -> None:
-        """This lease is computed after the present one."""
-        if lease is not None:
-            self._compute.batches.expect(lease.batch)
+    def expect(self, lease: Lease) -> None:
+        """This lease is computed next: where images are decoded, decoding begins now."""
+        self._compute.batches.expect(lease.batch)
 
     def __call__(self, lease: Lease) -> Push:
         """Leave the gradient of the batch in the lease's slot."""
@@ -116,50 +116,43 @@ class _Steps:
         return Push(lease, *result)
 
 
-def _run(run: ReconnectingWorker, model: BufferedModel, compute: _Steps) -> None:
-    lease = run.push_pull(None).lease
-    while lease is not None:
-        model.receive(lease.slot)
-        lease = run.push_pull(compute(lease)).lease
+def _call_until_the_end(run: ReconnectingWorker, calls: Calls, steps: _Steps, prefetch: int) -> None:
+    def push_pull(call: Call) -> Grant:
+        grant = run.push_pull(*call)
+        if prefetch and grant.lease is not None:
+            steps.expect(grant.lease)
+        return grant
+
+    def call_at_once(call: Call) -> Callable[[], Grant]:
+        grant = push_pull(call)
+        return lambda: grant
+
+    if prefetch:
+        with _Background(push_pull) as background:
+            _drive(calls, background.start)
+    else:
+        _drive(calls, call_at_once)
 
 
-def _run_prefetching(run: ReconnectingWorker, model: BufferedModel, compute: _Steps) -> None:
-    """Compute one batch while the gradient of the batch before is pushed and the next lease is fetched."""
-
-    def fetch(push: Push | None, held: Lease) -> Grant:
-        following = run.push_pull(push, (held,))
-        compute.expect(following.lease)
-        return following
-
-    with _Background(fetch) as background:
-        lease = run.push_pull(None).lease
-        while lease is not None:
-            model.receive(lease.slot)
-            fetched = background.start(None, lease)
-            while True:
-                push = compute(lease)
-                following = fetched.result()
-                if following.lease is None:
-                    break
-                model.receive(following.lease.slot)
-                if math.isfinite(push.gradient_norm):
-                    # The server does not know yet what this gradient will change.
-                    gradient = model.models[lease.slot].gradient
-                    parameters = model.models[following.lease.slot].parameters
-                    parameters.sub_(gradient, alpha=following.gradient_look_ahead)
-                lease = following.lease
-                fetched = background.start(push, lease)
-            # No batch to have in advance: the run ends, or the last batches are with other workers and may come back.
-            lease = run.push_pull(push).lease
+def _drive(calls: Calls, start: Callable[[Call], Callable[[], Grant]]) -> None:
+    """Make the worker's calls: `start` begins a call and returns the function that waits for its reply."""
+    reply: Grant | None = None
+    with contextlib.suppress(StopIteration):
+        while True:
+            call = calls.send(reply)
+            assert call is not None
+            wait = start(call)
+            assert next(calls) is None  # with prefetch, a batch is computed here
+            reply = wait()
 
 
 class _Background:
-    """Calls `fetch` in a daemon thread. An executor's threads would be waited for when this worker leaves."""
+    """Makes calls in a daemon thread. An executor's threads would be waited for when this worker leaves."""
 
-    def __init__(self, fetch: Callable[[Push | None, Lease], Grant]) -> None:
-        self._fetch = fetch
-        self._calls: SimpleQueue[tuple[Future[Grant], Push | None, Lease] | None] = SimpleQueue()
-        threading.Thread(target=self._run, name="fetch", daemon=True).start()
+    def __init__(self, function: Callable[[Call], Grant]) -> None:
+        self._function = function
+        self._calls: SimpleQueue[tuple[Future[Grant], Call] | None] = SimpleQueue()
+        threading.Thread(target=self._run, name="push_pull", daemon=True).start()
 
     def __enter__(self) -> Self:
         return self
@@ -167,15 +160,15 @@ class _Background:
     def __exit__(self, *unused: object) -> None:
         self._calls.put(None)
 
-    def start(self, push: Push | None, held: Lease) -> "Future[Grant]":
+    def start(self, call: Call) -> Callable[[], Grant]:
         future: Future[Grant] = Future()
-        self._calls.put((future, push, held))
-        return future
+        self._calls.put((future, call))
+        return future.result
 
     def _run(self) -> None:
-        while call := self._calls.get():
-            future, push, held = call
+        while started := self._calls.get():
+            future, call = started
             try:
-                future.set_result(self._fetch(push, held))
+                future.set_result(self._function(call))
             except BaseException as error:
                 future.set_exception(error)
