@@ -9,8 +9,8 @@ import torch
 from psys.augment.batch import AugmentConfig
 from psys.augment.foreground import ForegroundConfig
 from psys.compute.batches import Batches
-from psys.data.store import PreparedStore
 from psys.compute.order import samples_of
+from psys.data.store import PreparedStore
 from tests.support.stores import write_small_store
 
 
