@@ -194,6 +194,17 @@ class Coordinator:
                 self._blocked.discard(worker)
 
     def _grant(self, worker: str, held_slots: set[int]) -> Grant | Wait:
+        answer = self._check(worker, held_slots)
+        if not isinstance(answer, int):
+            return answer
+        held = self.ledger.outstanding(worker)
+        under_way = {lease.slot for lease in (*held, *self._unapplied.get(worker, ()))}
+        lease = self.ledger.lease(worker, self.version, slot=answer)
+        self._policy.begin(lease)
+        return self._looking_ahead(lease, len(under_way), computing=bool(held))
+
+    def _check(self, worker: str, held_slots: set[int]) -> int | Grant | Wait:
+        """The slot in which the worker may start a batch, or the end of its run, or why it waits. Changes nothing."""
         held = self.ledger.outstanding(worker)
         if self.over or (self.ledger.exhausted and held):
             return Grant(None)
@@ -205,11 +216,7 @@ class Coordinator:
         free = [slot for slot in self._slots if slot not in taken and slot not in held_slots]
         if not free:
             return Wait.SLOT
-        if not self._policy.admits(worker):
-            return Wait.POLICY
-        lease = self.ledger.lease(worker, self.version, free[0])
-        self._policy.begin(lease)
-        return self._looking_ahead(lease, under_way=len(taken), computing=bool(held))
+        return free[0] if self._policy.admits(worker) else Wait.POLICY
 
     def _looking_ahead(self, lease: Lease, under_way: int, computing: bool) -> Grant:
         """The grant of a worker with `under_way` gradients not applied, the last of which it may be `computing`."""

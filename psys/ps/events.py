@@ -114,7 +114,7 @@ class FaultInjected:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JoinRefused:
-    """Somebody was not admitted to the run."""
+    """A process was not admitted to the run."""
 
     event: Literal["join_refused"] = "join_refused"
     address: str

@@ -1,13 +1,13 @@
-"""Who takes part: what is known of each worker, from its calls, its beats and its connection."""
+"""The state of each worker, from its calls, its heartbeats and its connection."""
 
 from enum import Enum
 from typing import NamedTuple
 
 
 class State(Enum):
-    """What a worker is to the run.
+    """The state of a worker.
 
-    JOINING  it came through the door and has not asked for work yet
+    JOINING  it was admitted and has not asked for a batch yet
     ACTIVE   it takes part: it may hold leases
     SUSPECT  it takes part and has been silent for half the timeout
     DEAD     its connection broke or it was silent for the timeout; its leases are due again
@@ -22,7 +22,8 @@ class State(Enum):
     | DEAD          | JOINING  | ACTIVE | -      | -          | -        | -      | LEFT |
     | LEFT          |          |        | -      | -          | -        | -      | -    |
 
-    -: stays as it is; empty: KeyError, or nothing for signs of nobody. Who was only slow is DEAD until it asks again.
+    -: no change; empty: KeyError, or no change for signs of an unknown worker. A worker that was only slow is DEAD
+    until it asks again.
     """
 
     JOINING = "joining"
@@ -33,7 +34,7 @@ class State(Enum):
 
 
 class Change(NamedTuple):
-    """A worker that is something else now, and why."""
+    """The new state of a worker, and the reason."""
 
     worker: str
     state: State
@@ -49,11 +50,11 @@ class Membership:
         self._heard: dict[str, float] = {}
 
     def state(self, worker: str) -> State | None:
-        """None: nobody of that name ever came."""
+        """The worker's state; None if no worker of that name was ever admitted."""
         return self._states.get(worker)
 
     def admitted(self, worker: str, now: float) -> list[Change]:
-        """`worker` came through the door, for the first time or again after its connection broke."""
+        """`worker` was admitted, for the first time or again after its connection broke."""
         if self._states.get(worker) is State.LEFT:
             raise KeyError(f"{worker} has left")
         self._heard[worker] = now
@@ -62,7 +63,7 @@ class Membership:
         return self._become(worker, State.JOINING, "admitted")
 
     def asked(self, worker: str, now: float) -> list[Change]:
-        """`worker` asked for work. Raises KeyError of one that was never admitted, or has left."""
+        """`worker` asked for a batch. Raises KeyError of a worker that was never admitted, or has left."""
         if self._states.get(worker) in (None, State.LEFT):
             raise KeyError(f"{worker} is not in this run")
         self._heard[worker] = now
@@ -77,11 +78,11 @@ class Membership:
         return []
 
     def disconnected(self, worker: str) -> list[Change]:
-        """The connection to `worker` has ended without a good-bye."""
+        """The connection to `worker` broke."""
         return self._become(worker, State.DEAD, "disconnected") if self._lives(worker) else []
 
     def left(self, worker: str) -> list[Change]:
-        """`worker` said good-bye."""
+        """`worker` left by itself."""
         return self._become(worker, State.LEFT, "left") if worker in self._states else []
 
     def looked(self, now: float) -> list[Change]:

@@ -1,9 +1,9 @@
-"""Random joins, pushes, lost answers, NaNs and deaths, of workers and of the servers, in every mode.
+"""Random joins, pushes, lost replies, NaNs and deaths, of workers and of servers, in every mode.
 
-Nothing is lost, nor applied twice, nor too stale; nobody waits for ever.
+No batch is lost, applied twice or too stale, and no worker waits for ever.
 
-The gradients are real vectors that stand in slots until two servers, of which the second may lag, use them up: a slot
-that is leased again is filled with NaN, so whoever overwrites a gradient before it is applied spoils the parameters.
+The gradients are real vectors that lie in slots until two servers, of which the second may lag, have applied them. A
+slot that is leased again is filled with NaN, so a gradient overwritten before it is applied shows in the parameters.
 """
 
 import math
@@ -19,11 +19,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 from torch import Tensor
 
-from psys.ps.coordinator import Coordinator, Decision, Update
-from psys.ps.ledger import Lease, Ledger, LedgerState, Receipt
+from psys.ps.coordinator import Coordinator, Decision, Wait
+from psys.ps.ledger import Ledger, LedgerState, Receipt
+from psys.ps.messages import Lease, Update
+from psys.ps.optimizer import OptimizerConfig
 from psys.ps.policy import Mode, make_policy
 from psys.ps.schedule import ScheduleConfig
-from psys.ps.store import Contribution, OptimizerConfig, ParameterStore, StoreState
+from psys.ps.store import Contribution, ParameterStore, SliceState
 
 BATCHES_PER_EPOCH, EPOCHS, SERVERS = 5, 3, 2
 BATCHES = BATCHES_PER_EPOCH * EPOCHS
@@ -32,27 +34,27 @@ SLICES = [slice(server * BATCHES, (server + 1) * BATCHES) for server in range(SE
 
 @dataclass
 class Worker:
-    """What a worker knows, who may be `forgotten` by the coordinator meanwhile, and goes on not knowing it."""
+    """What a worker knows. It may have been `forgotten`: taken for dead by the coordinator without knowing it."""
 
     name: str
     held: list[Lease] = field(default_factory=list)
     asking: bool = False
-    answer: Lease | None = None  # the last it had
+    answer: Lease | None = None  # the last lease it received
     forgotten: bool = False
 
 
 class Checkpoint(NamedTuple):
-    """What outlives the servers."""
+    """What survives the servers."""
 
     version: int
     ledger: str  # JSON
-    stores: list[StoreState]
+    stores: list[SliceState]
 
 
 class CoordinatorMachine(RuleBasedStateMachine):
     """SGD at rate 1: the gradient of batch b is -1 at b in either server's slice, so parameter b counts b's uses."""
 
-    lapsed = Bundle("lapsed")  # leases whose holder died or that were pushed already: a late or repeated push
+    lapsed = Bundle("lapsed")  # leases whose worker died or that were pushed already, for late or repeated pushes
 
     @initialize(
         mode=st.sampled_from(["sync", "async", "ssp"]),
@@ -73,7 +75,7 @@ class CoordinatorMachine(RuleBasedStateMachine):
         self.write_a_checkpoint()
 
     def start_servers(self, checkpoint: Checkpoint | None = None) -> None:
-        """New servers, to whom nobody has come yet."""
+        """New servers, which no worker has joined yet."""
         ledger = Ledger(EPOCHS, samples=BATCHES_PER_EPOCH * 4 - 1, batch_size=4)
         plain = OptimizerConfig(momentum=0, nesterov=False)
         self.stores = [ParameterStore(torch.zeros(BATCHES), BATCHES, torch.zeros(1), plain) for _ in SLICES]
@@ -94,17 +96,37 @@ class CoordinatorMachine(RuleBasedStateMachine):
         )
         self.awaited, self.begun = self.expected, False
         self.workers: dict[str, Worker] = {}
-        self.lanes: dict[tuple[str, int], Tensor] = defaultdict(lambda: torch.zeros(SERVERS * BATCHES))
+        self.slots_of: dict[tuple[str, int], Tensor] = defaultdict(lambda: torch.zeros(SERVERS * BATCHES))
         del self.updates[version:]
         self.valid: set[Lease] = set()  # granted, and neither pushed nor taken back
-        self.standing: set[Lease] = set()  # accepted and not applied yet
+        self.unapplied: set[Lease] = set()  # accepted and not applied yet
         self.accepted = {lease.batch for update in self.updates for lease in update.leases}
 
     # What the cluster does.
 
+    def push_pull(self, worker: Worker, pushed: Lease | None = None, finite: bool = True) -> None:
+        """The call of a worker, which then waits for an answer."""
+        worker.asking, worker.forgotten = True, False
+        expected = None
+        if pushed is not None:
+            expected = Receipt.DUPLICATE if pushed.batch in self.accepted else Receipt.EXPIRED
+            if pushed in self.valid:
+                assert pushed.batch not in self.accepted
+                expected = Receipt.ACCEPTED if finite else Receipt.DAMAGED
+                self.valid.remove(pushed)
+                if finite:
+                    self.accepted.add(pushed.batch)
+                    self.unapplied.add(pushed)
+        lost = [lease for lease in self.valid if lease.worker == worker.name and lease not in worker.held]
+        self.valid.difference_update(lost)
+        decision = self.coordinator.push_pull(worker.name, pushed, finite, tuple(worker.held))
+        assert decision.receipt is expected
+        assert sorted(decision.returned) == sorted(lost)
+        self.follow(decision)
+
     def follow(self, decision: Decision) -> None:
         self.updates += decision.updates
-        self.standing.difference_update(lease for update in decision.updates for lease in update.leases)
+        self.unapplied.difference_update(lease for update in decision.updates for lease in update.leases)
         self.let_servers_follow(0)
         if any(grant.lease for grant in decision.grants.values()):  # an answer with parameters waits for all servers
             self.let_servers_follow(1)
@@ -115,65 +137,41 @@ class CoordinatorMachine(RuleBasedStateMachine):
             worker.asking, worker.answer = False, lease
             if lease is not None:
                 assert lease.worker == name
-                taken = {other.slot for other in self.valid | self.standing if other.worker == name}
-                taken |= {other.slot for other in worker.held}  # even if in vain: it may be computing there
+                taken = {other.slot for other in self.valid | self.unapplied if other.worker == name}
+                taken |= {
+                    other.slot for other in worker.held
+                }  # leases taken back included
                 assert lease.slot in set(range(self.slots)) - taken
-                self.lanes[name, lease.slot].fill_(math.nan)
+                self.slots_of[name, lease.slot].fill_(math.nan)
                 self.valid.add(lease)
                 worker.held.append(lease)
         for name in decision.grants:
             if name in self.workers and not self.workers[name].held and not self.workers[name].asking:
-                del self.workers[name]  # the run is over for it
+                del self.workers[name]  # the run is over for this worker
                 self.follow(self.coordinator.leave(name))
 
     def let_servers_follow(self, server: int) -> None:
         store = self.stores[server]
         for update in self.updates[store.version :]:
-            # As on a server: the gradients themselves, which `apply` may write over.
-            gradients = [self.lanes[lease.worker, lease.slot][SLICES[server]] for lease in update.leases]
+            # As on a server: the gradients themselves, which `update` may overwrite.
+            gradients = [self.slots_of[lease.worker, lease.slot][SLICES[server]] for lease in update.leases]
             statistics = [torch.full((1,), float(lease.batch + 1)) for lease in update.leases]
             contributions = list(map(Contribution, gradients, statistics, update.shares))
-            store.apply(contributions, update.learning_rate, update.statistics_share)
-
-    def ask(self, worker: Worker) -> None:
-        worker.asking, worker.forgotten = True, False
-        self.valid.difference_update(
-            [lease for lease in self.valid if lease.worker == worker.name and lease not in worker.held]
-        )
-        self.follow(self.coordinator.request(worker.name, tuple(worker.held)))
-
-    def beat(self, worker: Worker) -> None:
-        """It was taken for dead while it waited for an answer; the server asks in its place."""
-        worker.forgotten = False
-        self.follow(self.coordinator.request(worker.name, tuple(worker.held)))
+            store.update(contributions, update.learning_rate, update.statistics_share)
 
     def act(self, worker: Worker) -> Lease | None:
-        """What a worker does next that is not waiting for an answer; returns the lease if it pushed one."""
+        """The next call of a worker that has its answer; returns the lease if it pushed one."""
         if self.prefetch and len(worker.held) == 1 and worker.answer is not None:
-            self.ask(worker)
+            self.push_pull(worker)
             return None
         lease = worker.held.pop(0)
-        gradient = self.lanes[worker.name, lease.slot].zero_()
+        gradient = self.slots_of[worker.name, lease.slot].zero_()
         for part in SLICES:
             gradient[part][lease.batch] = -1
-        self.push(lease)
-        self.ask(worker)
+        self.push_pull(worker, lease)
         return lease
 
-    def push(self, lease: Lease, finite: bool = True) -> None:
-        expected = Receipt.DUPLICATE if lease.batch in self.accepted else Receipt.EXPIRED
-        if lease in self.valid:
-            assert lease.batch not in self.accepted
-            expected = Receipt.ACCEPTED if finite else Receipt.DAMAGED
-            self.valid.remove(lease)
-            if finite:
-                self.accepted.add(lease.batch)
-                self.standing.add(lease)
-        receipt, decision = self.coordinator.push(lease, finite)
-        assert receipt is expected
-        self.follow(decision)
-
-    def those(self, **state: bool) -> list[Worker]:
+    def workers_with(self, **state: bool) -> list[Worker]:
         return [w for w in self.workers.values() if all(getattr(w, key) == value for key, value in state.items())]
 
     # What may happen.
@@ -182,62 +180,63 @@ class CoordinatorMachine(RuleBasedStateMachine):
     def join(self) -> None:
         self.born += 1
         worker = self.workers[f"worker{self.born}"] = Worker(f"worker{self.born}")
-        self.ask(worker)
+        self.push_pull(worker)
 
-    @precondition(lambda self: self.those(asking=False))
+    @precondition(lambda self: self.workers_with(asking=False))
     @rule(target=lapsed, pick=st.randoms(use_true_random=False))
     def work(self, pick: Random) -> Lease | None:
-        return self.act(pick.choice(self.those(asking=False)))
+        return self.act(pick.choice(self.workers_with(asking=False)))
 
     @rule(lease=lapsed, finite=st.booleans())
     def push_again(self, lease: Lease | None, finite: bool) -> None:
-        if lease is not None:
-            self.push(lease, finite)
+        """A worker that waits repeats a call, which may be an old one."""
+        if lease is not None and (worker := self.workers.get(lease.worker)) and worker.asking:
+            self.push_pull(worker, lease, finite)
 
-    @precondition(lambda self: self.those(asking=False))
+    @precondition(lambda self: self.workers_with(asking=False))
     @rule(target=lapsed, pick=st.randoms(use_true_random=False))
     def compute_a_nan(self, pick: Random) -> Lease:
-        worker = pick.choice(self.those(asking=False))
-        lease = worker.held.pop(0)  # whose lane has been full of NaN since it was granted
-        self.push(lease, finite=False)
-        self.ask(worker)
+        worker = pick.choice(self.workers_with(asking=False))
+        lease = worker.held.pop(0)  # its slot has been full of NaN since it was granted
+        self.push_pull(worker, lease, finite=False)
         return lease
 
-    @precondition(lambda self: self.those(asking=False))
+    @precondition(lambda self: self.workers_with(asking=False))
     @rule(pick=st.randoms(use_true_random=False))
-    def ask_again_for_the_answer_was_lost(self, pick: Random) -> None:
-        worker = pick.choice(self.those(asking=False))
+    def call_again_because_the_answer_was_lost(self, pick: Random) -> None:
+        worker = pick.choice(self.workers_with(asking=False))
         if worker.answer is not None:
             worker.held.pop()
-        self.ask(worker)
+        self.push_pull(worker)
 
-    @precondition(lambda self: self.those(asking=True, forgotten=False))
+    @precondition(lambda self: self.workers_with(asking=True, forgotten=False))
     @rule(pick=st.randoms(use_true_random=False))
-    def ask_again_while_waiting(self, pick: Random) -> None:
-        self.ask(pick.choice(self.those(asking=True, forgotten=False)))
+    def call_again_while_waiting(self, pick: Random) -> None:
+        self.push_pull(pick.choice(self.workers_with(asking=True, forgotten=False)))
 
-    @precondition(lambda self: self.those())
+    @precondition(lambda self: self.workers_with())
     @rule(target=lapsed, pick=st.randoms(use_true_random=False))
     def die(self, pick: Random) -> Lease | None:
-        worker = pick.choice(self.those())
+        worker = pick.choice(self.workers_with())
         del self.workers[worker.name]
         self.take_for_dead(worker)
         return worker.held[-1] if worker.held else None
 
-    @precondition(lambda self: self.those(forgotten=False))
+    @precondition(lambda self: self.workers_with(forgotten=False))
     @rule(pick=st.randoms(use_true_random=False))
     def fall_silent(self, pick: Random) -> None:
-        self.take_for_dead(pick.choice(self.those(forgotten=False)))
+        self.take_for_dead(pick.choice(self.workers_with(forgotten=False)))
 
     def take_for_dead(self, worker: Worker) -> None:
         worker.forgotten = True
         self.valid.difference_update([lease for lease in self.valid if lease.worker == worker.name])
         self.follow(self.coordinator.leave(worker.name))
 
-    @precondition(lambda self: self.those(asking=True, forgotten=True))
+    @precondition(lambda self: self.workers_with(asking=True, forgotten=True))
     @rule(pick=st.randoms(use_true_random=False))
     def be_heard_again(self, pick: Random) -> None:
-        self.beat(pick.choice(self.those(asking=True, forgotten=True)))
+        """Taken for dead while it waited for an answer: the controller asks in its place."""
+        self.push_pull(pick.choice(self.workers_with(asking=True, forgotten=True)))
 
     @rule()
     def stop_waiting_for_latecomers(self) -> None:
@@ -246,13 +245,13 @@ class CoordinatorMachine(RuleBasedStateMachine):
 
     @rule()
     def write_a_checkpoint(self) -> None:
-        self.let_servers_follow(1)  # it is asked for its state after the last step
+        self.let_servers_follow(1)  # its state is read after the last step
         ledger = self.coordinator.ledger.state().model_dump_json()
         self.checkpoint = Checkpoint(self.coordinator.version, ledger, [store.state() for store in self.stores])
 
     @rule()
     def lose_the_servers_and_resume(self) -> None:
-        """Everybody comes again as somebody new, holding nothing; what was leased before can still be pushed."""
+        """All workers join again under new names, holding nothing."""
         workers = len(self.workers)
         self.start_servers(self.checkpoint)
         for _ in range(workers):
@@ -261,24 +260,30 @@ class CoordinatorMachine(RuleBasedStateMachine):
     # What must hold.
 
     @invariant()
-    def nothing_twice(self) -> None:
+    def no_batch_is_lost_or_applied_twice(self) -> None:
         applied = [lease.batch for update in self.updates for lease in update.leases]
         assert len(applied) == len(set(applied))
-        proof = self.coordinator.ledger.proof()
-        assert (proof.applied, proof.lost) == (len(applied), 0)
+        account = self.coordinator.ledger.account()
+        assert (account.applied, account.lost) == (len(applied), 0)
 
     @invariant()
-    def never_too_stale(self) -> None:
+    def staleness_is_bounded(self) -> None:
         assert all(0 <= s <= self.bound for update in self.updates for s in update.staleness)
 
     @invariant()
-    def somebody_works(self) -> None:
+    def no_waiting_worker_could_be_answered(self) -> None:
+        """By brute force over all requests; the coordinator looks only at those that an event concerns."""
+        for name, request in self.coordinator._requests.items():
+            assert isinstance(self.coordinator._check(name, request.held_slots), Wait)
+
+    @invariant()
+    def some_worker_computes(self) -> None:
         members = [worker for worker in self.workers.values() if not worker.forgotten]
         if members and (self.begun or len(members) >= self.awaited) and not self.coordinator.over:
             assert not all(worker.asking for worker in members)
 
     @invariant()
-    def parameters_hold_each_update_whole(self) -> None:
+    def parameters_have_every_update(self) -> None:
         assert self.stores[0].version == len(self.updates)
         for store in self.stores:
             expected = torch.zeros(BATCHES)
@@ -299,18 +304,18 @@ class CoordinatorMachine(RuleBasedStateMachine):
         assert self.coordinator.over
         assert not self.workers
         self.let_servers_follow(1)
-        self.nothing_twice()
-        self.never_too_stale()
-        self.parameters_hold_each_update_whole()
+        self.no_batch_is_lost_or_applied_twice()
+        self.staleness_is_bounded()
+        self.parameters_have_every_update()
         assert self.stores[1].version == len(self.updates)
-        proof = self.coordinator.ledger.proof()
-        assert (proof.applied, proof.unfinished, proof.lost) == (BATCHES, 0, 0)
-        assert proof.leased == BATCHES + proof.reissued
+        account = self.coordinator.ledger.account()
+        assert (account.applied, account.unfinished, account.lost) == (BATCHES, 0, 0)
+        assert account.leased == BATCHES + account.reissued
 
     def work_to_the_end(self) -> None:
         for worker in list(self.workers.values()):
             if worker.asking and worker.forgotten:
-                self.beat(worker)
+                self.push_pull(worker)
         while able := [worker for worker in self.workers.values() if not worker.asking]:
             self.act(able[0])
 
@@ -321,7 +326,7 @@ TestCoordinator.settings = settings(max_examples=150, stateful_step_count=40, de
 
 @pytest.mark.parametrize("prefetch", [0, 1])
 @pytest.mark.parametrize("mode", ["sync", "async", "ssp"])
-def test_a_stopped_run_applies_what_was_being_computed_and_grants_nothing_more(mode: Mode, prefetch: int) -> None:
+def test_stopped_run_applies_what_was_being_computed_and_grants_no_lease(mode: Mode, prefetch: int) -> None:
     machine = CoordinatorMachine()
     machine.start(mode, 1, prefetch, 2)
     machine.join()
@@ -334,7 +339,7 @@ def test_a_stopped_run_applies_what_was_being_computed_and_grants_nothing_more(m
     assert sorted(lease for update in machine.updates for lease in update.leases) == sorted(held)
 
 
-def test_the_rate_of_each_update_follows_the_progress_of_the_run() -> None:
+def test_learning_rate_follows_the_progress_of_the_run() -> None:
     machine = CoordinatorMachine()
     machine.start("async", 0, 0, 1, kind="cosine")
     machine.join()
@@ -346,8 +351,8 @@ def test_the_rate_of_each_update_follows_the_progress_of_the_run() -> None:
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
 @pytest.mark.parametrize(("mode", "prefetch"), [("sync", 0), ("sync", 1), ("async", 0), ("async", 1), ("ssp", 1)])
-def test_workers_in_step_are_as_late_as_their_grants_have_looked_ahead(mode: Mode, prefetch: int, workers: int) -> None:
-    """And the gradient that one has under way is looked at if, and only if, it will be an update of its own."""
+def test_look_ahead_equals_the_staleness_of_equally_fast_workers(mode: Mode, prefetch: int, workers: int) -> None:
+    """The gradient under way is looked ahead by if, and only if, it will be an update of its own."""
     rate, batches = 0.5, 60 * workers
     optimizer = OptimizerConfig(momentum=0.9)
     ahead = prefetch + (2 if mode == "ssp" else 0)
@@ -360,33 +365,32 @@ def test_workers_in_step_are_as_late_as_their_grants_have_looked_ahead(mode: Mod
         awaited=workers,
         slots=1 + ahead,
     )
-    drifts: dict[Lease, float] = {}
-    reaches: list[float] = []
+    momentum_ahead: dict[Lease, float] = {}
+    gradient_ahead: list[float] = []
     late: list[tuple[float, float]] = []  # what was looked ahead, what would have been right
     held: dict[str, list[Lease]] = {f"worker{number}": [] for number in range(workers)}
 
     def follow(decision: Decision) -> None:
         for update in decision.updates:
             for lease, staleness in zip(update.leases, update.staleness, strict=True):
-                late.append((drifts[lease], rate * optimizer.drift(staleness)))
-        for name, (lease, drift, reach) in decision.grants.items():
+                late.append((momentum_ahead[lease], rate * optimizer.momentum_look_ahead(staleness)))
+        for name, (lease, by_momentum, by_gradient) in decision.grants.items():
             if lease is not None:
-                drifts[lease] = drift
+                momentum_ahead[lease] = by_momentum
                 held[name].append(lease)
-                reaches.append(reach)
+                gradient_ahead.append(by_gradient)
 
     for _ in range(1 + prefetch):
         for name in held:
-            follow(coordinator.request(name, held[name]))
+            follow(coordinator.push_pull(name, None, holding=held[name]))
     for _ in range(40):
         for name, leases in held.items():
-            follow(coordinator.push(leases.pop(0))[1])
-            follow(coordinator.request(name, leases))
+            follow(coordinator.push_pull(name, leases.pop(0), holding=leases))
     settled = late[3 * workers :]
     assert len(settled) > 30 * workers
     assert all(looked == pytest.approx(right) for looked, right in settled)
     alone = prefetch and (mode == "async" or workers == 1)
-    assert set(reaches[-10:]) == {rate * optimizer.reach(workers) if alone else 0.0}
+    assert set(gradient_ahead[-10:]) == {rate * optimizer.gradient_look_ahead(workers) if alone else 0.0}
 
 
 @pytest.mark.parametrize(("mode", "share"), [("async", 0.5), ("sync", 1.0)])

@@ -1,37 +1,16 @@
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psys.ps.ledger import Lease, Ledger, LedgerState, Receipt, batch_seed, samples_of
+from psys.ps.ledger import Ledger, LedgerState, Receipt
+from psys.ps.messages import Lease
 
 MOVES = ["lease", "lease", "accept", "apply", "take back", "damage", "push again"]
 
 
-@given(samples=st.integers(1, 200), batch_size=st.integers(1, 50), epoch=st.integers(0, 3), seed=st.integers(0, 2**31))
-def test_an_epoch_has_every_sample_once(samples: int, batch_size: int, epoch: int, seed: int) -> None:
-    ledger = Ledger(epoch + 1, samples, batch_size)
-    batches = range(epoch * ledger.batches_per_epoch, (epoch + 1) * ledger.batches_per_epoch)
-    drawn = [samples_of(batch, samples, batch_size, seed) for batch in batches]
-    assert [len(indices) for indices in drawn] == [ledger.size(batch) for batch in batches]
-    assert sorted(torch.cat(drawn).tolist()) == list(range(samples))
-
-
-def test_epochs_and_seeds_are_permuted_differently() -> None:
-    orders = [samples_of(batch, 1000, 1000, seed).tolist() for batch, seed in [(0, 0), (1, 0), (0, 1)]]
-    assert orders[0] != orders[1]
-    assert orders[0] != orders[2]
-    assert orders[0] == samples_of(0, 1000, 1000, 0).tolist()
-
-
-def test_streams_of_one_position_differ() -> None:
-    seeds = {batch_seed(seed, position, stream) for seed in range(5) for position in range(50) for stream in range(2)}
-    assert len(seeds) == 5 * 50 * 2
-
-
-def test_a_lease_taken_back_is_issued_first_and_to_another_attempt() -> None:
+def test_lease_taken_back_is_reissued_first_under_another_attempt() -> None:
     ledger = Ledger(1, 30, 10)
     first, second = ledger.lease("a", 0, slot=0), ledger.lease("b", 0, slot=0)
     assert ledger.outstanding("a") == [first]
@@ -48,9 +27,9 @@ def test_a_lease_taken_back_is_issued_first_and_to_another_attempt() -> None:
     assert ledger.accept(second) is Receipt.ACCEPTED
     ledger.apply(again)
     ledger.apply(second)
-    proof = ledger.proof()
-    assert (proof.leased, proof.applied, proof.reissued) == (3, 2, 1)
-    assert (proof.expired, proof.duplicates, proof.unfinished, proof.lost) == (2, 2, 1, 0)
+    account = ledger.account()
+    assert (account.leased, account.applied, account.reissued) == (3, 2, 1)
+    assert (account.expired, account.duplicates, account.unfinished, account.lost) == (2, 2, 1, 0)
 
 
 def test_nothing_is_leased_beyond_the_last_batch() -> None:
@@ -62,12 +41,12 @@ def test_nothing_is_leased_beyond_the_last_batch() -> None:
 
 
 @pytest.mark.parametrize("wrong", [(0, 10, 10), (1, 0, 10), (1, 10, 0)])
-def test_an_empty_run_is_refused(wrong: tuple[int, int, int]) -> None:
+def test_run_without_batches_is_refused(wrong: tuple[int, int, int]) -> None:
     with pytest.raises(ValueError, match=">= 1"):
         Ledger(*wrong)
 
 
-def test_a_gradient_that_is_not_finite_is_damaged_and_its_batch_due_again_at_the_next_attempt() -> None:
+def test_batch_of_a_gradient_that_is_not_finite_is_due_again() -> None:
     ledger = Ledger(1, 30, 10)
     lease, other = ledger.lease("a", 0, slot=0), ledger.lease("b", 0, slot=0)
     assert ledger.accept(lease, finite=False) is Receipt.DAMAGED
@@ -79,12 +58,12 @@ def test_a_gradient_that_is_not_finite_is_damaged_and_its_batch_due_again_at_the
     assert ledger.accept(again, finite=False) is Receipt.DUPLICATE
     ledger.take_back([other])
     assert ledger.accept(other, finite=False) is Receipt.EXPIRED
-    proof = ledger.proof()
-    assert (proof.damaged, proof.duplicates, proof.expired, proof.lost) == (1, 1, 2, 0)
+    account = ledger.account()
+    assert (account.damaged, account.duplicates, account.expired, account.lost) == (1, 1, 2, 0)
 
 
-class Play:
-    """A ledger and what was done with it, so that it is known what it must owe."""
+class History:
+    """A ledger, and what happened to it."""
 
     def __init__(self, epochs: int, samples: int, batch_size: int) -> None:
         self.ledger = Ledger(epochs, samples, batch_size)
@@ -116,7 +95,7 @@ class Play:
                     assert ledger.accept(lease) in (Receipt.DUPLICATE, Receipt.EXPIRED)
 
     def attempt_due(self, batch: int) -> int:
-        """Of the next lease: whatever was leased, and is not applied, must not come under the same attempt again."""
+        """Attempt of the next lease: no attempt of a batch is used twice."""
         return sum(lease.batch == batch for lease in self.leased)
 
 
@@ -130,7 +109,7 @@ def restored(state: LedgerState, epochs: int, samples: int, batch_size: int) -> 
 
 
 def finish(ledger: Ledger) -> list[Lease]:
-    """Lease and apply all that is due; the leases, in order."""
+    """Lease and apply all batches that are due; returns the leases in order."""
     leases = []
     while not ledger.exhausted:
         leases.append(ledger.lease("z", 0, slot=0))
@@ -143,29 +122,29 @@ def finish(ledger: Ledger) -> list[Lease]:
     run=st.tuples(st.integers(1, 3), st.integers(1, 12), st.integers(1, 4)),
     moves=st.lists(st.tuples(st.sampled_from(MOVES), st.integers(0, 99)), max_size=80),
 )
-def test_a_restored_ledger_owes_exactly_what_was_not_applied(
+def test_restored_ledger_leases_exactly_what_was_not_applied(
     run: tuple[int, int, int], moves: list[tuple[str, int]]
 ) -> None:
-    play = Play(*run)
+    history = History(*run)
     for move in moves:
-        play.move(*move)
-    state, before = play.ledger.state(), play.ledger.proof()
+        history.move(*move)
+    state, before = history.ledger.state(), history.ledger.account()
     assert before.lost == 0
     ledger = restored(state, *run)
     assert ledger.state() == state  # however often it is resumed before the first update
-    assert ledger.proof() == before
-    assert ledger.finished == play.ledger.finished
-    assert ledger.epochs_done == play.ledger.epochs_done
-    owed = [batch for batch in range(ledger.batches) if batch not in play.applied]
-    expected = [(batch, play.attempt_due(batch)) for batch in owed]
+    assert ledger.account() == before
+    assert ledger.finished == history.ledger.finished
+    assert ledger.epochs_done == history.ledger.epochs_done
+    due = [batch for batch in range(ledger.batches) if batch not in history.applied]
+    expected = [(batch, history.attempt_due(batch)) for batch in due]
     assert [(lease.batch, lease.attempt) for lease in finish(ledger)] == expected
-    proof = ledger.proof()
-    assert (proof.applied, proof.unfinished, proof.lost) == (ledger.batches, 0, 0)
-    assert proof.leased == before.leased + len(owed) == ledger.batches + proof.reissued
-    assert (proof.duplicates, proof.expired, proof.damaged) == (before.duplicates, before.expired, before.damaged)
+    account = ledger.account()
+    assert (account.applied, account.unfinished, account.lost) == (ledger.batches, 0, 0)
+    assert account.leased == before.leased + len(due) == ledger.batches + account.reissued
+    assert (account.duplicates, account.expired, account.damaged) == (before.duplicates, before.expired, before.damaged)
 
 
-def test_what_was_leased_before_a_restart_is_nothing_afterwards() -> None:
+def test_leases_from_before_a_restart_are_expired() -> None:
     ledger = Ledger(1, 30, 10)
     pushed, held = ledger.lease("a", 0, slot=0), ledger.lease("a", 0, slot=1)
     ledger.accept(pushed)
@@ -185,7 +164,7 @@ SOUND: dict[str, Any] = {
 @pytest.mark.parametrize(
     "forged",
     [
-        {"applied": [[1, 3], [3, 6]]},  # one stretch would have been written
+        {"applied": [[1, 3], [3, 6]]},  # a ledger would have written one range
         {"applied": [[4, 6], [1, 3]]},
         {"applied": [[1, 5], [4, 6]]},
         {"applied": [[3, 1], [4, 6]]},
@@ -212,7 +191,7 @@ SOUND: dict[str, Any] = {
         {"batches": 10},
     ],
 )
-def test_a_forged_state_is_refused(forged: dict[str, Any]) -> None:
+def test_invalid_state_is_refused(forged: dict[str, Any]) -> None:
     Ledger(1, 10, 1).restore(LedgerState(**SOUND))
     with pytest.raises(ValueError, match=r"ledger|LedgerState"):
         Ledger(1, 10, 1).restore(LedgerState(**{**SOUND, **forged}))
@@ -226,7 +205,7 @@ number = st.integers(-3, 12)
     fresh=number | st.just(8),
     attempts=st.dictionaries(number, number) | st.just(SOUND["attempts"]),
 )
-def test_whatever_is_restored_is_refused_or_in_good_order(
+def test_any_state_is_refused_or_restores_a_ledger_that_finishes(
     applied: list[tuple[int, int]], fresh: int, attempts: dict[int, int]
 ) -> None:
     ledger = Ledger(1, 10, 1)
@@ -234,7 +213,7 @@ def test_whatever_is_restored_is_refused_or_in_good_order(
         ledger.restore(LedgerState(applied=tuple(applied), fresh=fresh, attempts=attempts, counts={}))
     except ValueError:
         return
-    assert ledger.proof().lost == 0
+    assert ledger.account().lost == 0
     finish(ledger)
-    proof = ledger.proof()
-    assert (proof.batches, proof.applied, proof.unfinished, proof.lost) == (10, 10, 0, 0)
+    account = ledger.account()
+    assert (account.batches, account.applied, account.unfinished, account.lost) == (10, 10, 0, 0)

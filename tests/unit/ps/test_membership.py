@@ -1,4 +1,4 @@
-"""The table in State's docstring is the specification: every cell of it, and random histories that follow it."""
+"""The table in State's docstring is the specification: its transitions, and random sequences of events."""
 
 import math
 from collections.abc import Callable
@@ -15,7 +15,7 @@ NAMES = ["ann", "bob", "cid"]
 
 
 def read_table() -> dict[tuple[State | None, str], str]:
-    """What stands in State's docstring: a state's name, "-" or nothing, by the state before (None: unknown), event."""
+    """The table in State's docstring: the cell by the state before (None: unknown) and the event."""
     lines = [line.strip() for line in str(State.__doc__).splitlines() if line.strip().startswith("|")]
     head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     states = {name: State.__members__.get(name) for name, *_ in rows}
@@ -35,15 +35,15 @@ def is_key_error(state: State | None, event: str) -> bool:
     return TABLE[state, event] == "" and event in ("admitted", "asked")
 
 
-def brought_to(state: State | None) -> Membership:
-    """Ann is in `state`; what was last heard of her, if anything, was at 0 s."""
+def membership_in(state: State | None) -> Membership:
+    """A membership with worker ann in `state`, last heard of at 0 s."""
     members = Membership(TIMEOUT)
     steps: dict[State | None, list[Callable[[], list[Change]]]] = {
         None: [],
         State.JOINING: [],
         State.ACTIVE: [lambda: members.asked("ann", 0)],
         State.SUSPECT: [lambda: members.asked("ann", 0), lambda: members.looked(TIMEOUT * 0.6)],
-        State.DEAD: [lambda: members.broken("ann")],
+        State.DEAD: [lambda: members.disconnected("ann")],
         State.LEFT: [lambda: members.left("ann")],
     }
     if state:
@@ -55,30 +55,30 @@ def brought_to(state: State | None) -> Membership:
 
 
 def test_the_table_has_every_state_and_event() -> None:
-    events = ["admitted", "asked", "heard", "silent T/2", "silent T", "broken", "left"]
+    events = ["admitted", "asked", "heard", "silent T/2", "silent T", "disconnected", "left"]
     assert list(TABLE) == [(state, event) for state in [None, *State] for event in events]
 
 
 @pytest.mark.parametrize(("state", "event"), TABLE)
-def test_a_cell(state: State | None, event: str) -> None:
-    members = brought_to(state)
+def test_transition_of_the_table(state: State | None, event: str) -> None:
+    members = membership_in(state)
     now = TIMEOUT * 0.6
-    happenings: dict[str, Callable[[], list[Change]]] = {
+    transitions: dict[str, Callable[[], list[Change]]] = {
         "admitted": lambda: members.admitted("ann", now),
         "asked": lambda: members.asked("ann", now),
         "heard": lambda: members.heard("ann", now),
         "silent T/2": lambda: members.looked(now),
         "silent T": lambda: members.looked(TIMEOUT * 1.1),
-        "broken": lambda: members.broken("ann"),
+        "disconnected": lambda: members.disconnected("ann"),
         "left": lambda: members.left("ann"),
     }
-    happen = happenings[event]
+    transition = transitions[event]
     if is_key_error(state, event):
         with pytest.raises(KeyError, match="ann"):
-            happen()
+            transition()
         assert members.state("ann") is state
         return
-    changes = happen()
+    changes = transition()
     assert members.state("ann") is after(state, event)
     assert [(change.worker, change.state) for change in changes] == (
         [("ann", after(state, event))] if after(state, event) is not state else []
@@ -86,20 +86,20 @@ def test_a_cell(state: State | None, event: str) -> None:
 
 
 @pytest.mark.parametrize(("bound", "state"), [(TIMEOUT / 2, State.SUSPECT), (TIMEOUT, State.DEAD)])
-def test_a_silence_must_be_longer_than_its_bound(bound: float, state: State) -> None:
-    members = brought_to(State.ACTIVE)
+def test_silence_counts_once_it_is_longer_than_its_bound(bound: float, state: State) -> None:
+    members = membership_in(State.ACTIVE)
     members.looked(bound)
     assert members.state("ann") is not state
     assert members.looked(math.nextafter(bound, math.inf)) == [Change("ann", state, "silent")]
 
 
-def test_who_joins_is_not_suspected_but_dies_of_silence_all_the_same() -> None:
-    members = brought_to(State.JOINING)
+def test_joining_worker_is_dead_after_silence_without_being_suspected() -> None:
+    members = membership_in(State.JOINING)
     assert members.looked(TIMEOUT) == []
     assert members.looked(TIMEOUT * 1.1) == [Change("ann", State.DEAD, "silent")]
 
 
-def test_reasons_tell_how_it_came() -> None:
+def test_changes_have_a_reason() -> None:
     members = Membership(TIMEOUT)
     assert members.admitted("ann", 0) == [Change("ann", State.JOINING, "admitted")]
     assert members.asked("ann", 1) == [Change("ann", State.ACTIVE, "asked")]
@@ -107,13 +107,13 @@ def test_reasons_tell_how_it_came() -> None:
     assert members.heard("ann", 7) == [Change("ann", State.ACTIVE, "heard")]
     assert members.looked(13) == [Change("ann", State.SUSPECT, "silent")]
     assert members.admitted("ann", 13) == [Change("ann", State.ACTIVE, "reconnected")]
-    assert members.broken("ann") == [Change("ann", State.DEAD, "broken")]
+    assert members.disconnected("ann") == [Change("ann", State.DEAD, "disconnected")]
     assert members.left("ann") == [Change("ann", State.LEFT, "left")]
 
 
 class MembershipMachine(RuleBasedStateMachine):
-    """The reference is the table with the time of each one's last sign. Whoever follows the changes, taking back what
-    the DEAD and LEFT hold, never leaves a lease with one that does not take part."""
+    """The reference is the table, with the time of each worker's last sign of life. A caller that follows the changes
+    and takes leases back from DEAD and LEFT workers leaves no lease with a worker that does not take part."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ class MembershipMachine(RuleBasedStateMachine):
         self.holders: set[str] = set()
 
     def follow(self, changes: list[Change], events: dict[str, str]) -> None:
-        """`events`: what has happened to whom."""
+        """`events`: what happened, by worker."""
         due = []
         for worker, event in events.items():
             before = self.expected.get(worker)
@@ -138,7 +138,7 @@ class MembershipMachine(RuleBasedStateMachine):
                 self.holders.discard(worker)
 
     @rule(worker=st.sampled_from(NAMES), event=st.sampled_from(["admitted", "asked", "heard"]))
-    def give_a_sign(self, worker: str, event: str) -> None:
+    def sign_of_life(self, worker: str, event: str) -> None:
         happen = {"admitted": self.members.admitted, "asked": self.members.asked, "heard": self.members.heard}[event]
         if is_key_error(self.expected.get(worker), event):
             with pytest.raises(KeyError):
@@ -150,9 +150,9 @@ class MembershipMachine(RuleBasedStateMachine):
         if event == "asked":
             self.holders.add(worker)
 
-    @rule(worker=st.sampled_from(NAMES), event=st.sampled_from(["broken", "left"]))
-    def go(self, worker: str, event: str) -> None:
-        happen = {"broken": self.members.broken, "left": self.members.left}[event]
+    @rule(worker=st.sampled_from(NAMES), event=st.sampled_from(["disconnected", "left"]))
+    def leave(self, worker: str, event: str) -> None:
+        happen = {"disconnected": self.members.disconnected, "left": self.members.left}[event]
         self.follow(happen(worker), {worker: event})
 
     # Whole seconds, so that a silence is often exactly as long as its bound.
@@ -172,11 +172,11 @@ class MembershipMachine(RuleBasedStateMachine):
         self.follow(self.members.looked(self.now), events)
 
     @invariant()
-    def states_are_those_of_the_table(self) -> None:
+    def states_follow_the_table(self) -> None:
         assert {name: self.members.state(name) for name in NAMES} == {name: self.expected.get(name) for name in NAMES}
 
     @invariant()
-    def only_those_who_take_part_hold_leases(self) -> None:
+    def leases_are_held_by_workers_that_take_part(self) -> None:
         assert {self.members.state(name) for name in self.holders} <= {State.ACTIVE, State.SUSPECT}
 
 

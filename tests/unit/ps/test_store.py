@@ -4,8 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from psys.ps.optimizer import OptimizerConfig
 from psys.ps.partition import partition
-from psys.ps.store import Contribution, OptimizerConfig, ParameterStore
+from psys.ps.store import Contribution, ParameterStore
 
 OPTIMIZERS = {
     "sgd": OptimizerConfig(kind="sgd", momentum=0.9, weight_decay=1e-3),
@@ -18,13 +19,13 @@ def draw(seed: int, *shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-@given(numel=st.integers(1, 2000), shards=st.integers(1, 20))
-def test_partition_covers_the_vector_in_balanced_slices_of_whole_cache_lines(numel: int, shards: int) -> None:
-    if 16 * (shards - 1) >= numel:
-        with pytest.raises(ValueError, match="shards"):
-            partition(numel, shards)
+@given(numel=st.integers(1, 2000), servers=st.integers(1, 20))
+def test_partition_covers_the_vector_in_balanced_slices_of_whole_cache_lines(numel: int, servers: int) -> None:
+    if 16 * (servers - 1) >= numel:
+        with pytest.raises(ValueError, match="slices"):
+            partition(numel, servers)
         return
-    slices = partition(numel, shards)
+    slices = partition(numel, servers)
     assert [i for s in slices for i in range(s.start, s.stop)] == list(range(numel))
     assert all(s.start % 16 == 0 for s in slices)
     lengths = [s.stop - s.start for s in slices]
@@ -33,12 +34,12 @@ def test_partition_covers_the_vector_in_balanced_slices_of_whole_cache_lines(num
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
-@pytest.mark.parametrize("shards", [2, 3])
+@pytest.mark.parametrize("servers", [2, 3])
 @pytest.mark.parametrize("decayed", [0, 300, 700, 1001])
-def test_slices_on_several_servers_equal_the_whole_on_one(kind: str, shards: int, decayed: int) -> None:
+def test_slices_on_several_servers_equal_the_whole_on_one(kind: str, servers: int, decayed: int) -> None:
     initial, statistics = draw(0, 1001), torch.zeros(0)
     whole = ParameterStore(initial, decayed, statistics, OPTIMIZERS[kind])
-    slices = partition(len(initial), shards)
+    slices = partition(len(initial), servers)
     parts = [
         ParameterStore(initial[s], min(max(decayed - s.start, 0), s.stop - s.start), statistics, OPTIMIZERS[kind])
         for s in slices
@@ -46,32 +47,32 @@ def test_slices_on_several_servers_equal_the_whole_on_one(kind: str, shards: int
     for step in range(5):
         gradients = [(draw(2 * step + i, 1001), share) for i, share in ((1, 1 / 3), (2, 2 / 3))]
         for store, s in ((whole, slice(None)), *zip(parts, slices, strict=True)):
-            store.apply([Contribution(of[s].clone(), statistics, share) for of, share in gradients], 0.05, 1.0)
+            store.update([Contribution(of[s].clone(), statistics, share) for of, share in gradients], 0.05, 1.0)
     assert torch.equal(whole.snapshot().parameters, torch.cat([part.snapshot().parameters for part in parts]))
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 @pytest.mark.parametrize("decayed", [0, 100, 256, 1001])
-def test_steps_that_go_from_piece_to_piece_together_are_those_of_the_whole_in_turn(
+def test_updates_applied_block_by_block_equal_whole_updates_in_turn(
     kind: str, decayed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = ParameterStore(draw(0, 1001), decayed, torch.zeros(2), OPTIMIZERS[kind])
-    monkeypatch.setattr("psys.ps.store._PIECE", 64)
-    pieces = ParameterStore(draw(0, 1001), decayed, torch.zeros(2), OPTIMIZERS[kind])
+    monkeypatch.setattr("psys.ps.store._BLOCK", 64)
+    blocks = ParameterStore(draw(0, 1001), decayed, torch.zeros(2), OPTIMIZERS[kind])
     for first in (1, 4):
         steps, versions = [], []
         for step in range(first, first + 3):
             contribution = Contribution(draw(step, 1001), draw(step, 2), 1)
-            steps.append(pieces.begin([contribution._replace(gradient=draw(step, 1001))], 0.05 / step, 0.5))
-            whole.apply([contribution], 0.05 / step, 0.5)
-            versions.append(pieces.split(whole.parameters.clone()))
-            assert pieces.version == whole.version
-        for number in reversed(range(len(pieces.pieces))):
+            steps.append(blocks.begin_update([contribution._replace(gradient=draw(step, 1001))], 0.05 / step, 0.5))
+            whole.update([contribution], 0.05 / step, 0.5)
+            versions.append(blocks.split(whole.parameters.clone()))
+            assert blocks.version == whole.version
+        for number in reversed(range(len(blocks.blocks))):
             for each, parameters in zip(steps, versions, strict=True):
                 each(number)
-                assert torch.equal(pieces.pieces[number].parameters, parameters[number])
+                assert torch.equal(blocks.blocks[number].parameters, parameters[number])
         assert max(map(len, versions[0])) < 2 * 64
-        assert all(map(torch.equal, pieces.snapshot()[1:], whole.snapshot()[1:]))
+        assert all(map(torch.equal, blocks.snapshot()[1:3], whole.snapshot()[1:3]))
 
 
 @pytest.mark.parametrize(
@@ -79,16 +80,16 @@ def test_steps_that_go_from_piece_to_piece_together_are_those_of_the_whole_in_tu
     [
         ("sgd", {"fused": True}, 0),
         ("adam", {"fused": True}, 0),
-        ("rmsprop", {"foreach": True}, 0),  # of which torch has no fused one
+        ("rmsprop", {"foreach": True}, 0),  # torch has no fused RMSProp
         ("sgd", {"foreach": False}, 1e-6),
         ("adam", {"foreach": False}, 1e-6),
         ("rmsprop", {"foreach": False}, 1e-6),
     ],
 )
-def test_one_flat_step_is_torch_on_separate_tensors(
+def test_flat_update_equals_torch_on_separate_tensors(
     kind: str, implementation: dict[str, bool], tolerance: float
 ) -> None:
-    """Bit for bit the same implementation of torch's; the fused ones round otherwise than its plain ones."""
+    """Equal to the bit with the same implementation of torch; its fused and plain implementations round differently."""
     shapes = [(16, 3, 3, 3), (10, 64), (16,), (10,)]
     tensors = [nn.Parameter(draw(i, *shape)) for i, shape in enumerate(shapes)]
     flat = torch.cat([t.detach().flatten() for t in tensors])
@@ -107,7 +108,7 @@ def test_one_flat_step_is_torch_on_separate_tensors(
         for i, tensor in enumerate(tensors):
             tensor.grad = draw(100 * step + i, *tensor.shape)
         gradient = torch.cat([t.grad.flatten() for t in tensors if t.grad is not None])
-        store.apply([Contribution(gradient, torch.zeros(0), 1)], 0.05, 1.0)
+        store.update([Contribution(gradient, torch.zeros(0), 1)], 0.05, 1.0)
         rule.step()
     expected = torch.cat([t.detach().flatten() for t in tensors])
     torch.testing.assert_close(store.snapshot().parameters, expected, atol=tolerance, rtol=tolerance)
@@ -115,62 +116,65 @@ def test_one_flat_step_is_torch_on_separate_tensors(
 
 @given(momentum=st.sampled_from([0.0, 0.5, 0.9, 0.99]), nesterov=st.booleans(), updates=st.integers(0, 30))
 @settings(deadline=None)
-def test_looking_ahead_foretells_what_momentum_and_a_gradient_will_do(
+def test_look_ahead_predicts_the_effect_of_momentum_and_of_a_gradient(
     momentum: float, nesterov: bool, updates: int
 ) -> None:
     rate, nothing = 0.05, torch.zeros(0)
     config = OptimizerConfig(momentum=momentum, nesterov=nesterov and momentum > 0)
 
     def moved(first: torch.Tensor, steps: int) -> torch.Tensor:
-        """After some updates, and `steps` more: one of the gradient `first`, the others of none."""
+        """Parameters after 3 updates and `steps` more: one of the gradient `first`, the others of zeros."""
         store = ParameterStore(draw(0, 40), 0, nothing, config)
         for step in range(3):
-            store.apply([Contribution(draw(1 + step, 40), nothing, 1)], rate, 1.0)
-        foretold.append(store.ahead(rate * config.drift(steps), torch.empty(40)) if momentum else None)
+            store.update([Contribution(draw(1 + step, 40), nothing, 1)], rate, 1.0)
+        predicted.append(
+            store.predicted(rate * config.momentum_look_ahead(steps), torch.empty(40)) if momentum else None
+        )
         for step in range(steps):
-            store.apply([Contribution(first.clone() if step == 0 else torch.zeros(40), nothing, 1)], rate, 1.0)
+            store.update([Contribution(first.clone() if step == 0 else torch.zeros(40), nothing, 1)], rate, 1.0)
         return store.snapshot().parameters
 
-    foretold: list[torch.Tensor | None] = []
-    drifted, reached = moved(torch.zeros(40), updates), moved(draw(9, 40), updates)
+    predicted: list[torch.Tensor | None] = []
+    by_momentum, by_gradient = moved(torch.zeros(40), updates), moved(draw(9, 40), updates)
     if momentum:
-        torch.testing.assert_close(foretold[0], drifted, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(predicted[0], by_momentum, atol=1e-5, rtol=1e-5)
     if updates:
-        torch.testing.assert_close(drifted - rate * config.reach(updates) * draw(9, 40), reached, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            by_momentum - rate * config.gradient_look_ahead(updates) * draw(9, 40), by_gradient, atol=1e-5, rtol=1e-5
+        )
 
 
 @pytest.mark.parametrize(
     "config", [*(OPTIMIZERS[kind] for kind in ("rmsprop", "adam")), OptimizerConfig(look_ahead=False)]
 )
-def test_others_than_sgd_and_whoever_says_so_do_not_look_ahead(config: OptimizerConfig) -> None:
-    assert (config.drift(5), config.reach(5)) == (0, 0)
+def test_no_look_ahead_with_other_optimizers_or_if_switched_off(config: OptimizerConfig) -> None:
+    assert (config.momentum_look_ahead(5), config.gradient_look_ahead(5)) == (0, 0)
 
 
-@pytest.mark.parametrize("drift", [0.0, 0.3])
-def test_a_piece_ahead_is_that_piece_of_the_whole_ahead(drift: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("psys.ps.store._PIECE", 30)
+@pytest.mark.parametrize("look_ahead", [0.0, 0.3])
+def test_predicted_blocks_equal_the_predicted_whole(look_ahead: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("psys.ps.store._BLOCK", 30)
     store = ParameterStore(draw(0, 100), 50, torch.zeros(0), OptimizerConfig())
-    store.apply([Contribution(draw(1, 100), torch.zeros(0), 1)], 0.1, 1.0)
-    whole, pieces = store.ahead(drift, torch.empty(100)), torch.empty(100)
-    for number, piece in enumerate(store.split(pieces)):
-        store.piece_ahead(number, drift, piece)
-    assert torch.equal(pieces, whole)
-    assert torch.equal(whole, store.snapshot().parameters) == (drift == 0)
+    store.update([Contribution(draw(1, 100), torch.zeros(0), 1)], 0.1, 1.0)
+    whole, blocks = store.predicted(look_ahead, torch.empty(100)), torch.empty(100)
+    for number, block in enumerate(store.split(blocks)):
+        store.predict_block(number, look_ahead, block)
+    assert torch.equal(blocks, whole)
+    assert torch.equal(whole, store.snapshot().parameters) == (look_ahead == 0)
 
 
-def test_a_snapshot_never_changes_and_is_shared_within_a_version() -> None:
+def test_snapshot_never_changes() -> None:
     store = ParameterStore(draw(0, 100), 50, draw(1, 10), OptimizerConfig())
     snapshot = store.snapshot()
     before = snapshot.parameters.clone(), snapshot.statistics.clone()
-    assert store.snapshot() is snapshot
-    store.apply([Contribution(draw(2, 100), draw(3, 10), 1)], 0.1, 1.0)
+    store.update([Contribution(draw(2, 100), draw(3, 10), 1)], 0.1, 1.0)
     assert torch.equal(snapshot.parameters, before[0])
     assert torch.equal(snapshot.statistics, before[1])
     assert store.snapshot().version == 1
     assert not torch.equal(store.snapshot().parameters, before[0])
 
 
-def test_contributions_count_by_their_shares() -> None:
+def test_contributions_are_weighted_by_their_shares() -> None:
     store = ParameterStore(torch.zeros(4), 4, torch.zeros(2), OptimizerConfig(momentum=0, nesterov=False))
     first = torch.empty(4)
 
@@ -181,30 +185,30 @@ def test_contributions_count_by_their_shares() -> None:
             Contribution(torch.full((4,), 9.0), torch.full((2,), 12.0), share=0.25),
         ]
 
-    store.apply(contributions(), learning_rate=1.0, statistics_share=1.0)
+    store.update(contributions(), learning_rate=1.0, statistics_share=1.0)
     assert torch.equal(store.snapshot().parameters, torch.full((4,), -4.0))
     assert torch.equal(store.snapshot().statistics, torch.full((2,), 7.0))
-    store.apply(contributions(), learning_rate=1.0, statistics_share=0.5)
+    store.update(contributions(), learning_rate=1.0, statistics_share=0.5)
     assert torch.equal(store.snapshot().parameters, torch.full((4,), -8.0))
     assert torch.equal(store.snapshot().statistics, torch.full((2,), 7.0))
-    store.apply([Contribution(first.fill_(0), torch.full((2,), 8.0), 1)], learning_rate=1.0, statistics_share=0.5)
+    store.update([Contribution(first.fill_(0), torch.full((2,), 8.0), 1)], learning_rate=1.0, statistics_share=0.5)
     assert torch.equal(store.snapshot().statistics, torch.full((2,), 7.5))
 
 
 def stepped(store: ParameterStore, steps: range) -> None:
-    """Updates that depend on nothing but their number."""
+    """Apply updates that depend on their number only."""
     for step in steps:
         gradients = [draw(100 * step + i, len(store.parameters)) for i in range(2)]
         statistics = draw(100 * step + 2, len(store.statistics))
-        store.apply([Contribution(gradient, statistics, 0.5) for gradient in gradients], 0.05, 0.5)
+        store.update([Contribution(gradient, statistics, 0.5) for gradient in gradients], 0.05, 0.5)
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
-def test_a_restored_store_goes_on_bit_for_bit(kind: str) -> None:
+def test_restored_store_continues_bit_for_bit(kind: str) -> None:
     through = ParameterStore(draw(0, 101), 70, draw(1, 10), OPTIMIZERS[kind])
     stepped(through, range(3))
     state = through.state()
-    stepped(through, range(3, 6))  # which must not be seen in the state
+    stepped(through, range(3, 6))  # must not change the state
     resumed = ParameterStore(torch.zeros(101), 70, torch.zeros(10), OPTIMIZERS[kind])
     before = resumed.snapshot()
     resumed.restore(state)
@@ -229,9 +233,9 @@ def test_a_restored_store_goes_on_bit_for_bit(kind: str) -> None:
     ],
     ids=["parameters", "statistics", "another optimizer", "no momentum"],
 )
-def test_what_is_of_another_model_or_optimizer_is_refused_and_changes_nothing(other: ParameterStore) -> None:
+def test_state_of_another_model_or_optimizer_is_refused_and_changes_nothing(other: ParameterStore) -> None:
     store = ParameterStore(torch.zeros(100), 50, torch.zeros(10), OPTIMIZERS["sgd"])
-    with pytest.raises(ValueError, match="not of this model and optimizer: it has parameters"):
+    with pytest.raises(ValueError, match="of another model or optimizer: it has parameters"):
         store.restore(other.state())
     assert not store.parameters.any()
     assert not store.statistics.any()
