@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.futures import Future
 
@@ -36,7 +37,6 @@ from psys.run.assembly import run_controller
 from psys.run.config import RunConfig
 from psys.run.directory import RunDirectory
 from psys.run.events import EventLog, read_events
-from psys.run.snapshots import load_file
 from psys.run.status import Status
 from psys.transport.join_messages import JoinRequest
 from psys.transport.protocol import RunRejectedError, ShardControl
@@ -79,7 +79,7 @@ class SlowServer:
     def break_down(self) -> None:
         due, self.due = self.due, []
         for _, done in due:
-            done.set_exception(RuntimeError("the connection is gone"))
+            done.set_exception(RuntimeError("the connection is gone"))  # type: ignore[arg-type]
 
 
 class Rig:

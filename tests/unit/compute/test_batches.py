@@ -1,4 +1,4 @@
-"""Batches of a store whose images are decoded: what is decoded ahead changes nothing."""
+"""Batches of a store whose images are decoded in the background."""
 
 from pathlib import Path
 
@@ -29,9 +29,9 @@ def batches_of(store: PreparedStore, **settings: object) -> Batches:
     "order", [[0, 1, 2, 3, 4, 5, 6], [1, 3, 5, 7, 6, 4, 2], [0, 2, 4, 4, 6, 8, 9, 10, 3, 11], [9, 0, 9, 18, 27, 30]]
 )
 def test_a_batch_depends_on_its_number_alone(store: PreparedStore, order: list[int]) -> None:
-    one_after_the_other = batches_of(store)
+    batches = batches_of(store)
     for number in order:
-        views, labels = one_after_the_other[number]
+        views, labels = batches[number]
         alone, its_labels = batches_of(store)[number]
         assert torch.equal(views, alone)
         assert torch.equal(labels, its_labels)
@@ -52,8 +52,8 @@ def test_batches_in_even_steps_are_decoded_ahead(store: PreparedStore) -> None:
     assert torch.equal(batches[11][0], batches_of(store)[11][0])
 
 
-def test_where_the_next_batch_is_known_none_is_guessed(store: PreparedStore) -> None:
-    batches = batches_of(store, prefetch=1)
+def test_no_batch_is_guessed_where_the_next_one_is_told(store: PreparedStore) -> None:
+    batches = batches_of(store, guess=False)
     for number in (1, 2, 3):
         batches[number]
     assert batches._ahead is not None
@@ -67,8 +67,8 @@ def test_an_encoded_store_gives_batches_of_any_size(store: PreparedStore) -> Non
     assert np.isfinite(views.numpy()).all()
 
 
-def test_what_is_decoded_ahead_in_vain_may_be_damaged(tmp_path: Path) -> None:
-    """An error in the background is told only to whom it concerns."""
+def test_error_in_a_batch_decoded_in_vain_is_ignored(tmp_path: Path) -> None:
+    """An error in the background is raised only where that batch is asked for."""
     store = write_small_store(tmp_path / "store", 4, 1, layout="encoded")
     batches, ahead = batches_of(store), batches_of(store)
     damaged = ahead._chosen[samples_of(3, ahead.samples, 8, 0).numpy()]

@@ -226,9 +226,10 @@ def test_an_impossible_share_is_refused(share: float) -> None:
 
 
 def test_an_unknown_wire_is_refused() -> None:
-    for make in (lambda: gradient_codec("fp8", 0.01), lambda: parameter_codec("fp8")):  # type: ignore[arg-type]
-        with pytest.raises(ValueError, match="unknown wire format 'fp8'"):
-            make()
+    with pytest.raises(ValueError, match="unknown wire format 'fp8'"):
+        gradient_codec("fp8", 0.01)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="unknown wire format 'fp8'"):
+        parameter_codec("fp8")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("seed", [0, 1])

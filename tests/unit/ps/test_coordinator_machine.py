@@ -138,9 +138,7 @@ class CoordinatorMachine(RuleBasedStateMachine):
             if lease is not None:
                 assert lease.worker == name
                 taken = {other.slot for other in self.valid | self.unapplied if other.worker == name}
-                taken |= {
-                    other.slot for other in worker.held
-                }  # leases taken back included
+                taken |= {other.slot for other in worker.held}  # leases taken back included
                 assert lease.slot in set(range(self.slots)) - taken
                 self.slots_of[name, lease.slot].fill_(math.nan)
                 self.valid.add(lease)
@@ -374,10 +372,10 @@ def test_look_ahead_equals_the_staleness_of_equally_fast_workers(mode: Mode, pre
         for update in decision.updates:
             for lease, staleness in zip(update.leases, update.staleness, strict=True):
                 late.append((momentum_ahead[lease], rate * optimizer.momentum_look_ahead(staleness)))
-        for name, (lease, by_momentum, by_gradient) in decision.grants.items():
-            if lease is not None:
-                momentum_ahead[lease] = by_momentum
-                held[name].append(lease)
+        for name, (granted, by_momentum, by_gradient) in decision.grants.items():
+            if granted is not None:
+                momentum_ahead[granted] = by_momentum
+                held[name].append(granted)
                 gradient_ahead.append(by_gradient)
 
     for _ in range(1 + prefetch):

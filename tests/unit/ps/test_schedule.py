@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 from pydantic import ValidationError
 
@@ -56,6 +58,6 @@ def test_a_warmup_as_long_as_the_run_is_allowed() -> None:
         {"warmup_epochs": -1},
     ],
 )
-def test_schedules_that_make_no_sense_are_refused(wrong: dict) -> None:
+def test_schedules_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         ScheduleConfig(**wrong)

@@ -99,11 +99,14 @@ def test_flat_update_equals_torch_on_separate_tensors(
         {"params": tensors[:2], "weight_decay": config.weight_decay},
         {"params": tensors[2:], "weight_decay": 0.0},
     ]
-    rule = {
-        "sgd": lambda: torch.optim.SGD(groups, lr=0.05, momentum=0.9, nesterov=True, **implementation),
-        "rmsprop": lambda: torch.optim.RMSprop(groups, lr=0.05, alpha=0.99, momentum=0.9, **implementation),
-        "adam": lambda: torch.optim.Adam(groups, lr=0.05, betas=(0.9, 0.99), **implementation),
-    }[kind]()
+    rule: torch.optim.Optimizer
+    match kind:
+        case "sgd":
+            rule = torch.optim.SGD(groups, lr=0.05, momentum=0.9, nesterov=True, **implementation)
+        case "rmsprop":
+            rule = torch.optim.RMSprop(groups, lr=0.05, alpha=0.99, momentum=0.9, **implementation)
+        case _:
+            rule = torch.optim.Adam(groups, lr=0.05, betas=(0.9, 0.99), **implementation)
     for step in range(10):
         for i, tensor in enumerate(tensors):
             tensor.grad = draw(100 * step + i, *tensor.shape)
