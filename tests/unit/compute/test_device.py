@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from psys.compute.device import choose_precision
+from tests.support.processes import PROGRAMS
 
 
 def test_precision_as_asked() -> None:
@@ -14,47 +15,23 @@ def test_precision_as_asked() -> None:
     assert choose_precision("auto", cpu) in (torch.float32, torch.bfloat16)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the other systems' allocators are left as they are")
+LINUX_ONLY = pytest.mark.skipif(sys.platform != "linux", reason="allocators of other systems are left as they are")
+
+
+def output_of(program: str, *arguments: str) -> int:
+    """The number that a program in a process of its own prints."""
+    command = [sys.executable, str(PROGRAMS / program), *arguments]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+@LINUX_ONLY
 def test_freed_memory_is_kept_for_the_next_step() -> None:
-    """Page faults of twelve gradient steps, in processes of their own that do and do not keep it.
-
-    A step frees all that it allocated: the images between layers, of 4 MB each, are new to the kernel each time, unless
-    they are kept. The heap takes some steps to settle.
-    """
-    script = """
-import resource, sys, torch
-from psys.compute.device import keep_freed_memory
-from psys.compute.flat import FlatModel
-from psys.compute.step import GradientStep
-from psys.models.registry import build
-if sys.argv[1] == "keep":
-    keep_freed_memory()
-step = GradientStep(FlatModel(build("resnet8", 10)), torch.float32)
-images, labels = torch.zeros(64, 3, 32, 32), torch.zeros(64, dtype=torch.int64)
-for number in range(24):
-    if number == 12:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    step(images, labels)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-    faults = {}
-    for kind in ("keep", "give back"):
-        done = subprocess.run([sys.executable, "-c", script, kind], capture_output=True, text=True, check=True)
-        faults[kind] = int(done.stdout)
-    assert faults["keep"] < faults["give back"] / 20
+    """A step frees all it allocated: layers' outputs of 4 MB each, which the kernel clears anew unless they are kept."""
+    kept, returned = (output_of("page_faults_of_steps.py", kind) for kind in ("keep", "return"))
+    assert kept < returned / 20
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the other systems' allocators are left as they are")
-def test_freed_memory_goes_back_when_it_is_asked_to() -> None:
-    """Even if it lies below what is still held."""
-    script = """
-import psutil, torch
-from psys.compute.device import return_freed_memory
-vectors = [torch.ones(25_000) for _ in range(1000)]  # too small for memory of their own from the kernel
-del vectors[:-1]
-before = psutil.Process().memory_info().rss
-return_freed_memory()
-print(before - psutil.Process().memory_info().rss)
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert int(done.stdout) > 90e6
+@LINUX_ONLY
+def test_freed_memory_is_returned_on_request() -> None:
+    """Also memory that lies below memory in use."""
+    assert output_of("bytes_returned.py") > 90e6
