@@ -26,7 +26,7 @@ def output_of(program: str, *arguments: str) -> int:
 
 @LINUX_ONLY
 def test_freed_memory_is_kept_for_the_next_step() -> None:
-    """A step frees all it allocated: layers' outputs of 4 MB each, which the kernel clears anew unless they are kept."""
+    """A step frees what it allocated: 4 MB for each layer, which the kernel clears anew unless it is kept."""
     kept, returned = (output_of("page_faults_of_steps.py", kind) for kind in ("keep", "return"))
     assert kept < returned / 20
 

@@ -102,8 +102,6 @@ class CoordinatorMachine(RuleBasedStateMachine):
         self.unapplied: set[Lease] = set()  # accepted and not applied yet
         self.accepted = {lease.batch for update in self.updates for lease in update.leases}
 
-    # What the cluster does.
-
     def push_pull(self, worker: Worker, pushed: Lease | None = None, finite: bool = True) -> None:
         """The call of a worker, which then waits for an answer."""
         worker.asking, worker.forgotten = True, False
@@ -171,8 +169,6 @@ class CoordinatorMachine(RuleBasedStateMachine):
 
     def workers_with(self, **state: bool) -> list[Worker]:
         return [w for w in self.workers.values() if all(getattr(w, key) == value for key, value in state.items())]
-
-    # What may happen.
 
     @rule()
     def join(self) -> None:
@@ -254,8 +250,6 @@ class CoordinatorMachine(RuleBasedStateMachine):
         self.start_servers(self.checkpoint)
         for _ in range(workers):
             self.join()
-
-    # What must hold.
 
     @invariant()
     def no_batch_is_lost_or_applied_twice(self) -> None:

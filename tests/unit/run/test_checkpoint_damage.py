@@ -18,7 +18,7 @@ from psys.ps.optimizer import OptimizerConfig
 from psys.ps.store import ParameterStore
 from psys.run.checkpoint import Checkpoint, load
 from tests.support.checkpoints import BATCHES, MANIFEST, PARAMETERS, STATE, STATISTICS, is_intact, saved
-from tests.support.mutation import damaged, retyped
+from tests.support.mutations import damaged, with_changed_node
 
 
 @pytest.fixture
@@ -102,14 +102,14 @@ def test_damaged_bytes_are_refused_or_change_nothing(checkpoint: Path, name: str
 
 def test_manifest_with_other_values_is_refused(checkpoint: Path) -> None:
     def change(random: Random) -> None:
-        write_manifest(checkpoint, retyped(read_manifest(checkpoint), random))
+        write_manifest(checkpoint, with_changed_node(read_manifest(checkpoint), random))
 
     assert count_refusals(checkpoint, 200, change, is_unchanged) > 190
 
 
 def test_forged_manifest_is_refused_or_fits_the_run(checkpoint: Path) -> None:
     def change(random: Random) -> None:
-        write_manifest(checkpoint, with_valid_hash(retyped(read_manifest(checkpoint), random)))
+        write_manifest(checkpoint, with_valid_hash(with_changed_node(read_manifest(checkpoint), random)))
 
     assert count_refusals(checkpoint, 300, change, fits_the_run_or_is_refused) > 150
 

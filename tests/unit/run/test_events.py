@@ -26,7 +26,7 @@ from psys.ps.events import (
 from psys.ps.messages import Lease
 from psys.run.events import EventLog, read_events, surviving
 from tests.support.checkpoints import exit_code_of_child
-from tests.support.mutation import damaged, retyped
+from tests.support.mutations import damaged, with_changed_node
 from tests.support.runs import end, start, update
 
 JOIN = WorkerJoined(worker="worker0", seconds=0.5)
@@ -147,7 +147,9 @@ def test_fields_of_another_type_are_refused(path: Path) -> None:
     values = [json.loads(line) for line in path.read_text().splitlines()]
     refused = 0
     for seed in range(300):
-        changed: list[Any] = [retyped(value, Random(seed)) if value["event"] != "start" else value for value in values]
+        changed: list[Any] = [
+            with_changed_node(value, Random(seed)) if value["event"] != "start" else value for value in values
+        ]
         path.write_text("".join(json.dumps(value) + "\n" for value in changed))
         refused += is_refused(path)
     assert refused == 300
