@@ -39,9 +39,7 @@ from psys.transport.protocol import RunRejectedError, ShardControl
 from psys.transport.registration import Registration
 
 _TICK_SECONDS = 0.2
-_STEPS_TOGETHER = (
-    4  # steps that servers apply in one go: with more, workers wait longer than it saves (benchmarks.wire)
-)
+_STEPS_TOGETHER = 4  # with more, workers wait longer than it saves (docs/experiments.md)
 
 
 class _Answer(NamedTuple):
@@ -59,23 +57,13 @@ class _UnderWay(NamedTuple):
     servers: "list[Future[None]]"
 
 
-class _Work(NamedTuple):
-    """What the thread that holds it has to do outside the lock."""
-
-    steps: list[Step]
-    answers: list[_Answer]
-
-
-_NO_WORK = _Work([], [])
-
-
 class Server:
     """A CoordinatorService and RendezvousHandler over a RunController.
 
-    The thread whose call decided on a step also applies it, unless another thread is applying steps: that thread then
-    takes this step as well, together with others that have come meanwhile. Steps keep their order. `shards` are all
-    servers, this one first. The thread in `run` writes events, snapshots and checkpoints, for no worker should wait for
-    a disk.
+    Every event is decided under one lock, and the steps that follow are applied outside it, in their order: heartbeats
+    wait for no step. The thread whose call decided on a step applies it, unless another thread is applying steps: the
+    background thread then takes all steps decided meanwhile together. `shards` are all servers, this one first. The
+    thread in `run` writes events, snapshots and checkpoints: no worker waits for a disk.
     """
 
     def __init__(
@@ -91,7 +79,7 @@ class Server:
         self._lock = threading.Condition()
         self._futures: dict[str, Future[Grant]] = {}
         self._steps: list[Step] = []  # decided, not yet being applied
-        self._applying = False  # a thread is applying steps
+        self._applying = False  # a thread is applying steps, or about to
         self._under_way: deque[_UnderWay] = deque()
         self._applied = -1
         self._answers: deque[_Answer] = deque()
@@ -99,7 +87,6 @@ class Server:
         self._saves: list[Save] = []
         self._end: RunEnd | None = None
         self._failure: Exception | None = None
-        # Threads that have other duties than to apply steps leave that to this one.
         self._background = ThreadPoolExecutor(1, "psys-apply")
 
     # RendezvousHandler: called from the rendezvous server's threads.
@@ -151,20 +138,22 @@ class Server:
 
     def push_pull(self, worker: str, push: Push | None, holding: tuple[Lease, ...]) -> "Future[Grant]":
         future: Future[Grant] = Future()
-        work = _NO_WORK
+        applying = False
         with self._guarded():
             before = self._futures.get(worker)
             self._futures[worker] = future
             try:
                 self._handle(PushPull(worker, push, holding))
             except UnknownWorkerError as error:
-                if before is None:
-                    del self._futures[worker]
-                else:
+                del self._futures[worker]
+                if before is not None:
                     self._futures[worker] = before
                 raise RunRejectedError(str(error)) from None
-            work = self._take_work()
-        self._do(work)
+            applying = self._begin_applying()
+        if applying:
+            self._apply()
+        else:
+            self._send_answers()
         return future
 
     # The server's own thread.
@@ -243,63 +232,62 @@ class Server:
             self._end = effects.end
             self._lock.notify_all()
 
-    def _take_work(self) -> _Work:
-        """Answers that can be sent and, if no other thread is applying steps, steps to apply."""
-        answers: list[_Answer] = []
-        while self._answers and self._answers[0].after <= self._applied:
-            answers.append(self._answers.popleft())
-        if self._failure:
-            return _NO_WORK
-        steps: list[Step] = []
-        if not self._applying:
-            steps, self._steps = self._steps[:_STEPS_TOGETHER], self._steps[_STEPS_TOGETHER:]
-            self._applying = bool(steps)
-        return _Work(steps, answers)
-
-    # Applying, outside the lock.
-
     def _report(self, event: Event) -> None:
         """Take in an event from a thread that has other duties than to apply steps."""
         with self._guarded():
             self._handle(event)
-            answerable = bool(self._answers) and self._answers[0].after <= self._applied
-            if answerable or (self._steps and not self._applying):
-                self._background.submit(self._work)
+            self._apply_in_background()
 
-    def _work(self) -> None:
+    def _begin_applying(self) -> bool:
+        """Whether the caller must call `_apply`: there are steps, and no thread is applying any."""
+        begin = bool(self._steps) and not self._applying and not self._failure
+        self._applying = self._applying or begin
+        return begin
+
+    def _apply_in_background(self) -> None:
+        """Leave to the background thread what there is to apply or to send."""
+        if self._begin_applying():
+            self._background.submit(self._apply)
+        elif self._answers and self._answers[0].after <= self._applied:
+            self._background.submit(self._send_answers)
+
+    # Applying, outside the lock.
+
+    def _apply(self) -> None:
+        """Apply the steps decided up to now; those decided meanwhile are left to the background."""
         with self._lock:
-            work = self._take_work()
-        self._do(work)
-
-    def _do(self, work: _Work) -> None:
-        """Send answers and apply steps until there are none."""
-        while True:
-            for answer in work.answers:
-                answer.future.set_result(answer.grant)
-            if not work.steps:
-                return
-            try:
-                # The own slice comes last: the other servers work meanwhile.
-                servers = [shard.advance(work.steps) for shard in reversed(self._shards)]
-            except Exception as error:
-                self._fail(error)
-                return
-            number, work, pending = work.steps[-1].number, _NO_WORK, False
-            with self._guarded():
-                self._applying = False
-                self._under_way.append(_UnderWay(number, servers))
-                self._finish_steps()
-                pending = self._applied < number
-                work = self._take_work()
-            if pending:
-                collect_all(servers).add_done_callback(self._servers_done)
+            steps, self._steps = self._steps[:_STEPS_TOGETHER], self._steps[_STEPS_TOGETHER:]
+        try:
+            # The own slice comes last: the other servers work meanwhile.
+            servers = [shard.advance(steps) for shard in reversed(self._shards)]
+        except Exception as error:
+            self._fail(error)
+            return
+        number, pending = steps[-1].number, False
+        with self._guarded():
+            self._applying = False
+            self._under_way.append(_UnderWay(number, servers))
+            self._finish_steps()
+            pending = self._applied < number
+            if self._begin_applying():
+                self._background.submit(self._apply)
+        self._send_answers()
+        if pending:
+            collect_all(servers).add_done_callback(self._servers_done)
 
     def _servers_done(self, _: "Future[Any]") -> None:
-        work = _NO_WORK
         with self._guarded():
             self._finish_steps()
-            work = self._take_work()
-        self._do(work)
+            self._apply_in_background()
+        self._send_answers()
+
+    def _send_answers(self) -> None:
+        answers: list[_Answer] = []
+        with self._lock:
+            while self._answers and self._answers[0].after <= self._applied and not self._failure:
+                answers.append(self._answers.popleft())
+        for answer in answers:
+            answer.future.set_result(answer.grant)
 
     def _finish_steps(self) -> None:
         """Take in the steps, in order, that every server has applied."""

@@ -40,8 +40,8 @@ _TRANSPORTS, _CHANNELS = ["uv"], ["cma", "basic"]
 # A server's rank is its number, a worker's is above all servers'; ranks have 15 bits.
 _FIRST_WORKER_RANK, _WORKER_RANKS = 64, 32_000
 
-# Server 0 decides for one worker while it applies another worker's update. Other servers take steps in their order.
-_COORDINATOR_THREADS, _SHARD_THREADS, _WORKER_THREADS = 2, 1, 2
+# A server has one thread for calls: several would pass Python's lock, and the caches of two cores, to each other.
+_SERVER_THREADS, _WORKER_THREADS = 1, 2
 
 
 class TorchRpcServer:
@@ -57,8 +57,7 @@ class TorchRpcServer:
     def serve(self, shard: ShardService, coordinator: CoordinatorService | None = None) -> str:
         _services[self._name] = _Services(shard, coordinator)
         only_interface_of(self._listen)
-        threads = _COORDINATOR_THREADS if coordinator else _SHARD_THREADS
-        return _build(self._name, self._number, self._peers, threads)
+        return _build(self._name, self._number, self._peers, _SERVER_THREADS)
 
     def connect(self, number: int, address: str) -> ShardControl:
         self._peers[f"server{number}"] = address

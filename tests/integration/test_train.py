@@ -147,7 +147,20 @@ def test_encoded_store_trains_and_resumes_without_ray_opencv_and_arrow(tmp_path:
         (tmp_path / f"{name}.py").write_text(f"raise SystemExit('{name} was imported')\n")
     environment = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     path = tmp_path / "runs" / "r"
-    settings = ("--mode", "sync", "--epochs", "8", "--image-size", "24", "--snapshot-epochs", "8")
+    plan = tmp_path / "plan.yaml"
+    plan.write_text("faults: [{worker: 0, step: 5, kind: slow, seconds: 2}]")  # the run is stopped in this step
+    settings = (
+        "--mode",
+        "sync",
+        "--epochs",
+        "8",
+        "--image-size",
+        "24",
+        "--snapshot-epochs",
+        "8",
+        "--faults",
+        str(plan),
+    )
     with started(PS, *small_run(store, "r", *settings), cwd=tmp_path, env=environment) as process:
         wait_until(lambda: len(updates(path)) > 3, "some updates", process)
         process.send_signal(signal.SIGTERM)
