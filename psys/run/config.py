@@ -19,12 +19,12 @@ from psys.ps.slots import BufferLayout
 
 
 class RestartConfig(Config):
-    """When a process of the run that died is started again."""
+    """How often a process of the run that died is started again. Restarts are counted since it last ran stably."""
 
     failures: int = Field(3, ge=0)
-    """deaths in a row by an error of its own after which it is not started again"""
+    """restarts after errors of its own; after one more error it is not started again"""
     kills: int = Field(100, ge=0)
-    """deaths in a row by a signal after which it is not started again"""
+    """restarts after deaths by a signal; after one more it is not started again"""
     first_pause: float = Field(0.5, ge=0)
     """seconds before the second restart in a row; each further pause is twice as long; the first restart is at once"""
     longest_pause: float = Field(4.0, ge=0)
