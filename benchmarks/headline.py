@@ -102,7 +102,8 @@ def _memory(benchmarks: Benchmarks) -> list[Figure]:
 
 
 def _decisions(benchmarks: Benchmarks) -> list[Figure]:
-    ratios = {mode: medians["4096"] / medians["8"] for mode, medians in benchmarks["decisions"]["modes"].items()}
+    modes = benchmarks["decisions"]["modes"]
+    ratios = {mode: sizes["4096"]["median_us"] / sizes["8"]["median_us"] for mode, sizes in modes.items()}
     return [(f"{mode} {ratio:.2f}", ratio <= 4) for mode, ratio in ratios.items()]
 
 

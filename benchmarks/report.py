@@ -221,8 +221,8 @@ def memory(machine: str, file: Part) -> list[Row]:
 
 def decisions(machine: str, file: Part) -> list[Row]:
     modes = [
-        f"{mode}: {', '.join(f'{median:.0f}' for median in medians.values())}"
-        for mode, medians in file["modes"].items()
+        f"{mode}: " + ", ".join(f"{size['median_us']:.0f}" for size in sizes.values())
+        for mode, sizes in file["modes"].items()
     ]
     counts = next(iter(file["modes"].values()))
     result = f"median microseconds at {', '.join(f'{int(n):,}' for n in counts)} workers; {'; '.join(modes)}"

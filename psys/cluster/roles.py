@@ -154,7 +154,7 @@ def _start(
     config = run.config()
     begun = next(read_events(run.events), None)
     if isinstance(begun, RunStarted) and begun.store != store.content_hash:
-        raise PsysError(f"{config.store} is not the store that {run.path} was started with: it was prepared again since")
+        raise PsysError(f"{config.store} is not the store that {run.path} was started with: prepared again since")
     version, seconds = 0, 0.0
     if checkpoint:
         version, seconds = checkpoint.metadata.version, checkpoint.metadata.train_seconds
