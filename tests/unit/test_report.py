@@ -39,7 +39,8 @@ def test_every_result_file_has_its_environment_and_lies_in_the_folder_of_its_mac
 
 
 def test_decision_times_are_reported_with_the_ratio_of_4096_to_8_workers() -> None:
-    modes = {"sync": {"8": 20.0, "4096": 50.0}, "async": {"8": 10.0, "4096": 50.0}}
+    medians = {"sync": {"8": 20.0, "4096": 50.0}, "async": {"8": 10.0, "4096": 50.0}}
+    modes = {mode: {n: {"median_us": each} for n, each in sizes.items()} for mode, sizes in medians.items()}
     text = render({"amd-epyc-zen5-2c": {"decisions": {"environment": RECORD, "modes": modes}}})
     assert "| at most 4 | sync 2.50 / **async 5.00** |" in text
     assert "median microseconds at 8, 4,096 workers; sync: 20, 50; async: 10, 50" in text
