@@ -63,7 +63,7 @@ def serve(
             transport = TorchRpcServer(0, address)
             others: list[ShardControl] = []
             sizes = [_shard_sizes(config, model, number) for number in range(1, config.servers)]
-            saver = Saver(run, events, shard.kept, others, sizes)
+            saver = Saver(run, events, shard, others, sizes)
             status = Status(
                 config.mode,
                 config.epochs,

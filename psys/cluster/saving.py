@@ -2,8 +2,9 @@
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
+from psys.cluster.shard_server import ShardServer
 from psys.compute.device import return_freed_memory
 from psys.errors import LostServerError
 from psys.ps.controller import Save
@@ -24,11 +25,11 @@ class Saver:
         self,
         run: RunDirectory,
         events: EventLog,
-        kept: Callable[[int], SliceState],
+        own: ShardServer,
         others: Sequence[ShardControl],
         sizes: Sequence[dict[str, int]],
     ) -> None:
-        self._run, self._events, self._kept, self._others, self._sizes = run, events, kept, others, sizes
+        self._run, self._events, self._own, self._others, self._sizes = run, events, own, others, sizes
         self._checkpoints = run.checkpoints(run.config().keep_checkpoints)
 
     def log(self, events: Sequence[RunEvent]) -> None:
@@ -53,13 +54,14 @@ class Saver:
         return_freed_memory()
 
     def _states(self, save: Save) -> list[SliceState]:
-        """All servers' parts, server 0's first."""
-        own = self._kept(save.step)
+        """All servers' parts, server 0's first; no server keeps them any longer."""
+        own = self._own.kept(save.step)
         names = own.vectors().keys()
         states = [own]
         for other, sizes in zip(self._others, self._sizes, strict=True):
             states.append(read_state(other, save.step, own.version, {name: sizes[name] for name in names}))
         assert own.version == save.version
+        self._own.forget_state(save.step)
         return states
 
     def _save_snapshot(self, save: Save, state: SliceState) -> None:

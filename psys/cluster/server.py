@@ -39,7 +39,7 @@ from psys.transport.protocol import RunRejectedError, ShardControl
 from psys.transport.registration import Registration
 
 _TICK_SECONDS = 0.2
-_STEPS_TOGETHER = 4  # with more, workers wait longer than it saves (docs/experiments.md)
+_STEPS_TOGETHER = 4  # applied in one go; more would delay replies more than they save (docs/experiments.md)
 
 
 class _Answer(NamedTuple):
@@ -61,9 +61,9 @@ class Server:
     """A CoordinatorService and RendezvousHandler over a RunController.
 
     Every event is decided under one lock, and the steps that follow are applied outside it, in their order: heartbeats
-    wait for no step. The thread whose call decided on a step applies it, unless another thread is applying steps: the
-    background thread then takes all steps decided meanwhile together. `shards` are all servers, this one first. The
-    thread in `run` writes events, snapshots and checkpoints: no worker waits for a disk.
+    wait for no step. The thread of a push_pull that decided on a step applies it, unless steps are being applied; all
+    other steps are applied by the background thread. `shards` are all servers, this one first; it may grow until `run`.
+    The thread in `run` writes events, snapshots and checkpoints: no worker waits for a disk.
     """
 
     def __init__(
@@ -87,6 +87,7 @@ class Server:
         self._saves: list[Save] = []
         self._end: RunEnd | None = None
         self._failure: Exception | None = None
+        self._closed = False  # nothing is applied any more
         self._background = ThreadPoolExecutor(1, "psys-apply")
 
     # RendezvousHandler: called from the rendezvous server's threads.
@@ -96,10 +97,9 @@ class Server:
         if request.role == "worker":
             worker = f"worker{response.number}"
             with self._lock:
-                left = self._controller.state(worker) is State.LEFT
-            if left:
-                raise PsysError(f"{worker} has left this run: join as a new worker")
-            self._report(Joined(worker))
+                if self._controller.state(worker) is State.LEFT:
+                    raise PsysError(f"{worker} has left this run: join as a new worker")
+                self._report(Joined(worker))
         return response
 
     def server_ready(self, number: int, address: str) -> None:
@@ -181,6 +181,8 @@ class Server:
                 self._write()
                 show(self._status)
         finally:
+            with self._lock:
+                self._closed = True
             self._background.shutdown()
             self._write_log()
         self._write()
@@ -229,7 +231,7 @@ class Server:
             self._answers.append(_Answer(after, self._futures.pop(worker), grant))
         if effects.saves or effects.end:
             self._saves += effects.saves
-            self._end = effects.end
+            self._end = self._end or effects.end
             self._lock.notify_all()
 
     def _report(self, event: Event) -> None:
@@ -239,8 +241,8 @@ class Server:
             self._apply_in_background()
 
     def _begin_applying(self) -> bool:
-        """Whether the caller must call `_apply`: there are steps, and no thread is applying any."""
-        begin = bool(self._steps) and not self._applying and not self._failure
+        """Claim the applying of steps: if true, the caller must call `_apply`, or leave it to the background."""
+        begin = bool(self._steps) and not (self._applying or self._failure or self._closed)
         self._applying = self._applying or begin
         return begin
 
@@ -248,17 +250,17 @@ class Server:
         """Leave to the background thread what there is to apply or to send."""
         if self._begin_applying():
             self._background.submit(self._apply)
-        elif self._answers and self._answers[0].after <= self._applied:
+        elif not self._closed and self._answers and self._answers[0].after <= self._applied:
             self._background.submit(self._send_answers)
 
     # Applying, outside the lock.
 
     def _apply(self) -> None:
-        """Apply the steps decided up to now; those decided meanwhile are left to the background."""
+        """Apply up to `_STEPS_TOGETHER` decided steps; the background thread applies the rest, and later ones."""
         with self._lock:
             steps, self._steps = self._steps[:_STEPS_TOGETHER], self._steps[_STEPS_TOGETHER:]
         try:
-            # The own slice comes last: the other servers work meanwhile.
+            # This server's slice comes last: its `advance` blocks while the other servers work.
             servers = [shard.advance(steps) for shard in reversed(self._shards)]
         except Exception as error:
             self._fail(error)

@@ -32,6 +32,7 @@ from psys.transport.protocol import (
 from psys.transport.shared_memory import WorkerBuffer
 
 _UNLIMITED = 0  # seconds, as RPC writes it
+_FINISH_SECONDS = 10.0  # a server that does not answer by then is gone
 
 # TensorPipe's shared-memory transport is left out: its thread never sleeps, in every process, and takes half of two
 # cores.
@@ -134,9 +135,9 @@ class _RemoteShard:
 
     def finish(self) -> None:
         with contextlib.suppress(ServerUnavailableError):  # it may end before it answers
-            self._call("finish").wait()
+            self._call("finish", timeout=_FINISH_SECONDS).wait()
 
-    def _call(self, method: str, *arguments: object) -> "Future[Any]":
+    def _call(self, method: str, *arguments: object, timeout: float = _UNLIMITED) -> "Future[Any]":
         answer: Future[Any] = Future()
 
         def take(done: "Future[Any]") -> None:
@@ -146,7 +147,7 @@ class _RemoteShard:
                 answer.set_exception(_unavailable(error) if isinstance(error, RuntimeError) else error)
 
         try:
-            _rpc(self._server, method, arguments, _UNLIMITED).add_done_callback(take)
+            _rpc(self._server, method, arguments, timeout).add_done_callback(take)
         except RuntimeError as error:  # to call a server known to be gone ends like a call that fails
             answer.set_exception(_unavailable(error))
         return answer

@@ -116,12 +116,12 @@ class Rig:
         ]
         for worker, buffer in enumerate(self.buffers):
             assert all(shard.attach(f"worker{worker}", buffer.address, layout.nbytes) for shard in shards)
-        self.slow = SlowServer(shards[-1])
+        self.shards, self.slow = shards, SlowServer(shards[-1])
         controls: list[ShardControl] = [*shards[:-1], self.slow] if slow else [*shards]
         self.log = EventLog(self.run_directory.events)
         self.registration = Registration(config, "hash", 10, "127.0.0.1")
         sizes = [shard.state_sizes() for shard in shards[1:]]
-        saver = Saver(self.run_directory, self.log, shards[0].kept, controls[1:], sizes)
+        saver = Saver(self.run_directory, self.log, shards[0], controls[1:], sizes)
         self.server = Server(self.controller, self.registration, controls, saver, Status(mode, EPOCHS))
         for number in range(servers):
             self.registration.server_ready(number, "address")
@@ -231,6 +231,17 @@ def test_run_ends_with_a_snapshot_for_every_epoch_and_a_checkpoint(tmp_path: Pat
     assert isinstance([*read_events(rig.run_directory.events)][-1], RunEnded)
 
 
+@pytest.mark.parametrize("servers", [1, 2])
+def test_states_that_were_saved_are_not_kept(tmp_path: Path, servers: int) -> None:
+    rig = Rig(tmp_path, "sync", servers=servers)
+    rig.train()
+    assert len(rig.events(SnapshotSaved)) == EPOCHS
+    for shard in rig.shards:
+        for step in range(2 * EPOCHS * BATCHES_PER_EPOCH):
+            with pytest.raises(KeyError):
+                shard.kept(step)
+
+
 def test_prefetching_worker_gets_the_next_lease_while_it_computes(tmp_path: Path) -> None:
     rig = Rig(tmp_path, "sync", prefetch=1)
     held = dict(enumerate(map(lease_of, [rig.ask(0), rig.ask(1)])))
@@ -313,11 +324,15 @@ def test_leaving_worker_lets_the_others_go_on(tmp_path: Path) -> None:
 
 def test_failure_to_write_the_log_ends_the_run_and_leaves_no_worker_waiting(tmp_path: Path) -> None:
     rig = Rig(tmp_path, "sync")
-    rig.ask(0)
+    first = rig.ask(0)
     rig.log.close()
-    assert lease_of(rig.ask(1))
+    second = lease_of(rig.ask(1))
     with pytest.raises(ValueError, match="closed file"):
         rig.run()
+    rig.push(0, lease_of(first))
+    rig.server.left("worker1")  # completes the round, but nothing is applied any more
+    assert second.version == 0
+    assert rig.parameters(0)[0].min() == 0  # the gradient still, no parameters
 
 
 def test_broken_connection_gives_the_batch_to_another_worker_at_once(tmp_path: Path) -> None:
