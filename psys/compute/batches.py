@@ -1,6 +1,6 @@
 """Any batch of the run, augmented: its content depends on its number alone, not on the worker that asks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 from psys.augment.batch import AugmentConfig, augment
 from psys.compute.order import batch_seed, samples_of
 from psys.compute.rows import Rows
+from psys.data.batch_plan import BatchPlan
 from psys.data.holdout import holdout
 from psys.data.store import PreparedStore
 
@@ -16,7 +17,7 @@ from psys.data.store import PreparedStore
 class Batches:
     """The training images of a run by batch number; `samples` of them are not held out for validation.
 
-    `validation_share`, `batch_size` and `seed` are the run's settings. `guess`: predict the next batch from the step
+    `validation_share`, `batch_size`, `seed` and `earlier_batch_sizes` are the run's settings. `guess`: predict the next batch from the step
     between the last ones, where images are decoded in the background; otherwise `expect` tells it.
     """
 
@@ -30,14 +31,16 @@ class Batches:
         validation_share: float,
         seed: int,
         guess: bool,
+        earlier_batch_sizes: Sequence[tuple[int, int]] = (),
     ) -> None:
         self._config, self._mean, self._std = config, store.channel_mean, store.channel_std
-        self._batch_size, self._seed = batch_size, seed
+        self._seed = seed
         self._classes = len(store.classes)
         split = store.split("train")
         self._rows = Rows(split, device)
         self._chosen, _ = holdout(split.labels, validation_share, seed)
         self.samples = len(self._chosen)
+        self._plan = BatchPlan(self.samples, batch_size, earlier_batch_sizes)
         self._generator = torch.Generator(device)
         self._ahead = _Ahead(self._load, guess) if self._rows.decoded else None
 
@@ -54,7 +57,7 @@ class Batches:
             self._ahead.expect(batch)
 
     def _load(self, batch: int) -> list[Tensor]:
-        order = samples_of(batch, self.samples, self._batch_size, self._seed)
+        order = samples_of(batch, self._plan, self._seed)
         return self._rows[self._chosen[order.numpy()]]
 
 

@@ -5,11 +5,13 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from psys.data.batch_plan import BatchPlan
 
-def samples_of(batch: int, samples: int, batch_size: int, seed: int) -> Tensor:
+
+def samples_of(batch: int, plan: BatchPlan, seed: int) -> Tensor:
     """Indices of the samples in `batch`: its part of the epoch's permutation. Returns (<= batch_size,) int64."""
-    epoch, index = divmod(batch, -(-samples // batch_size))
-    return _epoch_order(samples, seed, epoch)[index * batch_size : (index + 1) * batch_size]
+    epoch, first, last = plan.place(batch)
+    return _epoch_order(plan.samples, seed, epoch)[first:last]
 
 
 @lru_cache(maxsize=2)

@@ -3,7 +3,7 @@
 import heapq
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, IntEnum
 from itertools import pairwise
@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import NonNegativeInt, PositiveInt
 
 from psys.config import Config
+from psys.data.batch_plan import BatchPlan
 from psys.ps.messages import Lease
 
 
@@ -71,15 +72,17 @@ class LedgerState(Config):
 class Ledger:
     """Leases batches in order, takes leases back from lost workers, and counts what became of every batch.
 
-    A run is `epochs` passes over `samples`, each in ceil(samples / batch_size) batches; the last may be smaller.
+    A run is `epochs` passes over `samples` in batches of `batch_size`, of other sizes in `earlier` epochs (see
+    BatchPlan).
     """
 
-    def __init__(self, epochs: int, samples: int, batch_size: int) -> None:
+    def __init__(
+        self, epochs: int, samples: int, batch_size: int, earlier: Sequence[tuple[int, int]] = ()
+    ) -> None:
         if min(epochs, samples, batch_size) < 1:
             raise ValueError(f"a run needs epochs, samples and batch_size >= 1, got {epochs}, {samples}, {batch_size}")
-        self.samples, self.batch_size = samples, batch_size
-        self.batches_per_epoch = -(-samples // batch_size)
-        self.batches = epochs * self.batches_per_epoch
+        self.plan = BatchPlan(samples, batch_size, earlier)
+        self.batches = self.plan.batches(epochs)
         self._state = bytearray(self.batches)
         self._fresh = 0
         self._returned: list[int] = []
@@ -87,6 +90,7 @@ class Ledger:
         self._outstanding_of: defaultdict[str, dict[int, Lease]] = defaultdict(dict)
         self._attempts: dict[int, int] = {}
         self._counts = BatchAccount(self.batches)
+        self._applied = [0] * self.plan.parts  # batches, by part of the plan
 
     def restore(self, state: LedgerState) -> None:
         """Continue, as a new ledger of the same run, from another's state. Raises ValueError if it does not fit."""
@@ -95,6 +99,8 @@ class Ledger:
             raise ValueError(f"the ledger's ranges of applied batches do not fit a run of {self.batches} batches")
         for first, last in state.applied:
             self._state[first:last] = bytes([_State.APPLIED]) * (last - first)
+            for batch in range(first, last):
+                self._applied[self.plan.part_of(batch)] += 1
         self._fresh = state.fresh
         self._returned = [batch for batch in range(self._fresh) if self._state[batch] == _State.PENDING]
         if set(state.attempts) != set(self._returned):
@@ -128,12 +134,11 @@ class Ledger:
     @property
     def epochs_done(self) -> float:
         """Batches applied, in epochs."""
-        return self._counts.applied / self.batches_per_epoch
+        return self.plan.epochs(self._applied)
 
     def size(self, batch: int) -> int:
         """Samples in `batch`."""
-        index = batch % self.batches_per_epoch
-        return min(self.batch_size, self.samples - index * self.batch_size)
+        return self.plan.size(batch)
 
     @property
     def next_due(self) -> tuple[int, int] | None:
@@ -182,6 +187,7 @@ class Ledger:
         self._state[lease.batch] = _State.APPLIED
         self._attempts.pop(lease.batch, None)
         self._counts.applied += 1
+        self._applied[self.plan.part_of(lease.batch)] += 1
 
     def outstanding(self, worker: str) -> list[Lease]:
         """The leases that `worker` has and has not pushed, in the order they were granted."""

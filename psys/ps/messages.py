@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 class Lease(NamedTuple):
     """One batch assigned to one worker. `attempt` tells a reissued lease from the lease that was taken back."""
 
-    batch: int  # position in the run: epoch * batches_per_epoch + index
+    batch: int  # position in the run: see BatchPlan
     attempt: int
     worker: str
     version: int  # version of the parameters that the worker reads for this batch

@@ -42,7 +42,7 @@ def initial_slice(config: RunConfig, model: FlatModel, number: int) -> Slice:
 def initial_ledger(config: RunConfig, store: PreparedStore) -> Ledger:
     """The ledger of all batches of the run. Raises PsysError if the holdout leaves no training images."""
     training, _ = holdout(store.split("train").labels, config.validation_share, config.seed)
-    return Ledger(config.epochs, len(training), config.batch_size)
+    return Ledger(config.epochs, len(training), config.batch_size, config.earlier_batch_sizes)
 
 
 def run_controller(
@@ -72,5 +72,6 @@ def batch_gradient(config: RunConfig, store: PreparedStore, *models: FlatModel) 
         validation_share=config.validation_share,
         seed=config.seed,
         guess=not config.prefetch,
+        earlier_batch_sizes=config.earlier_batch_sizes,
     )
     return BatchGradient(batches, config.precision, config.label_smoothing, *models)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from psys.augment.batch import AugmentConfig
 from psys.compute.device import Precision
@@ -70,6 +70,8 @@ class RunConfig(Config):
     """passes over the training images"""
     batch_size: int = Field(64, ge=1)
     """images of one gradient, before batch augmentation multiplies them"""
+    earlier_batch_sizes: tuple[tuple[PositiveInt, PositiveInt], ...] = ()
+    """rows (batch size, epoch): the batch size of the epochs before that one, in a run resumed with another one"""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """probability mass taken from the right class and spread over all (Szegedy et al. 2016)"""
     precision: Precision = "auto"

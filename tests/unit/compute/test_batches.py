@@ -10,6 +10,7 @@ from psys.augment.batch import AugmentConfig
 from psys.augment.foreground import ForegroundConfig
 from psys.compute.batches import Batches
 from psys.compute.order import samples_of
+from psys.data.batch_plan import BatchPlan
 from psys.data.store import PreparedStore
 from tests.support.stores import write_small_store
 
@@ -71,7 +72,7 @@ def test_error_in_a_batch_decoded_in_vain_is_ignored(tmp_path: Path) -> None:
     """An error in the background is raised only where that batch is asked for."""
     store = write_small_store(tmp_path / "store", 4, 1, layout="encoded")
     batches, ahead = batches_of(store), batches_of(store)
-    damaged = ahead._chosen[samples_of(3, ahead.samples, 8, 0).numpy()]
+    damaged = ahead._chosen[samples_of(3, BatchPlan(ahead.samples, 8), 0).numpy()]
     records = np.memmap(tmp_path / "store" / "train_records_00000.bin", np.uint8, "r+")
     index = np.load(tmp_path / "store" / "train_index.npy")
     for row in damaged:

@@ -16,6 +16,7 @@ from psys.augment.batch import AugmentConfig, augment
 from psys.augment.foreground import ForegroundConfig
 from psys.compute.flat import FlatModel
 from psys.compute.order import batch_seed, samples_of
+from psys.data.batch_plan import BatchPlan
 from psys.data.holdout import holdout
 from psys.data.store import PreparedStore
 from psys.models.registry import build
@@ -100,7 +101,7 @@ def views_of(config: RunConfig, data: PreparedStore, batch: int) -> tuple[Tensor
     """The augmented batch, made without psys.compute.batches and psys.simulate."""
     split = data.split("train")
     chosen, _ = holdout(split.labels, config.validation_share, config.seed)
-    rows = chosen[samples_of(batch, len(chosen), config.batch_size, config.seed).numpy()]
+    rows = chosen[samples_of(batch, BatchPlan(len(chosen), config.batch_size), config.seed).numpy()]
     images, labels, masks, usable = [torch.tensor(column[rows]) for column in split]
     generator = torch.Generator().manual_seed(batch_seed(config.seed, batch, stream=1))
     columns = images, labels, masks, usable
