@@ -117,4 +117,4 @@ def test_damaged_store(refused: Refused, small_store_path: Path, tmp_path: Path)
     ids=lambda value: value if isinstance(value, str) else value[0],
 )
 def test_wrong_command(refused: Refused, tmp_path: Path, arguments: list[str], word: str) -> None:
-    check(refused("psys.cli", *arguments), word)
+    check(refused("psys", *arguments), word)
