@@ -55,7 +55,7 @@ class Parser(argparse.ArgumentParser):
         **options: Any,
     ) -> None:
         super().__init__(
-            description=textwrap.fill(description or "", HELP_COLUMNS),
+            description=textwrap.fill((description or "").partition("\n\n")[0], HELP_COLUMNS),
             epilog="\n  ".join(["examples:", *examples]) if examples else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=allow_abbrev,
@@ -80,13 +80,13 @@ def parse(model: type[ConfigT], argv: Sequence[str], prog: str, default_file: Pa
     parser = Parser(
         prog=prog,
         usage="%(prog)s [--config FILE] [--SETTING VALUE ...]",
-        description=f"{model.__doc__} Flags override the settings of the --config file, and the defaults shown are "
-        f"those that apply {f'with config {label}' if label else 'without a file'}.",
+        description=f"{model.__doc__} Flags override the settings of the --config file."
+        + (f" The defaults shown are those of config {label}." if label else ""),
         examples=model.examples,
     )
-    named = f"a name ({', '.join(_named_files(model))}) or " if model.named_files else ""
+    named = f": one of {', '.join(_named_files(model))}, or a path" if model.named_files else ""
     shown = f" (default: {label})" if label else ""
-    parser.add_argument("--config", metavar="FILE", help=f"YAML file of settings: {named}a path{shown}")
+    parser.add_argument("--config", metavar="FILE", help=f"YAML file of settings{named}{shown}".replace("%", "%%"))
     source = _add_flags(parser, model, defaults)
     if unknown := parser.parse_known_args(argv)[1]:
         raise PsysError(_explain_arguments(model, unknown))
