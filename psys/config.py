@@ -245,7 +245,8 @@ def _explain(model: type[Config], location: tuple[int | str, ...], kind: str, me
         meant = " or ".join(f"'{name}'" for name in closest_settings(model, path))
         return f"unknown setting '{path}'" + (f", did you mean {meant}?" if meant else " (see --help)")
     if kind == "model_type":
-        message = f"expected a mapping of settings, such as '{closest_settings(model, path)[0]}'"
+        below = next((f", such as '{name}'" for name, _ in _leaves(model) if name.startswith(f"{path}.")), "")
+        message = f"expected a mapping of settings{below}"
     return f"setting '{path}': {message}, got {_short(repr(value))}" if path else message
 
 
