@@ -133,7 +133,7 @@ def count(text: str) -> int:
 def prepared_sample(path: Path) -> None:
     """Prepare the sample at `path` if `path` does not exist. Raises PsysError if the sample cannot be prepared."""
     if not path.exists():
-        command = [sys.executable, "-m", "psys.cli", "prepare", "--source", "sample"]
+        command = [sys.executable, "-m", "psys", "prepare", "--source", "sample"]
         if subprocess.run([*command, "--stores", path.parent, "--name", path.name], cwd=ROOT).returncode:
             raise PsysError(f"could not prepare the sample at {path}")
 

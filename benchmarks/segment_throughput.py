@@ -139,7 +139,7 @@ def whole(arguments: argparse.Namespace) -> None:
     part = name.replace("throughput", "whole")
     saved = read_parts(arguments.out).get(part, {"done": True})
     before = [] if saved["done"] else saved["runs"]
-    command = ["-m", "psys.cli", "prepare", "--source", source, "--stores", arguments.stores, "--name", name]
+    command = ["-m", "psys", "prepare", "--source", source, "--stores", arguments.stores, "--name", name]
     command += ["--segment.scale", arguments.scale] if arguments.scale else []
     log = arguments.stores / f"{name}.log"
     taken: list[float] = []

@@ -1,14 +1,26 @@
-"""The `psys` command: fetch data, prepare images, evaluate and audit runs. (launch/ps.py trains.)"""
+"""The `psys` command: train, fetch data, prepare images, evaluate and audit runs."""
 
-import argparse
+import os
+import platform
 import sys
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from importlib.metadata import version
 from pathlib import Path
 
 from rich.console import Console
 
 from psys.config import Parser, parse
-from psys.errors import exit_with_message
+from psys.errors import PsysError, exit_with_message
+
+
+def train(argv: Sequence[str], prog: str = "psys train") -> None:
+    """Train, with the settings of a command line. Exits as `psys.training.launch.main` does."""
+    # Before torch is imported: its RPC logs a warning for every worker that leaves.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from psys.training.launch import main
+
+    main(argv, prog)
 
 
 def _prepare(argv: Sequence[str]) -> None:
@@ -20,19 +32,18 @@ def _prepare(argv: Sequence[str]) -> None:
 def _data(argv: Sequence[str]) -> None:
     from psys.data.fetch import FetchConfig, fetch
 
-    parser = Parser(prog="psys data")
+    parser = Parser(prog="psys data", description="Fetch a data set.", examples=["psys data fetch cifar10"])
     parser.add_argument("action", choices=["fetch"])
     parser.add_argument("dataset", choices=["cifar10"])
-    rest = parser.parse_known_args(argv)[1] if argv[:2] == ["fetch", "cifar10"] else parser.parse_args(argv)
-    assert isinstance(rest, list)
-    fetch(parse(FetchConfig, rest, "psys data fetch cifar10"))
+    parser.parse_args(argv[:2])
+    fetch(parse(FetchConfig, argv[2:], "psys data fetch cifar10"))
 
 
 def _evaluate(argv: Sequence[str]) -> None:
     from psys.run.directory import RunDirectory
     from psys.run.results import evaluate_run
 
-    parser = Parser(prog="psys evaluate", description=evaluate_run.__doc__)
+    parser = Parser(prog="psys evaluate", description=evaluate_run.__doc__, examples=["psys evaluate runs/NAME"])
     parser.add_argument("run", type=Path, help="directory of a run that was stopped before it was evaluated")
     evaluate_run(RunDirectory(parser.parse_args(argv).run), Console())
 
@@ -40,19 +51,17 @@ def _evaluate(argv: Sequence[str]) -> None:
 def _audit(argv: Sequence[str]) -> None:
     from psys.run.audit import audit
 
-    parser = Parser(prog="psys audit", description=audit.__doc__)
+    parser = Parser(prog="psys audit", description=audit.__doc__, examples=["psys audit runs/NAME"])
     parser.add_argument("run", type=Path, help="directory of a run")
     audit(parser.parse_args(argv).run / "events.jsonl", Console())
 
 
 _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
+    "train": (train, "train with a parameter server: psys train --config sample"),
     "data": (_data, "fetch a data set: psys data fetch cifar10"),
     "prepare": (_prepare, "decode, resize and segment images into a store that training reads"),
     "evaluate": (_evaluate, "evaluate and export what a stopped run has trained"),
-    "audit": (
-        _audit,
-        "recompute a run's batch accounting from events.jsonl and compare it with the totals the run reported",
-    ),
+    "audit": (_audit, "recompute a run's batch accounting from its events and compare it with the reported totals"),
 }
 
 
@@ -60,16 +69,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; for what the user must correct, one line and exit code 2."""
     parser = Parser(
         prog="psys",
-        description="Everything around training with a parameter server (to train: torchrun launch/ps.py --help).",
-        epilog="\n".join(f"  {name:10}{text}" for name, (_, text) in _COMMANDS.items()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="psys COMMAND [ARGUMENT ...]",
+        description="Train image classifiers with a parameter server. For a command's arguments: psys COMMAND --help.",
+        examples=[
+            "psys train --config sample --epochs 5 --workers 2",
+            "torchrun --standalone --nproc-per-node 3 -m psys train",
+        ],
     )
-    parser.add_argument("command", choices=_COMMANDS)
+    commands = parser.add_argument_group("commands")
+    for name, (_, text) in _COMMANDS.items():
+        commands.add_argument(name, nargs="?", help=text)
+    parser.add_argument("--version", action="store_true", help="show the versions of psys, Python and torch, and exit")
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:], "--help"]
+    if not arguments:
+        parser.print_help(sys.stderr)
+        sys.exit(2)
     with exit_with_message():
-        command = parser.parse_args(arguments[:1]).command
-        _COMMANDS[command][0](arguments[1:])
-
-
-if __name__ == "__main__":
-    main()
+        command = arguments[0]
+        if command in _COMMANDS:
+            _COMMANDS[command][0](arguments[1:])
+        elif command == "--version":
+            print(f"psys {version('psys')} (Python {platform.python_version()}, torch {version('torch')})")
+        elif command in ("-h", "--help"):
+            parser.print_help()
+        else:
+            close = get_close_matches(command, _COMMANDS, n=1)
+            meant = f"did you mean '{close[0]}'?" if close else f"the commands are {', '.join(_COMMANDS)}"
+            raise PsysError(f"unknown command '{command}': {meant}")

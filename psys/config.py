@@ -1,20 +1,24 @@
 """Typed settings from a YAML file and the command line; a wrong one is named by its path."""
 
 import argparse
-from collections.abc import Sequence
+import re
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
 
 from psys.errors import PsysError
 from psys.files import read_bounded
 
 FILE_BYTES = 64 * 2**10  # the longest of ours has 2 KB, and PyYAML's time for long numbers grows as their square
-SHOWN_ERRORS, SHOWN_CHARACTERS = 10, 200
+SHOWN_ERRORS, SHOWN_CHARACTERS, SHOWN_SUGGESTIONS = 10, 200, 3
+HELP_COLUMNS = 98
 _MODEL_CONFIG = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
@@ -26,46 +30,71 @@ class Config(BaseModel):
     """Base of every settings class: immutable, and closed to names it does not know."""
 
     model_config = _MODEL_CONFIG
+    named_files: ClassVar[Path | None] = None
+    """folder of the YAML files that `--config NAME` selects"""
+    topics: ClassVar[Mapping[str, Sequence[str]]] = {}
+    """groups of `--help`: title, settings; a setting without a group is among the options on top"""
+    synonyms: ClassVar[Mapping[str, str]] = {}
+    """other programs' name for a setting, in kebab case: the setting"""
+    examples: ClassVar[Sequence[str]] = ()
+    """command lines at the end of `--help`; %(prog)s is the command"""
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are PsysErrors of one line."""
+    """An argument parser whose complaints are PsysErrors of one line, and that shows examples."""
+
+    def __init__(
+        self,
+        *,
+        description: str | None = None,
+        examples: Sequence[str] = (),
+        allow_abbrev: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            description=textwrap.fill((description or "").partition("\n\n")[0], HELP_COLUMNS),
+            epilog="\n  ".join(["examples:", *examples]) if examples else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=allow_abbrev,
+            **options,
+        )
 
     def error(self, message: str) -> NoReturn:
         raise PsysError(f"{message} (see --help)")
 
 
 def parse(model: type[ConfigT], argv: Sequence[str], prog: str, default_file: Path | None = None) -> ConfigT:
-    """Settings of `model` from its defaults, overlaid by `--config FILE` (YAML), overlaid by flags like `--a.b 3`.
+    """Settings of `model` from its defaults, overlaid by `--config` (YAML), overlaid by flags like `--a.b-c 3`.
 
-    Without `--config`, `default_file` is read if given. Raises PsysError naming the setting and where it was set.
+    `--config` is the path of a file, or the name of one in `model.named_files`; without it, `default_file` is read if
+    given. `--a.b_c` is `--a.b-c`. `--help` shows the defaults that apply after the file. Raises PsysError naming the
+    setting and where it was set.
     """
-    # pydantic-settings makes the flags from a BaseSettings class, which by itself would read the environment as well.
-    flags_model = type(model.__name__, (model, BaseSettings), {"__doc__": model.__doc__})
-    order = "A flag goes before the file of --config, which goes before the default shown with the flag."
-    parser = Parser(prog=prog, description=f"{model.__doc__} {order}", allow_abbrev=False)
-    parser.add_argument(
-        "--config", type=Path, metavar="FILE", help=f"YAML file of settings (default: {default_file or 'none'})"
+    argv = [_kebab_case(argument) for argument in argv]
+    config_file, label = _config_file(model, argv, prog, default_file)
+    settings = read_yaml(config_file) if config_file else {}
+    defaults = None if {"-h", "--help"}.isdisjoint(argv) else validate(model, settings, f"config {label}")
+    parser = Parser(
+        prog=prog,
+        usage="%(prog)s [--config FILE] [--SETTING VALUE ...]",
+        description=f"{model.__doc__} Flags override the settings of the --config file."
+        + (f" The defaults shown are those of config {label}." if label else ""),
+        examples=model.examples,
     )
-    source: CliSettingsSource[Any] = CliSettingsSource(
-        flags_model,
-        root_parser=parser,
-        cli_avoid_json=True,
-        cli_hide_none_type=True,
-        cli_implicit_flags=True,
-        cli_kebab_case=True,
-    )
-    config_file = parser.parse_known_args(argv)[0].config or default_file
+    named = f": one of {', '.join(_named_files(model))}, or a path" if model.named_files else ""
+    shown = f" (default: {label})" if label else ""
+    parser.add_argument("--config", metavar="FILE", help=f"YAML file of settings{named}{shown}".replace("%", "%%"))
+    source = _add_flags(parser, model, defaults)
+    if unknown := parser.parse_known_args(argv)[1]:
+        raise PsysError(_explain_arguments(model, unknown))
     try:
-        source(args=list(argv))
-        flags = source()
+        flags = source(args=argv)()
     except SettingsError as error:
         raise PsysError(f"a flag's value cannot be read: {error}") from None
-    settings = read_yaml(config_file) if config_file else {}
-    where = " and ".join([*([str(config_file)] if config_file else []), *(["flags"] if flags else [])])
+    where = " and ".join([*([f"config {label}"] if label else []), *(["flags"] if flags else [])])
     return validate(model, _overlay(settings, flags), where)
 
 
@@ -75,7 +104,7 @@ def validate(model: type[ConfigT], settings: dict[str, Any], where: str) -> Conf
         return model.model_validate(settings)
     except ValidationError as error:
         first = error.errors()[:SHOWN_ERRORS]
-        wrong = "; ".join(_explain(model, e["loc"], e["msg"], e["input"]) for e in first)
+        wrong = "; ".join(_explain(model, e["loc"], e["type"], e["msg"], e["input"]) for e in first)
         raise PsysError(f"{wrong} (in {where})") from None
 
 
@@ -129,23 +158,130 @@ def _overlay(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _explain(model: type[BaseModel], location: tuple[int | str, ...], message: str, value: object) -> str:
+def _named_files(model: type[Config]) -> list[str]:
+    return sorted(path.stem for path in model.named_files.glob("*.yaml")) if model.named_files else []
+
+
+def _config_file(
+    model: type[Config], argv: Sequence[str], prog: str, default_file: Path | None
+) -> tuple[Path | None, str]:
+    """The file of `--config` or `default_file`, and what to call it in a message."""
+    parser = Parser(prog=prog, add_help=False)
+    parser.add_argument("--config")
+    value = parser.parse_known_args(argv)[0].config
+    if value is None:
+        named = default_file is not None and default_file.parent == model.named_files
+        return default_file, "" if default_file is None else default_file.stem if named else str(default_file)
+    if model.named_files is None or "/" in value or value.endswith((".yaml", ".yml")):
+        return Path(value), value
+    if value not in (names := _named_files(model)):
+        close = get_close_matches(value, names, n=1)
+        meant = f"did you mean '{close[0]}'?" if close else f"the names are {', '.join(names)};"
+        raise PsysError(f"unknown config '{value}': {meant} the path of a file has a / or ends in .yaml")
+    return model.named_files / f"{value}.yaml", value
+
+
+def _kebab_case(argument: str) -> str:
+    """`--batch_size=a_b` as `--batch-size=a_b`."""
+    name, equals, value = argument.partition("=")
+    return f"{name.replace('_', '-')}{equals}{value}" if name.startswith("--") else argument
+
+
+def _add_flags(parser: Parser, model: type[Config], defaults: Config | None) -> CliSettingsSource[Any]:
+    """Give the parser a flag for each setting of `model`, in groups, with `defaults` in the help."""
+    fields = dict(_leaves(model))
+    groups: dict[str, Any] = {}
+    for title, names in model.topics.items():
+        group = parser.add_argument_group(title)
+        groups |= dict.fromkeys(names, group)
+
+    def add(container: Any, *flags: str, dest: str, metavar: str = "", **options: Any) -> None:
+        if dest not in fields:  # a group as a whole, in JSON
+            return
+        if metavar:
+            options["metavar"] = metavar if metavar[0] == "{" else metavar.upper() if metavar.isalpha() else "JSON"
+        shown = _shown_default(fields[dest], dest, defaults)
+        options["help"] = f"{fields[dest].description or ''}{shown}".replace("%", "%%")
+        groups.get(dest, container).add_argument(*flags, dest=dest, **options)
+
+    # pydantic-settings makes the flags from a BaseSettings class, which by itself would read the environment as well.
+    return CliSettingsSource(
+        type(model.__name__, (model, BaseSettings), {"__doc__": model.__doc__}),
+        root_parser=parser,
+        add_argument_method=add,
+        cli_avoid_json=True,
+        cli_hide_none_type=True,
+        cli_implicit_flags=True,
+        cli_kebab_case=True,
+        cli_use_class_docs_for_groups=True,
+    )
+
+
+def _shown_default(field: FieldInfo, name: str, defaults: Config | None) -> str:
+    *above, last = name.split(".")
+    owner: Any = defaults
+    for part in above:
+        owner = getattr(owner, part, None)
+    value = getattr(owner, last, None)
+    if value in (None, ()) or (field.default_factory and last not in owner.model_fields_set):
+        return ""  # the description says what applies
+    if isinstance(value, bool):
+        return f" (default: {'yes' if value else 'no'})"
+    return f" (default: {format(value, 'g') if isinstance(value, float) else value})"
+
+
+def _leaves(model: type[BaseModel], above: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Dotted names and fields of all settings that are not groups."""
+    for name, field in model.model_fields.items():
+        if isinstance(group := field.annotation, type) and issubclass(group, BaseModel):
+            yield from _leaves(group, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", field
+
+
+def _explain(model: type[Config], location: tuple[int | str, ...], kind: str, message: str, value: object) -> str:
     path = _short(".".join(str(part) for part in location))
-    if message == "Extra inputs are not permitted":
-        return f"unknown setting '{path}'{_suggestion(model, location)}"
+    if kind == "extra_forbidden":
+        meant = " or ".join(f"'{name}'" for name in closest_settings(model, path))
+        return f"unknown setting '{path}'" + (f", did you mean {meant}?" if meant else " (see --help)")
+    if kind == "model_type":
+        below = next((f", such as '{name}'" for name, _ in _leaves(model) if name.startswith(f"{path}.")), "")
+        message = f"expected a mapping of settings{below}"
     return f"setting '{path}': {message}, got {_short(repr(value))}" if path else message
+
+
+def _explain_arguments(model: type[Config], unknown: Sequence[str]) -> str:
+    flags = [argument.partition("=")[0] for argument in unknown if re.match("--?[a-zA-Z]", argument)]
+    if not flags:
+        return f"unexpected argument '{_short(unknown[0])}' (see --help)"
+    return "; ".join(_explain_flag(model, flag) for flag in flags[:SHOWN_ERRORS])
+
+
+def _explain_flag(model: type[Config], flag: str) -> str:
+    no, name = re.fullmatch("--?(no-)?(.*)", flag, re.DOTALL).groups()  # type: ignore[union-attr]
+    found = closest_settings(model, name)
+    fields = dict(_leaves(model))
+    meant = [f"--{no if no and fields[each].annotation is bool else ''}{each}".replace("_", "-") for each in found]
+    return f"unknown flag {_short(flag)}" + (f": did you mean {' or '.join(meant)}?" if meant else " (see --help)")
+
+
+def closest_settings(model: type[Config], name: str) -> list[str]:
+    """Dotted names of the settings that a user may have meant by `name`, at most three.
+
+    In this order: a synonym, a setting of another group, the first settings of a group, the closest spelling.
+    """
+    known = {setting.replace("_", "-"): setting for setting, _ in _leaves(model)}
+    wanted = name.lower().replace("_", "-")
+    last = wanted.rpartition(".")[2]
+    if synonym := model.synonyms.get(wanted, model.synonyms.get(last)):
+        return [synonym]
+    same = [setting for kebab, setting in known.items() if kebab.rpartition(".")[2] == last]
+    if found := same or [setting for kebab, setting in known.items() if kebab.startswith(f"{last}.")]:
+        return found[:SHOWN_SUGGESTIONS]
+    spellings = {kebab.rpartition(".")[2]: setting for kebab, setting in known.items()} | known
+    spellings |= {kebab.partition(".")[0]: setting for kebab, setting in reversed(known.items()) if "." in kebab}
+    return [spellings[close] for close in get_close_matches(wanted, spellings, n=1, cutoff=0.7)]
 
 
 def _short(text: str) -> str:
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
-
-
-def _suggestion(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
-    fields = model.model_fields
-    for part in location[:-1]:
-        group = fields[str(part)].annotation if part in fields else None
-        if not (isinstance(group, type) and issubclass(group, BaseModel)):
-            return ""
-        fields = group.model_fields
-    close = get_close_matches(str(location[-1]), fields, n=1)
-    return f", did you mean '{close[0]}'?" if close else f" (known: {', '.join(fields)})"

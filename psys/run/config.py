@@ -1,7 +1,8 @@
 """All settings of a run; they are written to the run's directory and sent to every process that joins."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -16,6 +17,58 @@ from psys.ps.partition import partition
 from psys.ps.policy import Mode, rounds_ahead
 from psys.ps.schedule import ScheduleConfig
 from psys.ps.slots import BufferLayout
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+"""The packaged configs."""
+
+TOPICS = {
+    "run": ("name", "runs", "resume", "seed"),
+    "data": ("source", "store", "image_size", "validation_share"),
+    "model and training": ("model", "epochs", "batch_size", "label_smoothing", "precision", "snapshot_epochs"),
+    "parallelism": (
+        *("mode", "staleness", "workers", "threads", "servers", "remote_servers"),
+        *("wire", "topk_share", "prefetch"),
+    ),
+    "checkpoints and faults": ("checkpoint_every", "keep_checkpoints", "faults"),
+    "network": ("listen", "port", "role", "join", "token_file"),
+    "timeouts": ("heartbeat_timeout", "patience", "start_timeout", "join_timeout", "leave_timeout"),
+}
+"""The groups of `--help`, with the settings that TrainingConfig adds."""
+
+SYNONYMS = {
+    other: setting
+    for setting, others in {
+        "schedule.learning_rate": "lr rate base-lr",
+        "schedule.kind": "scheduler lr-scheduler lr-schedule",
+        "schedule.warmup_epochs": "warmup",
+        "optimizer.kind": "optim opt",
+        "optimizer.weight_decay": "wd decay l2",
+        "augment.cutout_size": "cutout",
+        "batch_size": "b bs batch batch-size-per-worker per-device-train-batch-size",
+        "epochs": "e ep iterations num-train-epochs",
+        "model": "a arch architecture net network backbone",
+        "source": "d data dataset data-dir data-path data-root root",
+        "image_size": "imgsz img-size input-size resolution",
+        "validation_share": "val-split validation-split",
+        "mode": "sync async ssp consistency",
+        "staleness": "max-staleness staleness-bound slack",
+        "workers": "w j n nproc nproc-per-node np num-processes world-size gpus num-gpus devices",
+        "servers": "s ps num-ps",
+        "wire": "compression compress quantize",
+        "precision": "amp bf16 fp16 dtype",
+        "name": "run-name run-id experiment exp-name",
+        "runs": "o out output output-dir out-dir save-dir log-dir logdir work-dir",
+        "resume": "r resume-from continue load checkpoint ckpt resume-from-checkpoint",
+        "checkpoint_every": "save-every save-interval checkpoint-interval save-steps",
+        "keep_checkpoints": "save-total-limit max-to-keep",
+        "listen": "host bind address ip",
+        "port": "p master-port",
+        "join": "master-addr server-address connect",
+        "token_file": "token",
+    }.items()
+    for other in others.split()
+}
+"""Names that these settings have in other programs."""
 
 
 class RestartConfig(Config):
@@ -35,6 +88,17 @@ class RestartConfig(Config):
 
 class RunConfig(Config):
     """Train an image classifier with many workers around a parameter server."""
+
+    named_files: ClassVar[Path | None] = CONFIGS
+    topics: ClassVar[Mapping[str, Sequence[str]]] = TOPICS
+    synonyms: ClassVar[Mapping[str, str]] = SYNONYMS
+    examples: ClassVar[Sequence[str]] = (
+        "%(prog)s --config sample --epochs 5 --workers 2",
+        "%(prog)s --config cifar10 --mode sync --model resnet44 --schedule.learning-rate 0.05",
+        "%(prog)s --source PATH/OF/IMAGES --epochs 10",
+        "%(prog)s --resume runs/NAME --workers 8",
+        "torchrun --standalone --nproc-per-node 3 -m psys train    # rank 0 is the server",
+    )
 
     name: str | None = Field(None, pattern=NAME)
     """directory of the run below `runs`; by default the time and the mode"""

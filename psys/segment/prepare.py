@@ -5,11 +5,11 @@ import itertools
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from glob import escape
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +48,11 @@ def _one_folder(name: str) -> str:
 
 class PrepareConfig(Config):
     """Prepare a source for training: decode, resize and segment its images, and write a store."""
+
+    examples: ClassVar[Sequence[str]] = (
+        "%(prog)s --source sample",
+        "%(prog)s --source PATH/OF/IMAGES --image-size 64 --gallery",
+    )
 
     source: Annotated[str, Field(min_length=1)] = SAMPLE
     """sample, cifar10 (once fetched), a CIFAR-10 archive or folder, or a folder: class folders, Parquet files, tars."""

@@ -1,11 +1,11 @@
-"""The command launch/ps.py: a training in the role that its settings and torchrun's variables say."""
+"""The command `psys train`: a training in the role that its settings and torchrun's variables say."""
 
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from psys.errors import PsysError, exit_with_message, say
+from psys.run.config import CONFIGS
 from psys.run.directory import RunDirectory
 from psys.training.join import join_run
 from psys.training.local import train
@@ -31,14 +31,14 @@ def launch(config: TrainingConfig) -> RunDirectory | None:
     return train(config)
 
 
-def main(argv: Sequence[str], prog: str, default_file: Path) -> None:
-    """Launch with settings from the command line.
+def main(argv: Sequence[str], prog: str) -> None:
+    """Launch with settings from the command line over those of the packaged config `sample`.
 
     Exits with 2 and one line for what the user must mend, 130 if stopped, or the code of a preparation that failed.
     """
     with exit_with_message():
         try:
-            run = launch(read_settings(argv, prog, default_file))
+            run = launch(read_settings(argv, prog, CONFIGS / "sample.yaml"))
         except PreparationError as error:
             if error.code == 2:
                 raise

@@ -91,7 +91,7 @@ def _prepare(config: TrainingConfig) -> None:
         raise PsysError(f"no prepared store at {config.store}, and no --source to prepare it from")
     say(f"{config.store} does not exist yet: it is prepared from {config.source} (once)")
     # In a process of its own: training imports neither ray nor cv2.
-    command = [sys.executable, "-m", "psys.cli", "prepare", f"--source={config.source}"]
+    command = [sys.executable, "-m", "psys", "prepare", f"--source={config.source}"]
     command += [f"--stores={config.store.parent}", f"--name={config.store.name}"]
     if config.image_size:
         command += [f"--image-size={config.image_size}"]

@@ -260,7 +260,7 @@ def test_checkpoint_that_cannot_be_written_and_workers_that_cannot_start(
     assert "no worker is left" in done.err.splitlines()[-1]
     audited(path)
     away.rename(store)
-    evaluated = run("-m", "psys.cli", "evaluate", str(path), cwd=tmp_path)
+    evaluated = run("-m", "psys", "evaluate", str(path), cwd=tmp_path)
     assert evaluated.code == 0, evaluated.err
     assert RunDirectory(path).result()["last"]["version"] == updates(path)[-1].version
     assert (path / "model.onnx").exists()

@@ -171,7 +171,7 @@ def test_address_without_a_cluster_is_rejected(tmp_path: Path) -> None:
 def preparing(stores: Path, *flags: object) -> Iterator["subprocess.Popen[str]"]:
     """`psys prepare` in another process, which is killed at the end of the block."""
     process = subprocess.Popen(
-        [sys.executable, "-u", "-m", "psys.cli", "prepare", "--stores", str(stores), *map(str, flags)],
+        [sys.executable, "-u", "-m", "psys", "prepare", "--stores", str(stores), *map(str, flags)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -66,7 +66,7 @@ def test_wrong_argument(refused: Refused, tmp_path: Path, arguments: list[str], 
 
 def test_misspelt_setting(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("mode: sync\noptimizer: {momentun: 0.5}\n")
-    check(refused(PS, "--config", "c.yaml"), "optimizer.momentun", "did you mean 'momentum'", "c.yaml")
+    check(refused(PS, "--config", "c.yaml"), "optimizer.momentun", "did you mean 'optimizer.momentum'", "c.yaml")
 
 
 def test_occupied_port(refused: Refused, small_store_path: Path, tmp_path: Path) -> None:
@@ -112,9 +112,10 @@ def test_damaged_store(refused: Refused, small_store_path: Path, tmp_path: Path)
         (["evaluate", "no/run"], "no/run"),
         (["data", "fetch", "imagenet"], "imagenet"),
         (["data", "fetch", "cifar10", "--archive", "none.tar.gz"], "none.tar.gz"),
-        (["bogus"], "bogus"),
+        (["trian"], "did you mean 'train'"),
+        (["train", "--lr", "0.1"], "did you mean --schedule.learning-rate?"),
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],
 )
 def test_wrong_command(refused: Refused, tmp_path: Path, arguments: list[str], word: str) -> None:
-    check(refused("psys.cli", *arguments), word)
+    check(refused("psys", *arguments), word)
