@@ -9,10 +9,17 @@ from psys.compute.step import GradientStep, StepResult
 class BatchGradient:
     """Computes the gradient of any of the `batches` with any of the `models`."""
 
-    def __init__(self, batches: Batches, precision: Precision, label_smoothing: float, *models: FlatModel) -> None:
+    def __init__(
+        self,
+        batches: Batches,
+        precision: Precision,
+        label_smoothing: float,
+        gradient_clip: float | None,
+        *models: FlatModel,
+    ) -> None:
         self.batches = batches
         dtype = choose_precision(precision, models[0].parameters.device)
-        self._steps = {model: GradientStep(model, dtype, label_smoothing) for model in models}
+        self._steps = {model: GradientStep(model, dtype, label_smoothing, gradient_clip) for model in models}
 
     def __call__(self, batch: int, model: FlatModel) -> StepResult:
         """Leave the batch's gradient at the model's parameters in `model.gradient`, its statistics in the model's."""

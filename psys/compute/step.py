@@ -1,5 +1,6 @@
 """One gradient: forward, loss and backward on a batch of views."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -17,17 +18,26 @@ class StepResult(NamedTuple):
     loss: float  # mean cross-entropy, without label smoothing: it compares with that of validation
     correct: int  # views whose likeliest class is theirs, or has most of a mixed label
     views: int
-    gradient_norm: float  # Euclidean; not finite if an element is not
+    gradient_norm: float  # Euclidean, before clipping; not finite if an element is not
 
 
 class GradientStep:
     """Leaves the mean gradient of a batch in `model.gradient` and its batch statistics in `model.statistics`.
 
-    On a GPU it replays a CUDA graph for each shape of batch, of which an epoch has two at most.
+    `gradient_clip`: a gradient whose Euclidean norm is larger is scaled to this norm (Pascanu et al., "On the
+    difficulty of training recurrent neural networks", ICML 2013). On a GPU a CUDA graph is replayed for each shape of
+    batch, of which an epoch has two at most.
     """
 
-    def __init__(self, model: FlatModel, precision: torch.dtype, label_smoothing: float = 0.0) -> None:
+    def __init__(
+        self,
+        model: FlatModel,
+        precision: torch.dtype,
+        label_smoothing: float = 0.0,
+        gradient_clip: float | None = None,
+    ) -> None:
         self._model, self._precision, self._label_smoothing = model, precision, label_smoothing
+        self._gradient_clip = gradient_clip
         self._replays: dict[torch.Size, Replay] = {}
         gradients: dict[Tensor, Tensor] = dict(zip(model.parameter_list, model.parameter_gradients, strict=True))
         for layer in model.module.modules():
@@ -44,6 +54,8 @@ class GradientStep:
         self._model.module.train()
         seen = self._replay(views, labels) if views.is_cuda else self._compute(views, labels)
         loss, correct, norm = seen.tolist()
+        if self._gradient_clip is not None and self._gradient_clip < norm < math.inf:
+            self._model.gradient.mul_(self._gradient_clip / norm)
         return StepResult(loss, int(correct), len(labels), norm)
 
     def _replay(self, views: Tensor, labels: Tensor) -> Tensor:

@@ -73,4 +73,4 @@ def batch_gradient(config: RunConfig, store: PreparedStore, *models: FlatModel) 
         seed=config.seed,
         guess=not config.prefetch,
     )
-    return BatchGradient(batches, config.precision, config.label_smoothing, *models)
+    return BatchGradient(batches, config.precision, config.label_smoothing, config.gradient_clip, *models)

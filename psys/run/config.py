@@ -72,6 +72,8 @@ class RunConfig(Config):
     """images of one gradient, before batch augmentation multiplies them"""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """probability mass taken from the right class and spread over all (Szegedy et al. 2016)"""
+    gradient_clip: float | None = Field(None, gt=0)
+    """a batch's gradient of a larger Euclidean norm is scaled to this norm before it is pushed (Pascanu et al. 2013)"""
     precision: Precision = "auto"
     """of forward and backward; auto: bf16 where the hardware multiplies in it"""
     seed: int = Field(0, ge=0, lt=2**32)
