@@ -81,6 +81,7 @@ class UpdateApplied(Record):
     workers: tuple[str, ...]
     staleness: tuple[int, ...]
     gradient_norms: tuple[float, ...]
+    """Euclidean, before clipping"""
     loss: float
     """mean over the views"""
     accuracy: float
