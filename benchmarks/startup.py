@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.measure import ROOT, Running, count, median_spread, prepared_sample, results_path, table, write
-from psys.compute.device import available_cores
+from psys.cores import available_cores
 from psys.errors import exit_with_message
 from psys.ps.events import RunEvent, RunStarted, UpdateApplied, WorkerJoined
 from psys.run.events import read_events

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.measure import ROOT, Running, count, median_spread, prepared_sample, results_path, table, write
-from psys.compute.device import available_cores
 from psys.config import write_yaml
+from psys.cores import available_cores
 from psys.errors import PsysError, exit_with_message
 from psys.ps.events import PushRefused, UpdateApplied, WorkerLeft
 from psys.ps.schedule import ScheduleConfig

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.futures import Future
 
-from psys.compute.device import available_cores
+from psys.cores import available_cores
 from psys.ps.messages import Step
 from psys.ps.slice import BlockFunction, RunBlocks, Slice, run_in_turn
 from psys.ps.slots import BufferLayout, Slot

@@ -1,7 +1,6 @@
-"""What this machine computes with: device, precision, cores."""
+"""What this machine computes with: device, precision, memory."""
 
 import ctypes
-import os
 import sys
 from typing import Literal
 
@@ -10,11 +9,6 @@ import torch
 Precision = Literal["auto", "fp32", "bf16"]
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of malloc.h
-
-
-def available_cores() -> int:
-    """Cores this process may run on."""
-    return len(os.sched_getaffinity(0))
 
 
 def choose_device(local_rank: int) -> torch.device:

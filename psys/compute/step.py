@@ -1,5 +1,6 @@
 """One gradient: forward, loss and backward on a batch of views."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -14,20 +15,33 @@ from psys.models.linear import Linear
 class StepResult(NamedTuple):
     """What a gradient step saw, over the views of its batch."""
 
-    loss: float  # mean cross-entropy, without label smoothing: it compares with that of validation
+    loss: float  # mean cross-entropy, without label smoothing and class weights: it compares with that of validation
     correct: int  # views whose likeliest class is theirs, or has most of a mixed label
     views: int
-    gradient_norm: float  # Euclidean; not finite if an element is not
+    gradient_norm: float  # Euclidean, before clipping; not finite if an element is not
 
 
 class GradientStep:
     """Leaves the mean gradient of a batch in `model.gradient` and its batch statistics in `model.statistics`.
 
-    On a GPU it replays a CUDA graph for each shape of batch, of which an epoch has two at most.
+    `gradient_clip`: a gradient whose Euclidean norm is larger is scaled to this norm (Pascanu et al., "On the
+    difficulty of training recurrent neural networks", ICML 2013). `class_weights`: (classes,) float32 on the model's
+    device; the loss is then the mean over the views of sum_c weight_c * target_c * -log probability_c, for labels and
+    for probabilities alike. torch's own mean divides by the sum of the labels' weights, but not with probabilities.
+
+    On a GPU a CUDA graph is replayed for each shape of batch, of which an epoch has two at most.
     """
 
-    def __init__(self, model: FlatModel, precision: torch.dtype, label_smoothing: float = 0.0) -> None:
+    def __init__(
+        self,
+        model: FlatModel,
+        precision: torch.dtype,
+        label_smoothing: float = 0.0,
+        gradient_clip: float | None = None,
+        class_weights: Tensor | None = None,
+    ) -> None:
         self._model, self._precision, self._label_smoothing = model, precision, label_smoothing
+        self._gradient_clip, self._class_weights = gradient_clip, class_weights
         self._replays: dict[torch.Size, Replay] = {}
         gradients: dict[Tensor, Tensor] = dict(zip(model.parameter_list, model.parameter_gradients, strict=True))
         for layer in model.module.modules():
@@ -44,6 +58,8 @@ class GradientStep:
         self._model.module.train()
         seen = self._replay(views, labels) if views.is_cuda else self._compute(views, labels)
         loss, correct, norm = seen.tolist()
+        if self._gradient_clip is not None and self._gradient_clip < norm < math.inf:
+            self._model.gradient.mul_(self._gradient_clip / norm)
         return StepResult(loss, int(correct), len(labels), norm)
 
     def _replay(self, views: Tensor, labels: Tensor) -> Tensor:
@@ -61,7 +77,7 @@ class GradientStep:
         ):
             logits = self._model.module(views)
         logits = logits.float()
-        loss = F.cross_entropy(logits, labels, label_smoothing=self._label_smoothing)
+        loss = self._loss(logits, labels)
         # Accumulating into zeros, as backward() would, reads and writes the whole gradient once more. What a layer has
         # left in its place is that tensor itself, which is not copied.
         torch._foreach_copy_(self._model.parameter_gradients, torch.autograd.grad(loss, self._model.parameter_list))
@@ -69,3 +85,10 @@ class GradientStep:
         classes = labels if labels.dim() == 1 else labels.argmax(1)
         norm = torch.linalg.vector_norm(self._model.gradient)
         return torch.stack([F.cross_entropy(logits, labels), (logits.argmax(1) == classes).sum().float(), norm])
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        weights, smoothing = self._class_weights, self._label_smoothing
+        if weights is None:
+            return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        total = F.cross_entropy(logits, labels, weights, label_smoothing=smoothing, reduction="sum")
+        return total / len(labels)

@@ -1,7 +1,6 @@
 """Encoded images and masks of a store: JPEG and one-bit PNG, decoded by a thread pool on access."""
 
 import io
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from psys.cores import available_cores
 from psys.errors import PsysError
 
 QUALITY = 95  # of JPEG, with chroma at half the resolution
@@ -134,5 +134,5 @@ def _bytes_of(file: Path) -> NDArray[np.uint8]:
 @cache
 def _decoders() -> tuple[ThreadPoolExecutor, int]:
     # Threads suffice: Pillow releases the GIL while it decodes and resizes.
-    threads = len(os.sched_getaffinity(0))
+    threads = available_cores()
     return ThreadPoolExecutor(threads, "decoder"), threads

@@ -5,17 +5,25 @@ is logged in the order of its decisions. The order and the names of the fields a
 them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from psys.ps.messages import Lease
 
-FORMAT = 2
+FORMAT = 3
 """Version of the format of `events.jsonl`, in every `start` event."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunStarted:
+class Record:
+    """What all events have: the wall-clock time at which the line was written, which is no part of a decision."""
+
+    time: float | None = field(default=None, compare=False)
+    """seconds since 1970-01-01 UTC, to the millisecond; None: not written to a file"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStarted(Record):
     """Server 0 started the run, or resumed it from the checkpoint of `version`."""
 
     event: Literal["start", "resume"]
@@ -32,7 +40,7 @@ class RunStarted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerJoined:
+class WorkerJoined(Record):
     """A worker asked for its first batch, or for one after it was taken for dead."""
 
     event: Literal["join"] = "join"
@@ -41,7 +49,7 @@ class WorkerJoined:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerSuspected:
+class WorkerSuspected(Record):
     """A worker was silent for half the heartbeat timeout."""
 
     event: Literal["suspect"] = "suspect"
@@ -50,7 +58,7 @@ class WorkerSuspected:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerLeft:
+class WorkerLeft(Record):
     """A worker takes no part any more. reason: left, disconnected, or silent for the heartbeat timeout."""
 
     event: Literal["leave"] = "leave"
@@ -60,7 +68,7 @@ class WorkerLeft:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UpdateApplied:
+class UpdateApplied(Record):
     """All servers applied one update; the lists have one entry for each gradient of it, in batch order."""
 
     event: Literal["update"] = "update"
@@ -73,6 +81,7 @@ class UpdateApplied:
     workers: tuple[str, ...]
     staleness: tuple[int, ...]
     gradient_norms: tuple[float, ...]
+    """Euclidean, before clipping"""
     loss: float
     """mean over the views"""
     accuracy: float
@@ -81,7 +90,7 @@ class UpdateApplied:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LeasesReturned:
+class LeasesReturned(Record):
     """Batches are due again: their worker is gone, or never received the leases."""
 
     event: Literal["returned"] = "returned"
@@ -90,7 +99,7 @@ class LeasesReturned:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PushRefused:
+class PushRefused(Record):
     """A gradient was not applied. receipt: duplicate, expired or damaged (see ledger.Receipt)."""
 
     event: Literal["refused"] = "refused"
@@ -100,7 +109,7 @@ class PushRefused:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FaultInjected:
+class FaultInjected(Record):
     """A worker is about to do what the fault plan says."""
 
     event: Literal["fault"] = "fault"
@@ -113,7 +122,7 @@ class FaultInjected:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JoinRefused:
+class JoinRefused(Record):
     """A process was not admitted to the run."""
 
     event: Literal["join_refused"] = "join_refused"
@@ -123,7 +132,7 @@ class JoinRefused:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SnapshotSaved:
+class SnapshotSaved(Record):
     """The parameters of a version were written, to be evaluated later."""
 
     event: Literal["snapshot"] = "snapshot"
@@ -133,7 +142,7 @@ class SnapshotSaved:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SnapshotFailed:
+class SnapshotFailed(Record):
     """A snapshot could not be written; the run goes on."""
 
     event: Literal["snapshot_failed"] = "snapshot_failed"
@@ -142,7 +151,7 @@ class SnapshotFailed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CheckpointSaved:
+class CheckpointSaved(Record):
     """A checkpoint was written in `took` seconds of wall-clock time."""
 
     event: Literal["checkpoint"] = "checkpoint"
@@ -152,7 +161,7 @@ class CheckpointSaved:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CheckpointFailed:
+class CheckpointFailed(Record):
     """A checkpoint could not be written; the run goes on."""
 
     event: Literal["checkpoint_failed"] = "checkpoint_failed"
@@ -161,7 +170,7 @@ class CheckpointFailed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunEnded:
+class RunEnded(Record):
     """The run is over; the counts are the ledger's (see ledger.BatchAccount)."""
 
     event: Literal["end"] = "end"

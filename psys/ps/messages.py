@@ -21,7 +21,7 @@ class Push(NamedTuple):
     loss: float  # mean over the views
     correct: int
     views: int
-    gradient_norm: float  # Euclidean
+    gradient_norm: float  # Euclidean, before clipping
 
 
 class Grant(NamedTuple):

@@ -1,8 +1,10 @@
 """The parts of a run, made from its settings: the same for real processes, runs in one process, and benchmarks."""
 
 import torch
+from torch import Tensor
 
 from psys.compute.batches import Batches
+from psys.compute.class_weights import class_weights
 from psys.compute.flat import FlatModel
 from psys.compute.gradient import BatchGradient
 from psys.data.holdout import holdout
@@ -45,6 +47,13 @@ def initial_ledger(config: RunConfig, store: PreparedStore) -> Ledger:
     return Ledger(config.epochs, len(training), config.batch_size, config.earlier_batch_sizes)
 
 
+def loss_weights(config: RunConfig, store: PreparedStore) -> Tensor | None:
+    """Weights (classes,) of the classes in the loss; None: all alike. Raises PsysError if they do not fit the store."""
+    labels = store.split("train").labels
+    training, _ = holdout(labels, config.validation_share, config.seed)
+    return class_weights(config.class_weights, labels[training], len(store.classes))
+
+
 def run_controller(
     config: RunConfig, ledger: Ledger, awaited: int, version: int = 0, seconds: float = 0.0, saved: int = 0
 ) -> RunController:
@@ -74,4 +83,5 @@ def batch_gradient(config: RunConfig, store: PreparedStore, *models: FlatModel) 
         guess=not config.prefetch,
         earlier_batch_sizes=config.earlier_batch_sizes,
     )
-    return BatchGradient(batches, config.precision, config.label_smoothing, *models)
+    weights = loss_weights(config, store)
+    return BatchGradient(batches, config.precision, config.label_smoothing, config.gradient_clip, weights, *models)

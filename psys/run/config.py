@@ -1,10 +1,11 @@
 """All settings of a run; they are written to the run's directory and sent to every process that joins."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from psys.augment.batch import AugmentConfig
 from psys.compute.device import Precision
@@ -138,6 +139,10 @@ class RunConfig(Config):
     """rows (batch size, epoch): the batch size of the epochs before that one, in a run resumed with another one"""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """probability mass taken from the right class and spread over all (Szegedy et al. 2016)"""
+    class_weights: str = "none"
+    """of the classes in the loss: none, balanced (rare classes count more), or one number a class: 1,2.5,1"""
+    gradient_clip: float | None = Field(None, gt=0)
+    """a batch's gradient of a larger Euclidean norm is scaled to this norm before it is pushed (Pascanu et al. 2013)"""
     precision: Precision = "auto"
     """of forward and backward; auto: bf16 where the hardware multiplies in it"""
     seed: int = Field(0, ge=0, lt=2**32)
@@ -170,6 +175,18 @@ class RunConfig(Config):
     augment: AugmentConfig = AugmentConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
+
+    @field_validator("class_weights")
+    @classmethod
+    def _class_weights_are_numbers(cls, value: str) -> str:
+        if value not in ("none", "balanced"):
+            try:
+                weights = [float(number) for number in value.split(",")]
+            except ValueError:
+                weights = []
+            if not any(weights) or not all(0 <= weight < math.inf for weight in weights):
+                raise ValueError("expected none, balanced, or numbers from 0 up with commas between, one a class")
+        return value
 
     @model_validator(mode="after")
     def _server_0_is_local(self) -> Self:

@@ -1,6 +1,5 @@
 """What the result of a run depends on besides its settings."""
 
-import os
 import platform
 import subprocess
 import sys
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from psys.cores import available_cores
 
 _PACKAGES = ("torch", "numpy", "opencv-python-headless", "ray", "onnx", "onnxruntime", "pydantic", "safetensors")
 
@@ -25,7 +26,7 @@ def environment() -> dict[str, Any]:
         "machine": platform.machine(),
         "system": platform.platform(),
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": available_cores(),
         "memory_bytes": psutil.virtual_memory().total,
     }
 

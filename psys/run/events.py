@@ -7,17 +7,27 @@ import errno
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from psys.errors import PsysError
 from psys.ps.events import FORMAT, RunEvent, RunStarted, SnapshotSaved, UpdateApplied
 
+
+def _with_time(event: RunEvent) -> RunEvent:
+    if event.time is None:
+        raise ValueError("'time' is missing")
+    return event
+
+
 _EVENT: TypeAdapter[RunEvent] = TypeAdapter(
-    Annotated[RunEvent, Field(discriminator="event")], config=ConfigDict(strict=True, extra="forbid")
+    Annotated[RunEvent, Field(discriminator="event"), AfterValidator(_with_time)],
+    config=ConfigDict(strict=True, extra="forbid"),
 )
 
 
@@ -44,8 +54,12 @@ class EventLog:
         self._bytes = self._file.seek(0, os.SEEK_END)
 
     def write(self, event: RunEvent) -> None:
-        """Append one event, whole or not at all. Raises PsysError if it cannot be written, as on a full disk."""
-        line = json.dumps({name: getattr(event, name) for name in event.__slots__}).encode() + b"\n"
+        """Append one event with the present time, whole or not at all.
+
+        Raises PsysError if the event cannot be written, as on a full disk.
+        """
+        values = {field.name: getattr(event, field.name) for field in fields(event) if field.name != "time"}
+        line = json.dumps({**values, "time": round(time.time(), 3)}).encode() + b"\n"
         try:
             if self._file.write(line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

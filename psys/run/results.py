@@ -135,7 +135,7 @@ def _summary(events: list[RunEvent]) -> dict[str, Any]:
         "staleness_mean": float(np.mean(staleness)),
         "staleness_max": max(staleness),
         # Of a run that was killed nobody knows them.
-        "batches": {name: value for name, value in asdict(end).items() if name not in ("event", "seconds")}
+        "batches": {name: value for name, value in asdict(end).items() if name not in ("time", "event", "seconds")}
         if end
         else {},
     }

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import cv2
 
+from psys.cores import available_cores
 from psys.errors import PsysError
 from psys.segment.guard import guarded
 from psys.segment.task import Failure, ImageTask, Prepared, Recipe, prepare_images
@@ -54,7 +55,7 @@ LOOPBACK_SETTINGS = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 def ray_session(actors: int | None, address: str | None) -> Iterator[int]:
     """Connect to the Ray cluster at `address`, or start a local Ray that listens on loopback only, within the block.
 
-    Yields the number of actors: `actors`, or one for each core of this machine or CPU of the cluster.
+    Yields the number of actors: `actors`, or one for each core of this process or CPU of the cluster.
     Raises PsysError if the cluster does not answer or has fewer CPUs than actors, or if actors cannot be started.
     """
     if address is not None:
@@ -66,7 +67,7 @@ def ray_session(actors: int | None, address: str | None) -> Iterator[int]:
 
     try:
         if address is None:
-            actors = actors or os.cpu_count() or 1
+            actors = actors or available_cores()
             folder = Path(tempfile.mkdtemp(prefix="psys-ray-"))
             with guarded(folder):
                 try:

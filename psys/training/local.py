@@ -7,10 +7,10 @@ import torch
 from rich.console import Console
 
 from psys.cluster.supervisor import Supervisor
-from psys.compute.device import available_cores
-from psys.data.holdout import holdout
+from psys.cores import available_cores
 from psys.errors import PsysError, say
 from psys.models.registry import build
+from psys.run.assembly import loss_weights
 from psys.run.config import RunConfig
 from psys.run.directory import RunDirectory
 from psys.training.resume import resume
@@ -62,7 +62,7 @@ def start_run(config: TrainingConfig, workers: int) -> RunDirectory:
     """
     model = build(config.model, num_classes=2)
     store = open_store(config)
-    holdout(store.split("train").labels, config.validation_share, config.seed)
+    loss_weights(config, store)  # holds validation images out as well
     with torch.inference_mode():
         model.eval()(torch.zeros(1, 3, *store.image_size))
     settings = config.run_config(workers)

@@ -9,8 +9,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from psys.compute.device import available_cores
 from psys.config import Parser, parse
+from psys.cores import available_cores
 from psys.errors import PsysError
 from psys.run.config import RunConfig
 from psys.run.directory import RunDirectory

@@ -30,7 +30,8 @@ from tests.support.mutations import damaged, with_changed_node
 from tests.support.runs import end, start, update
 
 JOIN = WorkerJoined(worker="worker0", seconds=0.5)
-JOIN_LINE = b'{"event": "join", "worker": "worker0", "seconds": 0.5}\n'
+TIME = 1_700_000_000.123
+JOIN_LINE = b'{"event": "join", "worker": "worker0", "seconds": 0.5, "time": 1700000000.123}\n'
 LEASES = (Lease(3, 0, "worker0", 2, 0), Lease(4, 1, "worker1", 2, 1))
 EVERY_KIND: list[RunEvent] = [
     start("0a1b"),
@@ -56,6 +57,11 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "events.jsonl"
 
 
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.time", lambda: TIME + 0.0004)
+
+
 def write(path: Path, *events: RunEvent) -> None:
     with EventLog(path) as log:
         for event in events:
@@ -78,11 +84,19 @@ def test_line_holds_the_fields_by_name_and_leases_as_lists(path: Path) -> None:
     join, returned, applied = path.read_text().splitlines()
     assert join.encode() + b"\n" == JOIN_LINE
     assert returned == (
-        '{"event": "returned", "leases": [[3, 0, "worker0", 2, 0], [4, 1, "worker1", 2, 1]], "seconds": 1.0}'
+        '{"event": "returned", "leases": [[3, 0, "worker0", 2, 0], [4, 1, "worker1", 2, 1]], "seconds": 1.0, '
+        '"time": 1700000000.123}'
     )
     assert '"loss": NaN' in applied
     (read,) = (event for event in read_events(path) if isinstance(event, UpdateApplied))
     assert math.isnan(read.loss)
+
+
+def test_time_of_writing_is_read_back_and_is_no_part_of_equality(path: Path) -> None:
+    write(path, JOIN)
+    (read,) = read_events(path)
+    assert read == JOIN
+    assert (read.time, JOIN.time) == (TIME, None)
 
 
 def test_start_without_format_is_refused_as_of_another_version(path: Path) -> None:
@@ -93,8 +107,8 @@ def test_start_without_format_is_refused_as_of_another_version(path: Path) -> No
 
 def test_start_of_another_format_is_refused_as_of_another_version(path: Path) -> None:
     write(path, start("0a1b"))
-    path.write_text(path.read_text().replace('"format": 2', '"format": 3'))
-    with pytest.raises(PsysError, match="written by another version of psys: it has format 3, this version reads"):
+    path.write_text(path.read_text().replace('"format": 3', '"format": 4'))
+    with pytest.raises(PsysError, match="written by another version of psys: it has format 4, this version reads"):
         list(read_events(path))
 
 
@@ -113,6 +127,9 @@ def test_last_line_that_a_crash_cut_short_is_left_out(path: Path) -> None:
         (b"", "Invalid JSON"),
         (b"[]", "Input should be an object"),
         (b'{"worker": "worker0", "seconds": 0.5}', "Unable to extract tag using discriminator 'event'"),
+        (b'{"event": "join", "worker": "worker0", "seconds": 0.5}', "'time' is missing"),
+        (b'{"event": "join", "worker": "worker0", "seconds": 0.5, "time": null}', "'time' is missing"),
+        (b'{"event": "join", "worker": "worker0", "seconds": 0.5, "time": "noon"}', r"join\.time: Input should be"),
         (b'{"event": "jion", "worker": "worker0", "seconds": 0.5}', "Input tag 'jion'"),
         (b'{"event": "join", "worker": "worker0"}', r"join\.seconds: Field required"),
         (b'{"event": "join", "worker": "worker0", "seconds": "1"}', r"join\.seconds: Input should be a valid number"),

@@ -245,6 +245,54 @@ def test_several_servers_equal_one_server_bit_for_bit(
     assert same(alone, three)
 
 
+CLIP = 0.5
+"""Below the norms of the first gradients here, which are above 1."""
+
+
+def test_async_with_clipped_gradients_equals_torchs_clip_grad_norm(small_store: PreparedStore) -> None:
+    config = settings(mode="async", gradient_clip=CLIP)
+    got = trained(config, small_store, 1, updates=2)
+    model = accumulating(config)
+    before = model.parameters.clone()
+    optimizer = plain_torch(model.module)
+    for batch in range(2):
+        views, targets = views_of(config, small_store, batch)
+        model.gradient.zero_()
+        F.cross_entropy(model.module(views), targets).backward()
+        assert nn.utils.clip_grad_norm_(model.module.parameters(), CLIP) > CLIP
+        optimizer.step()
+    # torch adds 1e-6 to the norm that it divides by, and every update multiplies such a difference.
+    assert (got.parameters - model.parameters).norm() < 1e-4 * (model.parameters - before).norm()
+
+
+@pytest.mark.parametrize("wire", ["fp32", "topk"])
+def test_sync_clips_each_batchs_gradient_with_any_number_of_servers(small_store: PreparedStore, wire: str) -> None:
+    """One update at rate 1 without momentum moves the parameters by the mean of the two clipped gradients."""
+    plain = OptimizerConfig(momentum=0, nesterov=False)
+    constant = ScheduleConfig(kind="constant", learning_rate=1.0)
+    config = settings(mode="sync", gradient_clip=CLIP, optimizer=plain, schedule=constant, wire=wire, topk_share=1.0)
+    one, three = (
+        trained(config.model_copy(update={"servers": servers}), small_store, 2, updates=1) for servers in (1, 3)
+    )
+    assert same(one, three)
+    model = FlatModel(fresh_module(config))
+    before, mean = model.parameters.clone(), torch.zeros_like(model.parameters)
+    compute = batch_gradient(config.model_copy(update={"gradient_clip": None}), small_store, model)
+    for batch in range(2):
+        norm = compute(batch, model).gradient_norm
+        assert norm > CLIP
+        mean += model.gradient * (CLIP / norm) / 2
+    moved = before - one.parameters
+    assert (moved - mean).norm() < 1e-5 * mean.norm()
+
+
+def test_gradients_below_the_clip_keep_their_bits(small_store: PreparedStore) -> None:
+    clipped, plain = (
+        trained(settings(mode="async", gradient_clip=clip), small_store, 1, updates=3) for clip in (1e6, None)
+    )
+    assert same(clipped, plain)
+
+
 def test_held_out_images_do_not_influence_any_gradient(small_store: PreparedStore, tmp_path: Path) -> None:
     """The gradients of a whole epoch stay the same when every held-out image is overwritten."""
     config = settings(validation_share=0.25, batch_size=30, epochs=1)
