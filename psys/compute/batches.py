@@ -17,8 +17,8 @@ from psys.data.store import PreparedStore
 class Batches:
     """The training images of a run by batch number; `samples` of them are not held out for validation.
 
-    `validation_share`, `batch_size`, `seed` and `earlier_batch_sizes` are the run's settings. `guess`: predict the next batch from the step
-    between the last ones, where images are decoded in the background; otherwise `expect` tells it.
+    `validation_share`, `batch_size`, `seed` and `earlier_batch_sizes` are the run's settings. `guess`: predict the next
+    batch from the step between the last ones, where images are decoded in the background; otherwise `expect` tells it.
     """
 
     def __init__(

@@ -76,9 +76,7 @@ class Ledger:
     BatchPlan).
     """
 
-    def __init__(
-        self, epochs: int, samples: int, batch_size: int, earlier: Sequence[tuple[int, int]] = ()
-    ) -> None:
+    def __init__(self, epochs: int, samples: int, batch_size: int, earlier: Sequence[tuple[int, int]] = ()) -> None:
         if min(epochs, samples, batch_size) < 1:
             raise ValueError(f"a run needs epochs, samples and batch_size >= 1, got {epochs}, {samples}, {batch_size}")
         self.plan = BatchPlan(samples, batch_size, earlier)
