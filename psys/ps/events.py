@@ -10,7 +10,7 @@ from typing import Literal
 
 from psys.ps.messages import Lease
 
-FORMAT = 2
+FORMAT = 3
 """Version of the format of `events.jsonl`, in every `start` event."""
 
 
@@ -142,6 +142,19 @@ class SnapshotFailed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotEvaluated:
+    """A snapshot was evaluated on the held-out images."""
+
+    event: Literal["evaluation"] = "evaluation"
+    version: int
+    loss: float
+    """mean cross-entropy"""
+    accuracy: float
+    """share of right predictions, 0 to 1"""
+    images: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointSaved:
     """A checkpoint was written in `took` seconds of wall-clock time."""
 
@@ -189,6 +202,7 @@ RunEvent = (
     | JoinRefused
     | SnapshotSaved
     | SnapshotFailed
+    | SnapshotEvaluated
     | CheckpointSaved
     | CheckpointFailed
     | RunEnded

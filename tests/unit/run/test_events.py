@@ -93,8 +93,8 @@ def test_start_without_format_is_refused_as_of_another_version(path: Path) -> No
 
 def test_start_of_another_format_is_refused_as_of_another_version(path: Path) -> None:
     write(path, start("0a1b"))
-    path.write_text(path.read_text().replace('"format": 2', '"format": 3'))
-    with pytest.raises(PsysError, match="written by another version of psys: it has format 3, this version reads"):
+    path.write_text(path.read_text().replace('"format": 3', '"format": 4'))
+    with pytest.raises(PsysError, match="written by another version of psys: it has format 4, this version reads"):
         list(read_events(path))
 
 
