@@ -13,11 +13,21 @@ from psys.data.encoded import Decoded
 
 
 class Evaluation(NamedTuple):
-    """Mean cross-entropy and share of right answers over `images` images."""
+    """Mean cross-entropy and predictions over some images."""
 
     loss: float
-    accuracy: float
-    images: int
+    confusion: NDArray[np.int64]
+    """(classes, classes): images by true class (row) and predicted class (column)"""
+
+    @property
+    def images(self) -> int:
+        """Images evaluated."""
+        return int(self.confusion.sum())
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right predictions, 0 to 1."""
+        return float(self.confusion.trace() / self.confusion.sum())
 
 
 @torch.inference_mode()
@@ -36,12 +46,14 @@ def evaluate(
     images: (N, H, W, 3) uint8; labels: (N,) int64.
     """
     module.eval()
-    loss = correct = 0.0
+    loss, confusion = 0.0, np.zeros(1, np.int64)
     batch_size = max(1, most_pixels // (images.shape[1] * images.shape[2]))
     for start in range(0, len(rows), batch_size):
         some = rows[start : start + batch_size]
         batch, targets = (torch.from_numpy(column[some]).to(device) for column in (images, labels))
         logits = module(normalise(batch, mean, std))
         loss += F.cross_entropy(logits, targets, reduction="sum").item()
-        correct += (logits.argmax(1) == targets).sum().item()
-    return Evaluation(loss / len(rows), correct / len(rows), len(rows))
+        classes = logits.shape[1]
+        pairs = targets * classes + logits.argmax(1)
+        confusion = confusion + pairs.bincount(minlength=classes * classes).cpu().numpy()
+    return Evaluation(loss / len(rows), confusion.reshape(classes, classes))

@@ -151,6 +151,19 @@ class SnapshotFailed(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotEvaluated(Record):
+    """A snapshot was evaluated on the held-out images."""
+
+    event: Literal["evaluation"] = "evaluation"
+    version: int
+    loss: float
+    """mean cross-entropy"""
+    accuracy: float
+    """share of right predictions, 0 to 1"""
+    images: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointSaved(Record):
     """A checkpoint was written in `took` seconds of wall-clock time."""
 
@@ -198,6 +211,7 @@ RunEvent = (
     | JoinRefused
     | SnapshotSaved
     | SnapshotFailed
+    | SnapshotEvaluated
     | CheckpointSaved
     | CheckpointFailed
     | RunEnded

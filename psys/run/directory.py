@@ -1,7 +1,7 @@
 """A run's directory: its resolved settings, environment, events, snapshots and results; enough to repeat the run.
 
 config.yaml environment.json events.jsonl faults.yaml logs/ snapshots/ checkpoints/   written while the run trains
-best.safetensors last.safetensors model.onnx curves.png result.json   written when the run is evaluated
+best.safetensors last.safetensors model.json model.onnx curves.png confusion.png result.json   once it is evaluated
 """
 
 import json
@@ -83,6 +83,10 @@ class RunDirectory:
         """Write result.json, whole or not at all."""
         _write_json(content, self.result_file)
 
+    def write_model(self, description: dict[str, Any]) -> None:
+        """Write model.json (see psys.run.description), whole or not at all."""
+        _write_json(description, self.path / "model.json")
+
     def checkpoints(self, keep: int) -> Checkpoints:
         """The run's checkpoints, of which the latest `keep` stay."""
         return Checkpoints(self.path / "checkpoints", keep)
@@ -94,6 +98,12 @@ class RunDirectory:
     def newest_snapshot(self) -> int:
         """Version of the newest snapshot, 0 if there is none."""
         return max((int(path.stem) for path in self.snapshots.glob("*.safetensors")), default=0)
+
+    def remove_snapshots(self, keep: set[int]) -> None:
+        """Remove the snapshots of all versions but those to `keep`."""
+        for path in self.snapshots.glob("*.safetensors"):
+            if int(path.stem) not in keep:
+                path.unlink()
 
     def roll_back(self, version: int) -> None:
         """Remove the snapshots of later versions: the run continues from `version`."""

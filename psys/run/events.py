@@ -16,7 +16,7 @@ from typing import Annotated
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from psys.errors import PsysError
-from psys.ps.events import FORMAT, RunEvent, RunStarted, SnapshotSaved, UpdateApplied
+from psys.ps.events import FORMAT, RunEvent, RunStarted, SnapshotEvaluated, SnapshotSaved, UpdateApplied
 
 
 def _with_time(event: RunEvent) -> RunEvent:
@@ -107,13 +107,16 @@ def read_events(path: Path) -> Iterator[RunEvent]:
             ) from None
 
 
+_UNDONE = UpdateApplied | SnapshotSaved | SnapshotEvaluated
+
+
 def surviving(events: Iterable[RunEvent]) -> list[RunEvent]:
-    """Events without the updates and snapshots that a resumed run computed again from a checkpoint before them."""
+    """Events without the updates, snapshots and evaluations of versions that a resumed run computed again."""
     kept: list[RunEvent] = []
     for event in events:
         if isinstance(event, RunStarted) and event.event == "resume":
             resumed = event.version
-            kept = [e for e in kept if not isinstance(e, UpdateApplied | SnapshotSaved) or e.version <= resumed]
+            kept = [e for e in kept if not isinstance(e, _UNDONE) or e.version <= resumed]
         kept.append(event)
     return kept
 

@@ -1,58 +1,59 @@
 """Evaluates a trained run from its directory alone: snapshots evaluated, the best exported, curves drawn, a table."""
 
 import math
-import shutil
 from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import nn
 
 from psys.compute.device import choose_device
-from psys.compute.evaluate import Evaluation, evaluate
-from psys.compute.flat import FlatModel
-from psys.data.holdout import holdout
-from psys.data.store import PreparedStore, Split
+from psys.compute.evaluate import Evaluation
+from psys.data.store import PreparedStore
 from psys.errors import PsysError
-from psys.models.registry import build
-from psys.ps.events import RunEnded, RunEvent, RunStarted, SnapshotSaved, UpdateApplied
+from psys.ps.events import RunEnded, RunEvent, RunStarted, SnapshotEvaluated, SnapshotSaved, UpdateApplied
+from psys.run.confusion import draw_confusion
 from psys.run.curves import EpochPoint, draw
+from psys.run.description import as_metadata, describe_model
 from psys.run.directory import RunDirectory
+from psys.run.evaluator import Evaluator
 from psys.run.events import EventLog, read_events, surviving
-from psys.run.snapshots import load_snapshot, save_module
+from psys.run.snapshots import save_module
 
 _PARITY_IMAGES = 500
+_WORST = 2  # classes that the table names
 
 
 def evaluate_run(run: RunDirectory, console: Console) -> dict[str, Any]:
     """Evaluate every snapshot on the held-out images, choose the best, test it, export it, draw curves, print a table.
 
-    Leaves best.safetensors, last.safetensors, model.onnx, curves.png and result.json in the run's directory and removes
-    the other snapshots. Returns the content of result.json. Raises PsysError if the run was evaluated before, has no
-    snapshot, diverged, or is still going on.
+    Leaves best.safetensors, last.safetensors, model.json, model.onnx, curves.png, confusion.png and result.json in the
+    run's directory, adds evaluations to events.jsonl, and removes all snapshots but the best and the last. Returns the
+    content of result.json. Raises PsysError if the run was evaluated before, has no snapshot, diverged, or is still
+    going on.
     """
     if run.complete:
         raise PsysError(f"{run.path} was evaluated before: see {run.result_file}")
     events = surviving(read_events(run.events))
-    with EventLog(run.events):  # no other process trains or evaluates the run meanwhile
-        result = _evaluate(run, events, console)
+    with EventLog(run.events) as log:  # no other process trains or evaluates the run meanwhile
+        result = _evaluate(run, events, log, console)
     console.print(_table(run, result))
     return result
 
 
-def _evaluate(run: RunDirectory, events: list[RunEvent], console: Console) -> dict[str, Any]:
+def _evaluate(run: RunDirectory, events: list[RunEvent], log: EventLog, console: Console) -> dict[str, Any]:
     config = run.config()
     store = PreparedStore.open(config.store, config.image_size)
     if store.content_hash not in [event.store for event in events if isinstance(event, RunStarted)]:
         raise PsysError(f"{config.store} is not the store that {run.path} was trained on: it was prepared again since")
-    model = FlatModel(build(config.model, len(store.classes)).to(choose_device(0)))
-    points = _evaluate_snapshots(run, events, model, store, console)
+    evaluator = Evaluator(run, store, choose_device(0))
+    points = _points(run, events, _evaluate_snapshots(run, events, evaluator, log, console))
     draw(list(points.values()), run.path / "curves.png", title=f"{run.path.name}: {config.model}, {config.mode}")
     diverged = next((point for point in points.values() if not math.isfinite(point.train_loss)), None)
     if diverged:
@@ -60,59 +61,87 @@ def _evaluate(run: RunDirectory, events: list[RunEvent], console: Console) -> di
             f"training diverged: the loss is {diverged.train_loss} at epoch {diverged.epoch:.1f} "
             f"(see {run.path / 'curves.png'}); lower --schedule.learning-rate"
         )
+    saved = [version for version in points if run.snapshot_path(version).exists()]
+    best, last = max(saved, key=lambda version: _merit(version, points[version])), max(saved)
     result = {"mode": config.mode, "model": config.model, **_summary(events)}
-    best = max(points, key=lambda version: _merit(version, points[version]))
-    test = store.split("test")
     # The best comes last, for it stays loaded for the export.
-    for role, version in (("last", max(points)), ("best", best)):
-        load_snapshot(model, run.snapshot_path(version))
-        tested = _evaluate_images(model, store, test, np.arange(len(test.labels)))
-        save_module(model.module, run.path / f"{role}.safetensors")
-        result[role] = {"version": version, **points[version]._asdict(), "test": tested._asdict()}
-    result["onnx"] = _export(run, store, model.module, result)
+    for role, version in (("last", last), ("best", best)):
+        evaluator.load(version)
+        tested = evaluator.test()
+        description = describe_model(run, store, version)
+        save_module(evaluator.module, run.path / f"{role}.safetensors", as_metadata(description))
+        figures = {"loss": tested.loss, "accuracy": tested.accuracy, "images": tested.images}
+        result[role] = {"version": version, **points[version]._asdict(), "test": figures}
+    result["best"]["test"] |= {"classes": _by_class(tested, store.classes), "confusion": tested.confusion.tolist()}
+    title = f"{run.path.name}: test images, best snapshot, {tested.accuracy:.1%} right"
+    draw_confusion(tested.confusion, store.classes, run.path / "confusion.png", title)
+    run.write_model(description)
+    result["onnx"] = _export(run, store, evaluator.module, description, tested.accuracy)
     result["points"] = [point._asdict() for point in points.values()]
     run.write_result(result)
-    shutil.rmtree(run.snapshots)
+    run.remove_snapshots(keep={best, last})
     return result
 
 
 def _evaluate_snapshots(
-    run: RunDirectory, events: list[RunEvent], model: FlatModel, store: PreparedStore, console: Console
+    run: RunDirectory, events: list[RunEvent], evaluator: Evaluator, log: EventLog, console: Console
+) -> dict[int, SnapshotEvaluated]:
+    """The evaluations of the snapshots by version; the missing ones are made and added to `log`."""
+    evaluations = {event.version: event for event in events if isinstance(event, SnapshotEvaluated)}
+    missing = [
+        event.version
+        for event in events
+        if isinstance(event, SnapshotSaved)
+        and evaluator.has_held_out
+        and event.version not in evaluations
+        and run.snapshot_path(event.version).exists()
+    ]
+    hidden = not console.is_terminal
+    for version in track(missing, "evaluating snapshots", console=console, transient=True, disable=hidden):
+        evaluations[version] = evaluator.evaluate(version)
+        log.write(evaluations[version])
+    return evaluations
+
+
+def _points(
+    run: RunDirectory, events: list[RunEvent], evaluations: Mapping[int, SnapshotEvaluated]
 ) -> dict[int, EpochPoint]:
-    """The point of the curves of each snapshot's version; training figures are means since the snapshot before."""
-    snapshots = [event for event in events if isinstance(event, SnapshotSaved)]
-    if not snapshots:
-        raise PsysError(f"{run.path} has no snapshot to evaluate: the run ended before its first one")
-    config, train = run.config(), store.split("train")
-    _, held_out = holdout(train.labels, config.validation_share, config.seed)
+    """The points of the curves by version; training figures are means since the snapshot before.
+
+    Left out: snapshots whose file is gone and that were not evaluated. Raises PsysError if no snapshot is left.
+    """
     updates = [event for event in events if isinstance(event, UpdateApplied)]
     points: dict[int, EpochPoint] = {}
     first = 0
-    hidden = not console.is_terminal
-    for snapshot in track(snapshots, "evaluating snapshots", console=console, transient=True, disable=hidden):
+    for snapshot in (event for event in events if isinstance(event, SnapshotSaved)):
         last = bisect_right(updates, snapshot.version, key=lambda update: update.version)
         since, first = updates[first:last], last
         if not since:
             raise PsysError(f"{run.events} has no update before the snapshot of version {snapshot.version}")
+        evaluation = evaluations.get(snapshot.version)
+        if evaluation is None and not run.snapshot_path(snapshot.version).exists():
+            continue
         weights = [update.images for update in since]
-        validation: Evaluation | None = None
-        if len(held_out):
-            load_snapshot(model, run.snapshot_path(snapshot.version))
-            validation = _evaluate_images(model, store, train, held_out)
         points[snapshot.version] = EpochPoint(
             snapshot.epochs,
             snapshot.seconds,
             float(np.average([update.loss for update in since], weights=weights)),
             float(np.average([update.accuracy for update in since], weights=weights)),
-            validation.loss if validation else None,
-            validation.accuracy if validation else None,
+            evaluation.loss if evaluation else None,
+            evaluation.accuracy if evaluation else None,
         )
+    if not any(run.snapshot_path(version).exists() for version in points):
+        raise PsysError(f"{run.path} has no snapshot to evaluate: the run ended before its first one")
     return points
 
 
-def _evaluate_images(model: FlatModel, store: PreparedStore, split: Split, rows: NDArray[np.int64]) -> Evaluation:
-    colours = (store.channel_mean, store.channel_std)
-    return evaluate(model.module, split.images, split.labels, rows, *colours, model.parameters.device)
+def _by_class(tested: Evaluation, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Images and accuracy of each class; the accuracy of a class without images is None."""
+    counts, right = tested.confusion.sum(axis=1).tolist(), tested.confusion.diagonal().tolist()
+    return [
+        {"class": name, "images": images, "accuracy": hits / images if images else None}
+        for name, images, hits in zip(classes, counts, right, strict=True)
+    ]
 
 
 def _merit(version: int, point: EpochPoint) -> tuple[float, float]:
@@ -141,15 +170,18 @@ def _summary(events: list[RunEvent]) -> dict[str, Any]:
     }
 
 
-def _export(run: RunDirectory, store: PreparedStore, module: nn.Module, result: dict[str, Any]) -> dict[str, Any]:
+def _export(
+    run: RunDirectory, store: PreparedStore, module: nn.Module, description: dict[str, Any], accuracy: float
+) -> dict[str, Any]:
     # Imported here: the import takes seconds, which programs that evaluate nothing do not need to spend.
     from psys.onnx.export import export
     from psys.onnx.parity import check
 
     path = run.path / "model.onnx"
-    accuracy = result["best"]["test"]["accuracy"]
     colours = {"mean": store.channel_mean, "std": store.channel_std}
-    metadata = {"model": result["model"], "run": run.path.name, "test_accuracy": f"{accuracy:.4f}"}
+    # The file's own input is pixels, which it normalises itself.
+    metadata = {name: text for name, text in as_metadata(description).items() if name != "input"}
+    metadata["test_accuracy"] = f"{accuracy:.4f}"
     export(module, path, image_size=store.image_size, classes=store.classes, metadata=metadata, **colours)
     images = store.split("test").images
     spread = np.linspace(0, len(images) - 1, min(len(images), _PARITY_IMAGES)).astype(np.int64)
@@ -163,6 +195,7 @@ def _table(run: RunDirectory, result: dict[str, Any]) -> Table:
         "test accuracy, best snapshot": f"{best['test']['accuracy']:.1%} (epoch {best['epoch']:.1f})",
         "test accuracy, last snapshot": f"{last['test']['accuracy']:.1%}",
         "test images": str(best["test"]["images"]),
+        "worst classes": _worst(best["test"]["classes"]),
         "wall-clock of training": f"{result['train_seconds']:.1f} s",
         "speed": f"{result['images_per_second']:.0f} images/s",
         "workers": str(result["workers"]),
@@ -174,3 +207,9 @@ def _table(run: RunDirectory, result: dict[str, Any]) -> Table:
     for name, value in rows.items():
         table.add_row(name, value)
     return table
+
+
+def _worst(classes: Sequence[dict[str, Any]]) -> str:
+    """The two classes of lowest accuracy, in words."""
+    tested = sorted((each for each in classes if each["images"]), key=lambda each: each["accuracy"])
+    return ", ".join(f"{each['class']} {each['accuracy']:.1%}" for each in tested[:_WORST])

@@ -115,7 +115,7 @@ def test_tensor_files_get_the_permissions_that_the_umask_leaves(tmp_path: Path) 
     before = os.umask(0o022)
     try:
         (tmp_path / "best.tmp").touch(0o600)  # as a killed process may leave it
-        save_module(model.module, tmp_path / "best.safetensors")
+        save_module(model.module, tmp_path / "best.safetensors", {"model": "mlp2"})
         save_snapshot(model.parameters, model.statistics, tmp_path / "snapshot.safetensors")
     finally:
         os.umask(before)

@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 import torch
 from rich.console import Console
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from psys.augment.batch import normalise
@@ -20,12 +21,25 @@ from psys.compute.flat import FlatModel
 from psys.data.store import PreparedStore
 from psys.errors import PsysError
 from psys.models.registry import build
-from psys.ps.events import RunEnded, RunEvent, SnapshotSaved
+from psys.ps.events import RunEnded, RunEvent, SnapshotEvaluated, SnapshotSaved
 from psys.run import results
+from psys.run.description import as_metadata
 from psys.run.directory import RunDirectory
-from psys.run.events import EventLog
+from psys.run.events import EventLog, read_events
 from psys.run.results import evaluate_run
-from tests.support.runs import GOOD, LAST, start, trained_events, trained_run, update, write_events, write_tiny_store
+from psys.run.snapshots import save_snapshot
+from tests.support.runs import (
+    FIRST,
+    GOOD,
+    LAST,
+    brightness_model,
+    start,
+    trained_events,
+    trained_run,
+    update,
+    write_events,
+    write_tiny_store,
+)
 
 
 @pytest.fixture(scope="session")
@@ -37,14 +51,19 @@ Evaluate = Callable[[RunDirectory, list[RunEvent]], dict[str, Any]]
 
 
 @pytest.fixture
-def evaluate(monkeypatch: pytest.MonkeyPatch) -> Evaluate:
-    """Evaluates a run with the given events, without the export, which takes seconds."""
+def without_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The evaluation exports nothing: the export takes seconds."""
+    monkeypatch.setattr(results, "_export", lambda *unused: {"images": 0, "max_difference": 0.0, "agreement": 1.0})
+
+
+@pytest.fixture
+def evaluate(without_export: None) -> Evaluate:
+    """Evaluates a run with the given events, without the export."""
 
     def evaluate(run: RunDirectory, events: list[RunEvent]) -> dict[str, Any]:
         write_events(run, events)
         return evaluate_run(run, Console(file=io.StringIO()))
 
-    monkeypatch.setattr(results, "_export", lambda *unused: {"images": 0, "max_difference": 0.0, "agreement": 1.0})
     return evaluate
 
 
@@ -70,11 +89,101 @@ def test_best_snapshot_is_chosen_tested_and_exported(tmp_path: Path, tiny_store:
     assert run.complete
     assert run.result() == json.loads(json.dumps(result))
     assert {path.name for path in run.path.iterdir()} == {
-        *("best.safetensors", "last.safetensors", "model.onnx", "curves.png", "result.json"),
-        *("config.yaml", "environment.json", "events.jsonl", "logs"),
+        *("best.safetensors", "last.safetensors", "model.json", "model.onnx"),
+        *("curves.png", "confusion.png", "result.json"),
+        *("config.yaml", "environment.json", "events.jsonl", "logs", "snapshots"),
     }
     with pytest.raises(PsysError, match="was evaluated before"):
         evaluate_run(run, Console(file=printed))
+
+
+def test_best_and_last_snapshot_stay_and_evaluations_are_events(
+    tmp_path: Path, tiny_store: PreparedStore, evaluate: Evaluate
+) -> None:
+    run = trained_run(tmp_path, tiny_store)
+    evaluate(run, trained_events(tiny_store))
+    assert set(run.snapshots.iterdir()) == {run.snapshot_path(GOOD), run.snapshot_path(LAST)}
+    found = [event for event in read_events(run.events) if isinstance(event, SnapshotEvaluated)]
+    assert [(event.version, event.images) for event in found] == [(FIRST, 4), (GOOD, 4), (LAST, 4)]
+    assert [event.accuracy for event in found[1:]] == [1.0, 0.0]
+
+
+def test_extended_run_is_evaluated_again_from_its_evaluations(
+    tmp_path: Path, tiny_store: PreparedStore, evaluate: Evaluate
+) -> None:
+    """The snapshot of FIRST is gone by then; the best is still the one of the first evaluation."""
+    run = trained_run(tmp_path, tiny_store)
+    before = evaluate(run, trained_events(tiny_store))
+    run.result_file.unlink()
+    last = brightness_model(False)
+    save_snapshot(last.parameters, last.statistics, run.snapshot_path(LAST + 2))
+    more: list[RunEvent] = [
+        start(tiny_store.content_hash, "resume", LAST),
+        update(LAST + 1),
+        update(LAST + 2),
+        SnapshotSaved(version=LAST + 2, epochs=4.0, seconds=8.0),
+    ]
+    after = evaluate(run, more)
+    assert after["points"][:3] == before["points"]
+    assert len(after["points"]) == 4
+    assert (after["best"]["version"], after["last"]["version"]) == (GOOD, LAST + 2)
+    assert len([event for event in read_events(run.events) if isinstance(event, SnapshotEvaluated)]) == 4
+
+
+def test_snapshot_without_a_file_and_an_evaluation_is_left_out(
+    tmp_path: Path, tiny_store: PreparedStore, evaluate: Evaluate
+) -> None:
+    run = trained_run(tmp_path, tiny_store)
+    run.snapshot_path(LAST).unlink()
+    result = evaluate(run, trained_events(tiny_store))
+    assert [point["epoch"] for point in result["points"]] == [1.0, 2.0]
+    assert result["last"]["version"] == GOOD
+
+
+def test_evaluations_of_versions_that_were_computed_again_do_not_count(
+    tmp_path: Path, tiny_store: PreparedStore, evaluate: Evaluate
+) -> None:
+    events = trained_events(tiny_store)
+    undone = SnapshotEvaluated(version=FIRST, loss=0.0, accuracy=1.0, images=4)
+    resume = start(tiny_store.content_hash, "resume")
+    result = evaluate(trained_run(tmp_path, tiny_store), [*events[:3], undone, resume, *events[1:]])
+    assert result["best"]["version"] == GOOD
+    assert result["points"][0]["validation_loss"] > 0
+
+
+def test_result_has_accuracy_by_class_and_confusion_matrix(
+    tmp_path: Path, tiny_store: PreparedStore, without_export: None
+) -> None:
+    run = trained_run(tmp_path, tiny_store, validation_share=0.0)
+    model = brightness_model(True)
+    with torch.no_grad():
+        list(model.module.parameters())[-1].copy_(torch.tensor([1e3, 0.0]))  # every image is taken for dark
+    save_snapshot(model.parameters, model.statistics, run.snapshot_path(LAST))
+    printed = io.StringIO()
+    write_events(run, trained_events(tiny_store))
+    result = evaluate_run(run, Console(file=printed, width=100))
+    test = result["best"]["test"]
+    assert test["confusion"] == [[5, 0], [5, 0]]
+    assert test["classes"] == [
+        {"class": "dark", "images": 5, "accuracy": 1.0},
+        {"class": "bright", "images": 5, "accuracy": 0.0},
+    ]
+    assert "bright 0.0%, dark 100.0%" in printed.getvalue()
+    assert (run.path / "confusion.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_files_of_the_network_describe_their_use(tmp_path: Path, tiny_store: PreparedStore, evaluate: Evaluate) -> None:
+    run = trained_run(tmp_path, tiny_store)
+    evaluate(run, trained_events(tiny_store))
+    expected = {
+        **{"model": "mlp2", "run": "r", "version": GOOD, "classes": ["dark", "bright"], "image_size": [32, 32]},
+        **{"mean": list(tiny_store.channel_mean), "std": list(tiny_store.channel_std)},
+    }
+    described = json.loads((run.path / "model.json").read_text(encoding="utf-8"))
+    assert {name: described[name] for name in expected} == expected
+    for role, version in (("best", GOOD), ("last", LAST)):
+        with safe_open(run.path / f"{role}.safetensors", "pt") as file:
+            assert file.metadata() == as_metadata({**described, "version": version})
 
 
 def test_training_figures_are_means_by_images_since_the_previous_snapshot(
