@@ -17,7 +17,8 @@ class _Part(NamedTuple):
 class BatchPlan:
     """Batches 0, 1, 2 ... of passes over `samples`, each in ceil(samples / batch_size) batches.
 
-    The last batch of an epoch may be smaller. `earlier`: rows (batch size, epoch), ascending in epochs: the batch size of the epochs before that one.
+    The last batch of an epoch may be smaller. `earlier`: rows (batch size, epoch), ascending in epochs: the batch size
+    of the epochs before that one.
     """
 
     def __init__(self, samples: int, batch_size: int, earlier: Sequence[tuple[int, int]] = ()) -> None:
