@@ -25,7 +25,17 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 TOPICS = {
     "run": ("name", "runs", "resume", "seed"),
     "data": ("source", "store", "image_size", "validation_share"),
-    "model and training": ("model", "epochs", "batch_size", "label_smoothing", "precision", "snapshot_epochs"),
+    "model and training": (
+        "model",
+        "epochs",
+        "batch_size",
+        "label_smoothing",
+        "class_weights",
+        "gradient_clip",
+        "precision",
+        "snapshot_epochs",
+        "earlier_batch_sizes",
+    ),
     "parallelism": (
         *("mode", "staleness", "workers", "threads", "servers", "remote_servers"),
         *("wire", "topk_share", "prefetch"),
