@@ -12,6 +12,7 @@ from psys.ps.controller import RunController
 from psys.ps.coordinator import Coordinator
 from psys.ps.ledger import Ledger
 from psys.ps.membership import Membership
+from psys.ps.messages import Evaluated
 from psys.ps.policy import make_policy
 from psys.ps.slice import Slice
 from psys.ps.slots import BufferLayout
@@ -46,7 +47,13 @@ def initial_ledger(config: RunConfig, store: PreparedStore) -> Ledger:
 
 
 def run_controller(
-    config: RunConfig, ledger: Ledger, awaited: int, version: int = 0, seconds: float = 0.0, saved: int = 0
+    config: RunConfig,
+    ledger: Ledger,
+    awaited: int,
+    version: int = 0,
+    seconds: float = 0.0,
+    saved: int = 0,
+    best: Evaluated | None = None,
 ) -> RunController:
     """The controller of the run, in which `awaited` workers start together (see RunController, Coordinator)."""
     coordinator = Coordinator(
@@ -59,7 +66,7 @@ def run_controller(
         slots=config.slots(),
         version=version,
     )
-    return RunController(config.rules(), Membership(config.heartbeat_timeout), coordinator, seconds, saved)
+    return RunController(config.rules(), Membership(config.heartbeat_timeout), coordinator, seconds, saved, best)
 
 
 def batch_gradient(config: RunConfig, store: PreparedStore, *models: FlatModel) -> BatchGradient:

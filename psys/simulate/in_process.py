@@ -13,8 +13,8 @@ from operator import itemgetter
 from typing import NamedTuple
 
 from psys.compute.flat import FlatModel
-from psys.ps.controller import RunEnd, Save
 from psys.ps.coordinator import Wait
+from psys.ps.effects import RunEnd, Save
 from psys.ps.events import CheckpointSaved, RunEnded, RunEvent, RunStarted, SnapshotSaved
 from psys.ps.messages import (
     CheckpointNow,
