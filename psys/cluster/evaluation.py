@@ -25,7 +25,7 @@ class SnapshotEvaluation:
         config = run.config()
         self._run, self._every, self._epochs = run, config.evaluate_every, epochs
         self._enabled = config.evaluates_while_training
-        self._priority = "idle" if config.early_stopping is None else "normal"
+        self._pace = "idle" if config.evaluate_every is None and config.early_stopping is None else "full"
         self._process: subprocess.Popen[bytes] | None = None
         self._submitted: dict[int, float] = {}  # epochs by version
         self._received = b""
@@ -33,7 +33,7 @@ class SnapshotEvaluation:
     def submit(self, version: int, epochs: float) -> None:
         """A snapshot was written: it is evaluated if it is due."""
         before, self._epochs = self._epochs, epochs
-        if not self._enabled or int(epochs / self._every) == int(before / self._every):
+        if not self._enabled or (self._every and int(epochs / self._every) == int(before / self._every)):
             return
         try:
             self._process = self._process or self._start()
@@ -69,7 +69,7 @@ class SnapshotEvaluation:
             self._process = None
 
     def _start(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "psys.run.evaluate_while_training", str(self._run.path), self._priority]
+        command = [sys.executable, "-m", "psys.run.evaluate_while_training", str(self._run.path), self._pace]
         path = os.pathsep.join(each or os.getcwd() for each in sys.path)
         with (self._run.logs / "evaluation.log").open("ab") as log:
             process = subprocess.Popen(

@@ -80,10 +80,10 @@ class RunConfig(Config):
     """share of each class's training images held out to choose the best snapshot; 0: none, the last is the best"""
     snapshot_epochs: float = Field(1.0, ge=0.001)
     """epochs between snapshots; each is a point of the curves"""
-    evaluate_every: float = Field(1.0, ge=0)
-    """epochs between evaluations on the held-out images while training, by a process on idle cores; 0: at the end"""
+    evaluate_every: float | None = Field(None, ge=0)
+    """epochs between evaluations on held-out images; by default as 1.5 % of the idle cores allow; 0: only at the end"""
     early_stopping: float | None = Field(None, gt=0)
-    """epochs without a better held-out accuracy after which the run stops; evaluation then takes a core's time"""
+    """epochs without a better held-out accuracy after which the run stops; snapshots are then evaluated at once"""
     heartbeat_timeout: float = Field(15.0, gt=0)
     """seconds of silence after which a worker is taken for dead; a call is repeated after twice as many"""
     patience: float = Field(120.0, ge=0)
@@ -118,13 +118,13 @@ class RunConfig(Config):
     @model_validator(mode="after")
     def _early_stopping_needs_evaluations(self) -> Self:
         if self.early_stopping is not None and not self.evaluates_while_training:
-            raise ValueError("'early_stopping' needs 'validation_share' and 'evaluate_every' above 0")
+            raise ValueError("'early_stopping' needs 'validation_share' above 0, and 'evaluate_every' not 0")
         return self
 
     @property
     def evaluates_while_training(self) -> bool:
         """Whether snapshots are evaluated before the run ends."""
-        return self.evaluate_every > 0 and self.validation_share > 0
+        return self.evaluate_every != 0 and self.validation_share > 0
 
     def rules(self) -> RunRules:
         """When snapshots, checkpoints, the start and the end are due."""

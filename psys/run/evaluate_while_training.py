@@ -1,15 +1,20 @@
-"""The process that evaluates snapshots while their run trains: python -m psys.run.evaluate_while_training RUN PRIORITY.
+"""The process that evaluates snapshots while their run trains: python -m psys.run.evaluate_while_training RUN PACE.
 
 It reads versions of snapshots on standard input, one a line, and writes a SnapshotEvaluated as a line of JSON for each;
 of the versions that wait the newest comes first. It ends when standard input does: with the server that started it.
-PRIORITY is `idle`, to compute only while a core has nothing else to do, or `normal`.
+PACE is `idle`, to compute only while a core has nothing else to do, and for a small share of the time; or `full`.
 """
 
 import os
 import sys
 import threading
+import time
 from dataclasses import asdict
 from pathlib import Path
+
+_IDLE_SHARE = 0.015
+"""of the time of all cores: what the pace `idle` takes. Cores that seem idle are not free: memory is shared"""
+_IMPORT_SECONDS = 2.5  # of computing; the import of torch is by far the most of it
 
 
 class _Waiting:
@@ -41,9 +46,11 @@ def evaluate_snapshots(path: Path, idle: bool) -> None:
     results = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # for what a library might print
     waiting = _Waiting()
+    began = time.monotonic()
     if idle:
         _compute_when_idle()
-    # Imported here: the import of torch takes seconds, which must not be taken from training either.
+        time.sleep(pause(_IMPORT_SECONDS, 0.0))
+    # Imported here: the import of torch takes seconds, which are taken at the same pace.
     import json
 
     import torch
@@ -66,6 +73,13 @@ def evaluate_snapshots(path: Path, idle: bool) -> None:
             print(f"psys: {error}", file=sys.stderr, flush=True)
         else:
             print(json.dumps(asdict(evaluated)), file=results, flush=True)
+        if idle:
+            time.sleep(pause(time.process_time(), time.monotonic() - began))
+
+
+def pause(computed: float, elapsed: float) -> float:
+    """Seconds to wait until `computed` seconds are no more than the idle share of all cores' time."""
+    return max(0.0, computed / (_IDLE_SHARE * len(os.sched_getaffinity(0))) - elapsed)
 
 
 def _compute_when_idle() -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from psys.cluster.evaluation import SnapshotEvaluation
@@ -13,6 +14,7 @@ from psys.config import write_yaml
 from psys.data.store import PreparedStore
 from psys.ps.messages import Evaluated
 from psys.run.directory import RunDirectory
+from psys.run.evaluate_while_training import pause
 from tests.support.runs import FIRST, GOOD, LAST, trained_run, write_tiny_store
 
 _DEADLINE_SECONDS = 120.0  # the process imports torch while other tests keep the cores busy
@@ -26,7 +28,7 @@ def store(tmp_path: Path) -> PreparedStore:
 @pytest.fixture
 def run(tmp_path: Path, store: PreparedStore) -> RunDirectory:
     run = trained_run(tmp_path / "runs", store)
-    change(run, early_stopping=5.0)  # the process has a normal priority
+    change(run, early_stopping=5.0)  # the process evaluates at once
     return run
 
 
@@ -100,6 +102,32 @@ def test_process_is_not_started_when_evaluation_is_off(run: RunDirectory, off: d
     evaluation.submit(FIRST, 1.0)
     assert evaluation._process is None
     assert evaluation.finished() == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "pace"),
+    [
+        ({}, "idle"),
+        ({"evaluate_every": 2.0}, "full"),
+        ({"early_stopping": 5.0}, "full"),
+    ],
+)
+def test_process_takes_a_small_share_of_idle_cores_unless_evaluations_are_asked_for(
+    run: RunDirectory, settings: dict[str, float], pace: str
+) -> None:
+    change(run, **{"early_stopping": None, **settings})
+    evaluation = SnapshotEvaluation(run)
+    try:
+        evaluation.submit(LAST, 3.0)
+        assert psutil.Process(process_of(evaluation)).cmdline()[-1] == pace
+    finally:
+        evaluation.close()
+
+
+def test_pause_keeps_the_share_of_idle_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
+    assert pause(computed=0.3, elapsed=4.0) == pytest.approx(6.0)  # 0.3 s of 10 s on 2 cores are 1.5 %
+    assert pause(computed=0.3, elapsed=11.0) == 0.0
 
 
 def test_process_that_is_killed_is_reported_once_and_not_started_again(

@@ -63,5 +63,7 @@ def test_run_goes_on_within_the_patience_or_without_one(early_stopping: float | 
 
 @pytest.mark.parametrize("off", [{"validation_share": 0}, {"evaluate_every": 0}])
 def test_early_stopping_without_evaluations_is_refused(off: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="'early_stopping' needs 'validation_share' and 'evaluate_every' above 0"):
+    with pytest.raises(
+        ValueError, match="'early_stopping' needs 'validation_share' above 0, and 'evaluate_every' not 0"
+    ):
         run_of(early_stopping=1, **off)

@@ -31,7 +31,9 @@ def test_run_goes_on_when_its_evaluation_process_is_killed(small_store_path: Pat
     def evaluation_processes() -> list[psutil.Process]:
         return [each for each in family(process) if "psys.run.evaluate_while_training" in each.cmdline()]
 
-    with started(PS, *small_run(small_store_path, "r", "--epochs", "40"), cwd=tmp_path) as process:
+    with started(
+        PS, *small_run(small_store_path, "r", "--epochs", "40", "--evaluate-every", "1"), cwd=tmp_path
+    ) as process:
         wait_until(lambda: bool(evaluation_processes()), "an evaluation process", process)
         for each in evaluation_processes():
             each.send_signal(signal.SIGKILL)
