@@ -14,8 +14,9 @@ from collections import deque
 from pathlib import Path
 
 from benchmarks.measure import count, results_path, table, write
-from psys.ps.controller import Effects, RunController, RunRules
+from psys.ps.controller import RunController, RunRules
 from psys.ps.coordinator import Coordinator
+from psys.ps.effects import Effects
 from psys.ps.ledger import Ledger
 from psys.ps.membership import Membership
 from psys.ps.messages import Event, Joined, Lease, Push, PushPull, StepApplied

@@ -47,8 +47,8 @@ def run_server_0(run: RunDirectory, listener: socket.socket, awaited: int, token
         return parent_ended() or STOP in received or (STOP_WITHOUT_WORKERS in received and status.workers == 0)
 
     with _exit_codes(errors):
-        account = serve(run, listener, awaited, stopped, token)
-        sys.exit(ExitCode.INCOMPLETE if account.unfinished else 0)
+        end = serve(run, listener, awaited, stopped, token)
+        sys.exit(0 if end.complete else ExitCode.INCOMPLETE)
 
 
 def run_shard_server(number: int, host: str, port: int, token: str, errors: Connection) -> None:

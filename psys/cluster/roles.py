@@ -8,6 +8,7 @@ from ipaddress import ip_address
 import torch
 from rich.console import Console
 
+from psys.cluster.evaluation import SnapshotEvaluation
 from psys.cluster.progress import ProgressView
 from psys.cluster.saving import Saver
 from psys.cluster.server import Server
@@ -16,13 +17,14 @@ from psys.compute.device import share_freed_memory
 from psys.compute.flat import FlatModel
 from psys.data.store import PreparedStore
 from psys.errors import LostServerError, PsysError
+from psys.ps.effects import RunEnd
 from psys.ps.events import RunStarted
-from psys.ps.ledger import BatchAccount, Ledger
+from psys.ps.ledger import Ledger
 from psys.run.assembly import initial_ledger, initial_model, initial_slice, layout_of, run_controller
 from psys.run.checkpoint import Checkpoint, state_of_slice
 from psys.run.config import RunConfig
 from psys.run.directory import RunDirectory
-from psys.run.events import EventLog, read_events
+from psys.run.events import EventLog, best_evaluation, read_events, surviving
 from psys.run.status import Status
 from psys.transport.chunks import write_state
 from psys.transport.join import join
@@ -38,7 +40,7 @@ JOIN_SECONDS = 120.0
 
 def serve(
     run: RunDirectory, listener: socket.socket, awaited: int, stopped: Callable[[Status], bool], token: str
-) -> BatchAccount:
+) -> RunEnd:
     """Be server 0 of a run until its batches are applied or `stopped()`; `awaited` workers start together.
 
     Continues from the run's newest checkpoint, if it has one. Raises PsysError for what the user must mend.
@@ -59,11 +61,13 @@ def serve(
             address = listener.getsockname()[0]
             named = checkpoint.metadata.workers_named if checkpoint else 0
             registration = Registration(config, store.content_hash, len(store.classes), address, named)
-            controller = run_controller(config, ledger, awaited, start.version, start.seconds, run.newest_snapshot())
+            saved, best = run.newest_snapshot(), best_evaluation(surviving(read_events(run.events)))
+            controller = run_controller(config, ledger, awaited, start.version, start.seconds, saved, best)
             transport = TorchRpcServer(0, address)
             others: list[ShardControl] = []
             sizes = [_shard_sizes(config, model, number) for number in range(1, config.servers)]
-            saver = Saver(run, events, shard, others, sizes)
+            evaluation = SnapshotEvaluation(run, ledger.epochs_done)
+            saver = Saver(run, events, shard, others, sizes, evaluation)
             status = Status(
                 config.mode,
                 config.epochs,
@@ -72,7 +76,7 @@ def serve(
                 resumed_seconds=start.seconds,
             )
             shards: list[ShardControl] = [shard]
-            server = Server(controller, registration, shards, saver, status)
+            server = Server(controller, registration, shards, saver, evaluation, status)
             rendezvous = RendezvousServer(listener, token, server)
             try:
                 others += [transport.connect(i, other) for i, other in enumerate(registration.other_servers(), 1)]
@@ -85,6 +89,7 @@ def serve(
                 with ProgressView(Console(stderr=True)) as view:
                     return server.run(stopped, view.show)
             finally:
+                evaluation.close()
                 for other in others:
                     other.finish()
                 rendezvous.close()

@@ -4,10 +4,11 @@ import sys
 import time
 from collections.abc import Sequence
 
+from psys.cluster.evaluation import SnapshotEvaluation
 from psys.cluster.shard_server import ShardServer
 from psys.compute.device import return_freed_memory
 from psys.errors import LostServerError
-from psys.ps.controller import Save
+from psys.ps.effects import Save
 from psys.ps.events import CheckpointFailed, CheckpointSaved, RunEvent, SnapshotFailed, SnapshotSaved
 from psys.ps.store import SliceState
 from psys.run.checkpoint import CheckpointMetadata, concatenate_states
@@ -28,8 +29,10 @@ class Saver:
         own: ShardServer,
         others: Sequence[ShardControl],
         sizes: Sequence[dict[str, int]],
+        evaluation: SnapshotEvaluation,
     ) -> None:
         self._run, self._events, self._own, self._others, self._sizes = run, events, own, others, sizes
+        self._evaluation = evaluation
         self._checkpoints = run.checkpoints(run.config().keep_checkpoints)
 
     def log(self, events: Sequence[RunEvent]) -> None:
@@ -72,6 +75,7 @@ class Saver:
             self._events.write(SnapshotFailed(version=save.version, reason=str(error)))
         else:
             self._events.write(SnapshotSaved(version=save.version, epochs=save.epochs, seconds=save.seconds))
+            self._evaluation.submit(save.version, save.epochs)
 
     def _save_checkpoint(self, metadata: CheckpointMetadata, state: SliceState) -> None:
         began = time.monotonic()

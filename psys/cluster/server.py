@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 
 from torch.futures import Future, collect_all
 
+from psys.cluster.evaluation import SnapshotEvaluation
 from psys.cluster.saving import Saver
 from psys.config import validate
 from psys.errors import LostServerError, PsysError
-from psys.ps.controller import RunController, RunEnd, Save, UnknownWorkerError
+from psys.ps.controller import RunController, UnknownWorkerError
+from psys.ps.effects import RunEnd, Save
 from psys.ps.events import FaultInjected, JoinRefused, RunEnded, RunEvent, UpdateApplied
-from psys.ps.ledger import BatchAccount
 from psys.ps.membership import State
 from psys.ps.messages import (
     Disconnected,
@@ -72,10 +73,11 @@ class Server:
         registration: Registration,
         shards: Sequence[ShardControl],
         saver: Saver,
+        evaluation: SnapshotEvaluation,
         status: Status,
     ) -> None:
         self._controller, self._registration, self._shards = controller, registration, shards
-        self._saver, self._status = saver, status
+        self._saver, self._evaluation, self._status = saver, evaluation, status
         self._lock = threading.Condition()
         self._futures: dict[str, Future[Grant]] = {}
         self._steps: list[Step] = []  # decided, not yet being applied
@@ -158,7 +160,7 @@ class Server:
 
     # The server's own thread.
 
-    def run(self, stopped: Callable[[Status], bool], show: Callable[[Status], None]) -> BatchAccount:
+    def run(self, stopped: Callable[[Status], bool], show: Callable[[Status], None]) -> RunEnd:
         """Serve until the run is over and its workers have left; `show` gets the status several times a second.
 
         Once `stopped(status)` is true no batch is granted any more; what is being computed is still applied. Raises
@@ -178,6 +180,9 @@ class Server:
                 if not over and stopped(self._status):
                     self._report(Stop())
                 self._report(Tick())
+                for evaluated in self._evaluation.finished():
+                    self._status.evaluated = max(self._status.evaluated or evaluated, evaluated)  # the later version
+                    self._report(evaluated)
                 self._write()
                 show(self._status)
         finally:
@@ -190,14 +195,14 @@ class Server:
         self._saver.log([RunEnded(seconds=end.seconds, **vars(end.account))])
         if end.failure:
             raise PsysError(end.failure)
-        return end.account
+        return end
 
     def _write(self) -> None:
         """Write down what has happened."""
         self._write_log()
         with self._lock:
             saves, self._saves = self._saves, []
-            self._status.workers = self._controller.workers
+            self._status.workers, self._status.best = self._controller.workers, self._controller.best
             self._status.waiting = Counter(wait.value for wait in self._controller.waiting().values())
         for save in saves:
             self._saver.save(save, self._registration.workers_named)

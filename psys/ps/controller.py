@@ -11,24 +11,28 @@ drive the same controller.
 import math
 from collections import Counter, deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from psys.ps.coordinator import Coordinator, Decision, Wait
+from psys.ps.effects import Effects, Reply, RunEnd, Save
 from psys.ps.events import (
     LeasesReturned,
     PushRefused,
     RunEvent,
+    SnapshotEvaluated,
+    StoppedEarly,
     UpdateApplied,
     WorkerJoined,
     WorkerLeft,
     WorkerSuspected,
 )
-from psys.ps.ledger import BatchAccount, LedgerState, Receipt
+from psys.ps.ledger import Receipt
 from psys.ps.membership import Change, Membership, State
 from psys.ps.messages import (
     CheckpointNow,
     Disconnected,
+    Evaluated,
     Event,
     Grant,
     Heartbeat,
@@ -66,46 +70,10 @@ class RunRules:
     """between checkpoints; None: they are due by time"""
     start_timeout: float = 60.0
     """from the first request on: how long it waits for the workers that start together"""
+    early_stopping: float | None = None
+    """epochs without a better evaluation after which the run stops; None: it does not"""
     leave_timeout: float = 10.0
     """from the last batch on: how long the run waits for its workers to leave"""
-
-
-class Reply(NamedTuple):
-    """What to answer a worker once every server has applied the step `after` (-1: at once)."""
-
-    worker: str
-    grant: Grant
-    after: int
-
-
-class Save(NamedTuple):
-    """Every server keeps the slice's state of one version under the number of `step`: it is to be written now."""
-
-    step: int
-    version: int
-    epochs: float
-    seconds: float  # of training
-    snapshot: bool  # parameters and statistics are to be evaluated later
-    ledger: LedgerState | None  # of a checkpoint of the same version
-
-
-class RunEnd(NamedTuple):
-    """The run is over. `failure`: what the user must mend, if the run ended because of it."""
-
-    account: BatchAccount
-    seconds: float  # of training
-    failure: str | None
-
-
-@dataclass
-class Effects:
-    """What follows from one event."""
-
-    steps: list[Step] = field(default_factory=list)
-    replies: list[Reply] = field(default_factory=list)
-    log: list[RunEvent] = field(default_factory=list)
-    saves: list[Save] = field(default_factory=list)
-    end: RunEnd | None = None
 
 
 class _Made(NamedTuple):
@@ -120,12 +88,19 @@ class RunController:
     """All rules of a run. Times are seconds on the caller's monotonic clock.
 
     Training time runs from the first lease to the last update, and continues at `seconds` from a checkpoint. `saved` is
-    the version of the newest snapshot that exists already.
+    the version of the newest snapshot that exists already, `best` the best of the evaluations so far.
     """
 
     def __init__(
-        self, rules: RunRules, membership: Membership, coordinator: Coordinator, seconds: float = 0.0, saved: int = 0
+        self,
+        rules: RunRules,
+        membership: Membership,
+        coordinator: Coordinator,
+        seconds: float = 0.0,
+        saved: int = 0,
+        best: Evaluated | None = None,
     ) -> None:
+        self.best = best
         self._rules, self._membership, self._coordinator = rules, membership, coordinator
         self._seconds_before = self._applied_seconds = seconds
         self._first_request: float | None = None
@@ -145,6 +120,7 @@ class RunController:
         self._last_step: int | None = None
         self._ended = False
         self._failure: str | None = None
+        self._stopped_early = False
 
     @property
     def over(self) -> bool:
@@ -190,6 +166,8 @@ class RunController:
                 self._carry_out(now, self._coordinator.stop(), effects)
             case CheckpointNow():
                 self._add_step(effects, keep="checkpoint", checkpoint=True)
+            case Evaluated():
+                self._evaluated(now, event, effects)
         self._release(now, effects)
         self._end_if_over(now, effects)
         return effects
@@ -243,6 +221,24 @@ class RunController:
         if self._checkpoint_due(now):
             self._add_step(effects, keep="checkpoint", checkpoint=True)
             self._checkpoint_time = now
+
+    def _evaluated(self, now: float, evaluated: Evaluated, effects: Effects) -> None:
+        version, epochs, loss, accuracy, images = evaluated
+        self._unlogged.append(SnapshotEvaluated(version=version, loss=loss, accuracy=accuracy, images=images))
+        if self.best is None or evaluated.merit > self.best.merit:
+            self.best = evaluated
+        patience = self._rules.early_stopping
+        if patience is not None and epochs - self.best.epochs >= patience and not self._coordinator.over:
+            self._stopped_early = True
+            self._unlogged.append(
+                StoppedEarly(
+                    best_version=self.best.version,
+                    best_accuracy=self.best.accuracy,
+                    patience=patience,
+                    seconds=self.train_seconds(now),
+                )
+            )
+            self._carry_out(now, self._coordinator.stop(), effects)
 
     def _checkpoint_due(self, now: float) -> bool:
         if self._checkpoint_time is None:
@@ -375,4 +371,6 @@ class RunController:
             self._add_step(effects, keep="checkpoint", checkpoint=True)
         elif self._last_step is not None and self._applied >= self._last_step and not self._ended:
             self._ended = True
-            effects.end = RunEnd(self._coordinator.ledger.account(), self._applied_seconds, self._failure)
+            effects.end = RunEnd(
+                self._coordinator.ledger.account(), self._applied_seconds, self._failure, self._stopped_early
+            )

@@ -164,6 +164,18 @@ class SnapshotEvaluated(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StoppedEarly(Record):
+    """The run is to end: for `patience` epochs no snapshot was better than that of `best_version`."""
+
+    event: Literal["early_stop"] = "early_stop"
+    best_version: int
+    best_accuracy: float
+    """on held-out images, 0 to 1"""
+    patience: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointSaved(Record):
     """A checkpoint was written in `took` seconds of wall-clock time."""
 
@@ -212,6 +224,7 @@ RunEvent = (
     | SnapshotSaved
     | SnapshotFailed
     | SnapshotEvaluated
+    | StoppedEarly
     | CheckpointSaved
     | CheckpointFailed
     | RunEnded

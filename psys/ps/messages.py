@@ -122,4 +122,19 @@ class CheckpointNow(NamedTuple):
     """A checkpoint is wanted before it is due."""
 
 
-Event = Joined | Heartbeat | Left | Disconnected | PushPull | StepApplied | Tick | Stop | CheckpointNow
+class Evaluated(NamedTuple):
+    """A snapshot was evaluated on the held-out images."""
+
+    version: int
+    epochs: float  # batches applied, in epochs
+    loss: float  # mean cross-entropy
+    accuracy: float  # 0 to 1
+    images: int
+
+    @property
+    def merit(self) -> tuple[float, float]:
+        """What the best snapshot has most of: accuracy, and of two with the same accuracy the lower loss."""
+        return self.accuracy, -self.loss
+
+
+Event = Joined | Heartbeat | Left | Disconnected | PushPull | StepApplied | Tick | Stop | CheckpointNow | Evaluated

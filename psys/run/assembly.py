@@ -14,6 +14,7 @@ from psys.ps.controller import RunController
 from psys.ps.coordinator import Coordinator
 from psys.ps.ledger import Ledger
 from psys.ps.membership import Membership
+from psys.ps.messages import Evaluated
 from psys.ps.policy import make_policy
 from psys.ps.slice import Slice
 from psys.ps.slots import BufferLayout
@@ -55,7 +56,13 @@ def loss_weights(config: RunConfig, store: PreparedStore) -> Tensor | None:
 
 
 def run_controller(
-    config: RunConfig, ledger: Ledger, awaited: int, version: int = 0, seconds: float = 0.0, saved: int = 0
+    config: RunConfig,
+    ledger: Ledger,
+    awaited: int,
+    version: int = 0,
+    seconds: float = 0.0,
+    saved: int = 0,
+    best: Evaluated | None = None,
 ) -> RunController:
     """The controller of the run, in which `awaited` workers start together (see RunController, Coordinator)."""
     coordinator = Coordinator(
@@ -68,7 +75,7 @@ def run_controller(
         slots=config.slots(),
         version=version,
     )
-    return RunController(config.rules(), Membership(config.heartbeat_timeout), coordinator, seconds, saved)
+    return RunController(config.rules(), Membership(config.heartbeat_timeout), coordinator, seconds, saved, best)
 
 
 def batch_gradient(config: RunConfig, store: PreparedStore, *models: FlatModel) -> BatchGradient:

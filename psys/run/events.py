@@ -16,7 +16,8 @@ from typing import Annotated
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from psys.errors import PsysError
-from psys.ps.events import FORMAT, RunEvent, RunStarted, SnapshotEvaluated, SnapshotSaved, UpdateApplied
+from psys.ps.events import FORMAT, RunEvent, RunStarted, SnapshotEvaluated, SnapshotSaved, StoppedEarly, UpdateApplied
+from psys.ps.messages import Evaluated
 
 
 def _with_time(event: RunEvent) -> RunEvent:
@@ -111,14 +112,28 @@ _UNDONE = UpdateApplied | SnapshotSaved | SnapshotEvaluated
 
 
 def surviving(events: Iterable[RunEvent]) -> list[RunEvent]:
-    """Events without the updates, snapshots and evaluations of versions that a resumed run computed again."""
+    """Events without those that a resume undid: of versions computed again, and that the run was stopped early."""
     kept: list[RunEvent] = []
     for event in events:
         if isinstance(event, RunStarted) and event.event == "resume":
             resumed = event.version
             kept = [e for e in kept if not isinstance(e, _UNDONE) or e.version <= resumed]
+            kept = [e for e in kept if not isinstance(e, StoppedEarly)]
         kept.append(event)
     return kept
+
+
+def best_evaluation(events: Iterable[RunEvent]) -> Evaluated | None:
+    """The best snapshot of a run, as far as snapshots were evaluated; `events` are the surviving ones."""
+    epochs: dict[int, float] = {}
+    best: Evaluated | None = None
+    for event in events:
+        if isinstance(event, SnapshotSaved):
+            epochs[event.version] = event.epochs
+        elif isinstance(event, SnapshotEvaluated) and event.version in epochs:
+            found = Evaluated(event.version, epochs[event.version], event.loss, event.accuracy, event.images)
+            best = found if best is None or found.merit > best.merit else best
+    return best
 
 
 def _check_format(path: Path, first_line: bytes) -> None:

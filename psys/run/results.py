@@ -17,7 +17,7 @@ from psys.compute.device import choose_device
 from psys.compute.evaluate import Evaluation
 from psys.data.store import PreparedStore
 from psys.errors import PsysError
-from psys.ps.events import RunEnded, RunEvent, RunStarted, SnapshotEvaluated, SnapshotSaved, UpdateApplied
+from psys.ps.events import RunEnded, RunEvent, RunStarted, SnapshotEvaluated, SnapshotSaved, StoppedEarly, UpdateApplied
 from psys.run.confusion import draw_confusion
 from psys.run.curves import EpochPoint, draw
 from psys.run.description import as_metadata, describe_model
@@ -160,6 +160,7 @@ def _summary(events: list[RunEvent]) -> dict[str, Any]:
         "workers": len({worker for update in updates for worker in update.workers}),
         "updates": len(updates),
         "train_seconds": seconds,
+        "stopped_early": next((_why(event) for event in events if isinstance(event, StoppedEarly)), None),
         "images_per_second": sum(update.images for update in updates) / seconds,
         "staleness_mean": float(np.mean(staleness)),
         "staleness_max": max(staleness),
@@ -168,6 +169,10 @@ def _summary(events: list[RunEvent]) -> dict[str, Any]:
         if end
         else {},
     }
+
+
+def _why(stopped: StoppedEarly) -> str:
+    return f"no better held-out accuracy than {stopped.best_accuracy:.1%} for {stopped.patience:g} epochs"
 
 
 def _export(
@@ -203,6 +208,8 @@ def _table(run: RunDirectory, result: dict[str, Any]) -> Table:
         "batches applied / duplicated / lost": " / ".join(map(str, counts)),
         "ONNX Runtime against torch": f"within {onnx['max_difference']:.0e} on {onnx['images']} images",
     }
+    if result["stopped_early"]:
+        rows["stopped early"] = result["stopped_early"]
     table = Table(title=f"{result['model']}, {result['mode']}: {run.path}", show_header=False, title_justify="left")
     for name, value in rows.items():
         table.add_row(name, value)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from psys.ps.events import UpdateApplied
+from psys.ps.messages import Evaluated
 
 
 @dataclass
@@ -20,6 +21,10 @@ class Status:
     loss: float = float("nan")
     accuracy: float = 0.0
     staleness: float = 0.0
+    evaluated: Evaluated | None = None
+    """the newest snapshot that was evaluated"""
+    best: Evaluated | None = None
+    """the best snapshot that was evaluated"""
     waiting: dict[str, int] = field(default_factory=dict)
     """workers without a batch: how many of them wait for each reason (see psys.ps.coordinator.Wait)"""
 
@@ -53,4 +58,12 @@ class Status:
             f"accuracy {self.accuracy:.1%}",
             f"staleness {self.staleness:.1f}",
         ]
+        if self.evaluated:
+            parts.append(f"held-out {_accuracy(self.evaluated)}")
+        if self.best and self.best != self.evaluated:
+            parts.append(f"best {_accuracy(self.best)}")
         return " · ".join(parts)
+
+
+def _accuracy(evaluated: Evaluated) -> str:
+    return f"{evaluated.accuracy:.1%} (epoch {evaluated.epochs:.4g})"

@@ -13,12 +13,13 @@ from operator import itemgetter
 from typing import NamedTuple
 
 from psys.compute.flat import FlatModel
-from psys.ps.controller import RunEnd, Save
 from psys.ps.coordinator import Wait
+from psys.ps.effects import RunEnd, Save
 from psys.ps.events import CheckpointSaved, RunEnded, RunEvent, RunStarted, SnapshotSaved
 from psys.ps.messages import (
     CheckpointNow,
     Disconnected,
+    Evaluated,
     Event,
     Heartbeat,
     Joined,
@@ -140,6 +141,11 @@ class InProcessRun:
         """Save a checkpoint now."""
         self._handle(CheckpointNow())
         return self.saves[-1]
+
+    def evaluate(self, version: int, accuracy: float, loss: float = 1.0) -> None:
+        """The snapshot of a version turns out to have that accuracy on one held-out image."""
+        epochs = next(saved.save.epochs for saved in self.saves if saved.save.version == version)
+        self._handle(Evaluated(version, epochs, loss, accuracy, images=1))
 
     def restart(self, checkpoint: Saved | None) -> None:
         """All servers die and resume from a checkpoint, or from the start; the workers join again under new names."""

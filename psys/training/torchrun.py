@@ -60,6 +60,6 @@ def _be_rank_0(config: TrainingConfig, workers: int, token: str, ranks: dist.TCP
     run = start_run(config, workers)
     ranks.set(_SERVER_KEY, f"{master if host in ('0.0.0.0', '::') else host}:{port}")
     with stop_signals_recorded() as received:
-        account = serve(run, listener, workers, lambda status: bool(received), token)
-    end_run(run, complete=not account.unfinished)
+        end = serve(run, listener, workers, lambda status: bool(received), token)
+    end_run(run, complete=end.complete)
     return run

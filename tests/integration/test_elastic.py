@@ -242,8 +242,12 @@ def test_checkpoint_that_cannot_be_written_and_workers_that_cannot_start(
     more = (*ENDLESS, "--checkpoint-every", "5", "--restarts.failures", "1")
     with started(PS, *small_run(store, "r", *more), cwd=tmp_path) as process:
         wait_until(lambda: bool(events(path, CheckpointSaved)), "a checkpoint", process)
-        shutil.rmtree(path / "checkpoints", ignore_errors=True)
+        (server,) = servers_of(process)
+        server.suspend()
+        wait_until(lambda: server.status() == psutil.STATUS_STOPPED, "the server to be suspended", process)
+        shutil.rmtree(path / "checkpoints")
         (path / "checkpoints").write_text("a file where the folder was")
+        server.resume()
         wait_until(lambda: len(events(path, CheckpointFailed)) > 1, "two checkpoints that fail", process)
         failed = len(updates(path))
         wait_until(lambda: len(updates(path)) > failed + 5, "more updates", process)

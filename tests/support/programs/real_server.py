@@ -16,7 +16,7 @@ if len(sys.argv) == 2:
     assert workers
     with listen("127.0.0.1", 0) as listener:
         print(*listener.getsockname(), flush=True)
-        account = serve(run, listener, workers, stopped=lambda status: False, token="")
-    print(account.applied)
+        end = serve(run, listener, workers, stopped=lambda status: False, token="")
+    print(end.account.applied)
 else:
     serve_shard(sys.argv[1], int(sys.argv[2]), token="")

@@ -165,7 +165,7 @@ def test_settings_out_of_range_are_rejected(name: str, value: float) -> None:
     [
         ({"black": -0.1}, r"setting 'foreground.black'.*got -0.1"),
         ({"black": 0.6, "box_mask": 0.5}, r"setting 'foreground'.*black 0.6, box_mask 0.5 are 1.1"),
-        ({"blakc": 0.5}, r"unknown setting 'foreground.blakc', did you mean 'black'"),
+        ({"blakc": 0.5}, r"unknown setting 'foreground.blakc', did you mean 'foreground.black'"),
         ({"keep": 0.5}, r"'foreground.keep' is a kind of cutout: 'cutout_size' must be above 0"),
     ],
 )

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.futures import Future
 
+from psys.cluster.evaluation import SnapshotEvaluation
 from psys.cluster.saving import Saver
 from psys.cluster.server import Server
 from psys.cluster.shard_server import ShardServer
@@ -92,6 +93,7 @@ class Rig:
             store=folder,
             mode=mode,
             epochs=EPOCHS,
+            evaluate_every=0,
             batch_size=10,
             prefetch=prefetch,
             servers=servers,
@@ -121,8 +123,9 @@ class Rig:
         self.log = EventLog(self.run_directory.events)
         self.registration = Registration(config, "hash", 10, "127.0.0.1")
         sizes = [shard.state_sizes() for shard in shards[1:]]
-        saver = Saver(self.run_directory, self.log, shards[0], controls[1:], sizes)
-        self.server = Server(self.controller, self.registration, controls, saver, Status(mode, EPOCHS))
+        evaluation = SnapshotEvaluation(self.run_directory)
+        saver = Saver(self.run_directory, self.log, shards[0], controls[1:], sizes, evaluation)
+        self.server = Server(self.controller, self.registration, controls, saver, evaluation, Status(mode, EPOCHS))
         for number in range(servers):
             self.registration.server_ready(number, "address")
         for _ in self.buffers:
@@ -158,7 +161,7 @@ class Rig:
         return self.run()
 
     def run(self) -> BatchAccount:
-        return self.server.run(stopped=lambda status: False, show=lambda status: None)
+        return self.server.run(stopped=lambda status: False, show=lambda status: None).account
 
     def events(self, kind: type[EventT]) -> list[EventT]:
         self.server._write_log()

@@ -1,5 +1,6 @@
 import pytest
 
+from psys.ps.messages import Evaluated
 from psys.run.status import Status
 from tests.support.runs import update
 
@@ -22,3 +23,12 @@ def test_updates_are_summed_and_smoothed() -> None:
     assert status.loss == pytest.approx(1.98)
     assert status.accuracy == pytest.approx(0.51)
     assert "16 images/s" in str(status)
+
+
+def test_held_out_accuracy_of_the_newest_and_of_the_best_snapshot_is_shown() -> None:
+    status = Status("async", epochs=9)
+    status.add(update(1))
+    status.evaluated = status.best = Evaluated(version=40, epochs=2.0, loss=1.0, accuracy=0.612, images=10)
+    assert str(status).endswith(" · held-out 61.2% (epoch 2)")
+    status.evaluated = Evaluated(version=50, epochs=2.5, loss=1.0, accuracy=0.6, images=10)
+    assert str(status).endswith(" · held-out 60.0% (epoch 2.5) · best 61.2% (epoch 2)")
