@@ -45,7 +45,12 @@ def _evaluate(argv: Sequence[str]) -> None:
 
     parser = Parser(prog="psys evaluate", description=evaluate_run.__doc__, examples=["psys evaluate runs/NAME"])
     parser.add_argument("run", type=Path, help="directory of a run that was stopped before it was evaluated")
-    evaluate_run(RunDirectory(parser.parse_args(argv).run), Console())
+    parser.add_argument("--store", type=Path, help="the run's prepared store, if it is not where the run was trained")
+    arguments = parser.parse_args(argv)
+    run = RunDirectory(arguments.run, arguments.store)
+    run.config()  # raises if this is no run: a lock is not left elsewhere
+    with run.locked():
+        evaluate_run(run, Console())
 
 
 def _audit(argv: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, NoReturn, TypeVar
 
 import yaml
@@ -66,8 +67,14 @@ class Parser(argparse.ArgumentParser):
         raise PsysError(f"{message} (see --help)")
 
 
-def parse(model: type[ConfigT], argv: Sequence[str], prog: str, default_file: Path | None = None) -> ConfigT:
-    """Settings of `model` from its defaults, overlaid by `--config` (YAML), overlaid by flags like `--a.b-c 3`.
+def parse(
+    model: type[ConfigT],
+    argv: Sequence[str],
+    prog: str,
+    default_file: Path | None = None,
+    base: Mapping[str, Any] = MappingProxyType({}),
+) -> ConfigT:
+    """Settings of `model` from its defaults, overlaid by `base`, by `--config` (YAML), and by flags like `--a.b-c 3`.
 
     `--config` is the path of a file, or the name of one in `model.named_files`; without it, `default_file` is read if
     given. `--a.b_c` is `--a.b-c`. `--help` shows the defaults that apply after the file. Raises PsysError naming the
@@ -75,7 +82,7 @@ def parse(model: type[ConfigT], argv: Sequence[str], prog: str, default_file: Pa
     """
     argv = [_kebab_case(argument) for argument in argv]
     config_file, label = _config_file(model, argv, prog, default_file)
-    settings = read_yaml(config_file) if config_file else {}
+    settings = overlay(base, read_yaml(config_file) if config_file else {})
     defaults = None if {"-h", "--help"}.isdisjoint(argv) else validate(model, settings, f"config {label}")
     parser = Parser(
         prog=prog,
@@ -95,7 +102,7 @@ def parse(model: type[ConfigT], argv: Sequence[str], prog: str, default_file: Pa
     except SettingsError as error:
         raise PsysError(f"a flag's value cannot be read: {error}") from None
     where = " and ".join([*([f"config {label}"] if label else []), *(["flags"] if flags else [])])
-    return validate(model, _overlay(settings, flags), where)
+    return validate(model, overlay(settings, flags), where)
 
 
 def validate(model: type[ConfigT], settings: dict[str, Any], where: str) -> ConfigT:
@@ -127,8 +134,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def write_yaml(config: Config, path: Path) -> None:
-    """Write every setting, defaults included, so that the file alone repeats the run."""
-    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    """Write every setting, defaults included, so that the file alone repeats the run; whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    temporary.replace(path)
 
 
 class _Loader(yaml.SafeLoader):
@@ -150,11 +159,12 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
-def _overlay(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `over`, group by group."""
     merged = dict(base)
     for key, value in over.items():
         below = merged.get(key)
-        merged[key] = _overlay(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+        merged[key] = overlay(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
     return merged
 
 

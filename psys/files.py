@@ -1,7 +1,11 @@
-"""Files are read up to a stated size, so that a wrong one costs an error and not the memory."""
+"""Files that are read up to a stated size, and files that one process at a time may write."""
 
 import errno
+import fcntl
+import time
 from pathlib import Path
+
+_POLL_SECONDS = 0.2
 
 
 def read_bounded(path: Path, limit_bytes: int) -> bytes:
@@ -11,3 +15,17 @@ def read_bounded(path: Path, limit_bytes: int) -> bytes:
     if len(data) > limit_bytes:
         raise OSError(errno.EFBIG, f"more than {limit_bytes:,} bytes", str(path))
     return data
+
+
+def lock_file(file: int, wait: float = 0.0) -> bool:
+    """Lock an open file until it is closed; False if another process still has it locked after `wait` seconds."""
+    deadline = time.monotonic() + wait
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_POLL_SECONDS)
+        else:
+            return True

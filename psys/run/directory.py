@@ -1,55 +1,125 @@
 """A run's directory: its resolved settings, environment, events, snapshots and results; enough to repeat the run.
 
 config.yaml environment.json events.jsonl faults.yaml logs/ snapshots/ checkpoints/   written while the run trains
+segments/<version>/ result-<version>.json   the files of before, of a run that was resumed with other settings there
 best.safetensors last.safetensors model.json model.onnx curves.png confusion.png result.json   once it is evaluated
 """
 
+import contextlib
+import itertools
 import json
+import os
+import re
+import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from psys.config import read_yaml, validate, write_yaml
+from psys.config import NAME, read_yaml, validate, write_yaml
+from psys.data.source_name import source_location
 from psys.errors import PsysError
 from psys.run.checkpoint import Checkpoints
 from psys.run.config import RunConfig
 from psys.run.environment import environment
 from psys.run.faults import read_plan
+from psys.run.lock import run_lock
+
+# All that a start which failed may have left; its directory is free for another start.
+_BEFORE_THE_START = {
+    *("config.yaml", "environment.json", "faults.yaml", "config.tmp", "environment.tmp", "faults.tmp"),
+    *("events.jsonl", "lock", "logs", "snapshots", "token"),
+}
+_EVENT_BYTES = 1 << 20
 
 
 class RunDirectory:
-    """Paths and files of one run."""
+    """Paths and files of one run. `store`: where its prepared store is now, if not where its settings say."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, store: Path | None = None) -> None:
+        self.path, self._store = path, store
         self.events, self.logs, self.snapshots = path / "events.jsonl", path / "logs", path / "snapshots"
         self.config_file, self.token = path / "config.yaml", path / "token"
         self.result_file = path / "result.json"
 
     @classmethod
+    def reserve(cls, config: RunConfig) -> "RunDirectory":
+        """The directory of a new run, made if there is none of its name. An unnamed run gets a name of its own.
+
+        Raises PsysError if the directory holds something else than a run, or if it cannot be made.
+        """
+        start = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.mode}"
+        for number in itertools.count(1):
+            run = cls(config.runs / (config.name or (start if number == 1 else f"{start}-{number}")))
+            try:
+                run.path.mkdir(parents=True, exist_ok=config.name is not None)
+                if not run.begun and not set(os.listdir(run.path)) <= _BEFORE_THE_START:
+                    raise PsysError(f"{run.path} holds other files than those of a run: choose another --name")
+                return run
+            except FileExistsError:
+                if config.name or not run.path.is_dir():
+                    raise PsysError(f"cannot make the run directory {run.path}: there is a file of that name") from None
+            except OSError as error:
+                raise PsysError(f"cannot make the run directory {run.path}: {error.strerror}") from None
+        raise AssertionError("not reached")
+
+    @classmethod
     def create(cls, config: RunConfig) -> "RunDirectory":
-        """Make the directory of a new run. Raises PsysError if the name is taken or the folder cannot be written."""
-        name = config.name or f"{time.strftime('%Y%m%d-%H%M%S')}-{config.mode}"
-        run = cls(config.runs / name)
-        try:
-            run.path.mkdir(parents=True)
-            run.snapshots.mkdir()
-            run.logs.mkdir()
-        except FileExistsError:
-            raise PsysError(f"{run.path} holds a run already: choose another --name, or remove the directory") from None
-        except OSError as error:
-            raise PsysError(f"cannot make the run directory {run.path}: {error.strerror}") from None
-        run.update(config)
+        """Make the directory of a new run and write its settings. Raises PsysError as `reserve` and `begin`."""
+        run = cls.reserve(config)
+        run.begin(config)
         return run
 
+    def begin(self, config: RunConfig) -> None:
+        """Write the settings of a new run. Raises PsysError if there is a run in the directory already."""
+        if self.begun:
+            raise PsysError(
+                f"{self.path} holds a run already: continue it with --resume {self.path}, or choose another --name"
+            )
+        self.snapshots.mkdir(exist_ok=True)
+        self.logs.mkdir(exist_ok=True)
+        self.update(config)
+
+    @property
+    def begun(self) -> bool:
+        """Whether server 0 has ever started the run, which is its first event."""
+        with contextlib.suppress(FileNotFoundError), self.events.open("rb") as file:
+            return file.readline(_EVENT_BYTES).endswith(b"\n")
+        return False
+
+    @contextlib.contextmanager
+    def locked(self, wait: float = 0.0) -> Iterator[None]:
+        """Hold the right to start, change and end the run within the block (see psys.run.lock.run_lock)."""
+        with run_lock(self.path, wait):
+            yield
+
+    def remove(self) -> None:
+        """Remove the directory of a run that never began."""
+        assert not self.begun
+        shutil.rmtree(self.path, ignore_errors=True)
+
     def update(self, config: RunConfig) -> None:
-        """Write the settings that the run has from now on, its fault plan, and the environment."""
+        """Write the settings that the run has from now on, its fault plan, and the environment. Paths are absolute."""
+        here = self.path.absolute()
+        paths: dict[str, Any] = {"runs": here.parent, "name": _name(here), "store": config.store.absolute()}
+        if config.source is not None:
+            paths["source"] = source_location(config.source)
         if config.faults:
-            plan = read_plan(config.faults)
-            config = config.model_copy(update={"faults": self.path / "faults.yaml"})
-            write_yaml(plan, self.path / "faults.yaml")
-        write_yaml(config, self.config_file)
+            write_yaml(read_plan(config.faults), self.path / "faults.yaml")
+            paths["faults"] = here / "faults.yaml"
+        write_yaml(config.model_copy(update=paths), self.config_file)
         _write_json(environment(), self.path / "environment.json")
+
+    def archive_settings(self, version: int) -> None:
+        """Keep the settings and the environment until now, of a run that continues from `version` with others."""
+        folder = self.path / "segments" / f"{version:08d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("config.yaml", "environment.json"):
+            shutil.copyfile(self.path / name, folder / name)
+
+    def archive_result(self, version: int) -> None:
+        """Keep the result until now, of a run that continues from `version`; the run is not `complete` any more."""
+        self.result_file.rename(self.path / f"result-{version:08d}.json")
 
     def write_token(self, token: str) -> None:
         """Write the token that every joining process must have; only the user of this process can read the file."""
@@ -57,12 +127,18 @@ class RunDirectory:
         self.token.write_text(token + "\n", encoding="utf-8")
 
     def config(self) -> RunConfig:
-        """The run's resolved settings. Raises PsysError if this is no run directory."""
-        return validate(RunConfig, read_yaml(self.config_file), where=str(self.config_file))
+        """The run's resolved settings, with its paths as they are now. Raises PsysError if this is no run directory."""
+        config = validate(RunConfig, read_yaml(self.config_file), where=str(self.config_file))
+        here = self.path.absolute()
+        paths: dict[str, Any] = {"runs": here.parent, "name": _name(here)}
+        paths["store"] = self._store or _moved(config.store, config.runs / (config.name or ""), here)
+        if config.faults:
+            paths["faults"] = here / "faults.yaml"
+        return config.model_copy(update=paths)
 
     @property
     def complete(self) -> bool:
-        """The run was evaluated: nothing is left to train, and `result` has its figures."""
+        """The run was evaluated, and `result` has its figures."""
         return self.result_file.exists()
 
     def result(self) -> dict[str, Any]:
@@ -110,6 +186,19 @@ class RunDirectory:
         for path in self.snapshots.glob("*.safetensors"):
             if int(path.stem) > version:
                 path.unlink()
+
+
+def _name(folder: Path) -> str | None:
+    """The run's name; None if the folder was given one that a run cannot have."""
+    return folder.name if re.match(NAME, folder.name) else None
+
+
+def _moved(store: Path, before: Path, here: Path) -> Path:
+    """Where the store of a run is that was moved from `before`: in its place, or moved together with the run."""
+    if store.exists():
+        return store
+    together = Path(os.path.normpath(here / os.path.relpath(store, before)))
+    return together if together.exists() else store
 
 
 def _write_json(content: dict[str, Any], path: Path) -> None:

@@ -4,7 +4,6 @@ Each line is flushed to the operating system at once, so that a crash of the pro
 """
 
 import errno
-import fcntl
 import json
 import os
 import time
@@ -16,6 +15,7 @@ from typing import Annotated
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from psys.errors import PsysError
+from psys.files import lock_file
 from psys.ps.events import FORMAT, RunEvent, RunStarted, SnapshotEvaluated, SnapshotSaved, StoppedEarly, UpdateApplied
 from psys.ps.messages import Evaluated
 
@@ -35,20 +35,18 @@ _EVENT: TypeAdapter[RunEvent] = TypeAdapter(
 class EventLog:
     """The one writer of an `events.jsonl`. A last line that a crash cut short is removed.
 
-    Raises PsysError if another process has the file open for writing: the run is still going on.
+    Raises PsysError if another process still has the file open for writing after `wait` seconds: the run is going on.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, wait: float = 0.0) -> None:
         self._path = path
         try:
             self._file = path.open("ab", buffering=0)
         except OSError as error:
             raise PsysError(f"cannot write {path}: {error.strerror}") from None
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock_file(self._file.fileno(), wait):
             self._file.close()
-            raise PsysError(f"{path} is being written: the run is still going on") from None
+            raise PsysError(f"{path} is being written: the run is still going on")
         content = path.read_bytes()
         if not content.endswith(b"\n"):
             self._file.truncate(content.rfind(b"\n") + 1)

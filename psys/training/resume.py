@@ -1,38 +1,147 @@
-"""Continuing a run from its newest checkpoint: what must be as it was, and what may change."""
+"""Continuing a run from its newest checkpoint: what may change there, and what is recorded of the change."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from psys.data.store import PreparedStore
 from psys.errors import PsysError, say
+from psys.ps.events import RunEnded, RunEvent, RunStarted, SettingsChanged, StoppedEarly
+from psys.ps.ledger import Ledger
+from psys.ps.schedule import learning_rate
+from psys.run.assembly import initial_ledger
+from psys.run.checkpoint import Checkpoint
 from psys.run.config import RunConfig
 from psys.run.directory import RunDirectory
-from psys.run.events import EventLog
+from psys.run.divergence import divergence, last_sound_version
+from psys.run.events import EventLog, read_events, surviving
 
-# The settings that do not say what is computed.
-_MAY_CHANGE = {
-    *("name", "runs", "store", "source", "servers", "remote_servers", "workers", "threads", "faults", "listen", "port"),
+# The settings that do not say what is computed: their changes are no segments of the run.
+_HOW_IT_RUNS = {
+    *("name", "runs", "store", "source", "servers", "remote_servers", "threads", "faults", "listen", "port"),
     *("heartbeat_timeout", "patience", "start_timeout", "join_timeout", "leave_timeout", "restarts"),
-    *("checkpoint_every", "keep_checkpoints"),
+    *("checkpoint_every", "keep_checkpoints", "earlier_batch_sizes"),
 }
+_FIXED = {
+    "model": "the checkpoint holds parameters of the other",
+    "seed": "it decides which images are held out, and the order of the batches of the epoch that has begun",
+    "validation_share": "images that were trained on would be held out, or the other way round",
+    "image_size": "the snapshots were evaluated on images of the other size",
+}
+"""Settings that no resumed run changes, and why"""
 
 
-def resume(run: RunDirectory, settings: RunConfig) -> None:
+def resume(run: RunDirectory, settings: RunConfig, store: PreparedStore, wait: float) -> bool:
     """Make `settings` those of the run, which continues with them from its newest checkpoint.
 
-    Raises PsysError if the run is going on or complete, if a setting that may not change differs, or if the newest
-    checkpoint is damaged.
+    A change of what is computed is an event, and the settings and the result until then are kept (see
+    RunDirectory.archive_settings). Returns whether there is anything left to train.
+
+    `wait`: seconds that processes of an earlier start have to save and end; above 0 a complete run is no error. Raises
+    PsysError, having changed nothing, if the run is going on, complete or diverged and nothing changes that; if a
+    setting cannot change; or if the newest checkpoint is damaged.
     """
     before = run.config()
-    EventLog(run.events).close()  # raises if the run is going on
-    if run.complete:
-        raise PsysError(f"{run.path} is complete and evaluated: there is nothing to resume")
-    changed = [
-        name
-        for name in RunConfig.model_fields
-        if name not in _MAY_CHANGE and getattr(before, name) != getattr(settings, name)
-    ]
+    with EventLog(run.events, wait) as log:
+        events = surviving(read_events(run.events))
+        changed = _changed(before, settings)
+        diverged = divergence(events) is not None
+        if diverged and not changed:
+            raise PsysError(f"training of {run.path} diverged")
+        checkpoint = _checkpoint(run, before, last_sound_version(events) if diverged else None)
+        version = checkpoint.metadata.version if checkpoint else 0
+        begun = _epochs_begun(initial_ledger(before, store), checkpoint)
+        _check(run, before, settings, changed, begun)
+        earlier = _earlier_batch_sizes(before, settings.batch_size, begun)
+        settings = settings.model_copy(update={"earlier_batch_sizes": earlier})
+        ledger = initial_ledger(settings, store)
+        if checkpoint:
+            ledger.restore(checkpoint.metadata.ledger)
+        if _is_over(events) and (ledger.finished or not changed):
+            if run.complete and not wait:
+                raise PsysError(f"{run.path} is complete and evaluated: there is nothing to resume; --epochs extends it")
+            return False
+        if diverged:
+            run.checkpoints(before.keep_checkpoints).roll_back(version)
+            run.roll_back(version)
+        if changed and events:
+            log.write(SettingsChanged(version=version, changed=changed))
+            run.archive_settings(version)
+        if run.complete:
+            run.archive_result(version)
+        run.update(settings)
+    say(f"{run.path} continues from version {version} (epoch {ledger.epochs_done:.4g})")
     if changed:
-        raise PsysError(f"cannot resume {run.path} with another {', '.join(changed)}: start a new run for that")
-    newest, refused = run.checkpoints(settings.keep_checkpoints).newest()
+        changes = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in changed.items())
+        rate = learning_rate(settings.schedule, ledger.epochs_done, settings.epochs)
+        say(f"changed from here on: {changes}; the learning rate is {rate:.4g} here")
+    return True
+
+
+def _changed(before: RunConfig, settings: RunConfig) -> dict[str, list[Any]]:
+    """Dotted names of the settings that change what is computed: value before, value from now on."""
+    old, new = _leaves(before.model_dump(mode="json")), _leaves(settings.model_dump(mode="json"))
+    return {
+        name: [old.get(name), new.get(name)]
+        for name in new
+        if name.partition(".")[0] not in _HOW_IT_RUNS and old.get(name) != new.get(name)
+    }
+
+
+def _leaves(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for name, value in settings.items():
+        leaves |= _leaves(value, f"{above}{name}.") if isinstance(value, dict) else {f"{above}{name}": value}
+    return leaves
+
+
+def _checkpoint(run: RunDirectory, before: RunConfig, sound: int | None) -> Checkpoint | None:
+    """The newest checkpoint, or the newest one up to version `sound`. Raises PsysError if a newer one is damaged."""
+    newest, refused = run.checkpoints(before.keep_checkpoints).newest(sound)
     if refused:
         advice = f"remove it to resume from {newest.path}" if newest else "there is no undamaged one before it"
         raise PsysError(f"{refused[0]}; {advice}")
-    run.update(settings)
-    say(f"{run.path} continues from version {newest.metadata.version if newest else 0}")
+    return newest
+
+
+def _epochs_begun(ledger: Ledger, checkpoint: Checkpoint | None) -> int:
+    """Epochs of which a batch was leased."""
+    fresh = checkpoint.metadata.ledger.fresh if checkpoint else 0
+    return ledger.plan.place(fresh - 1)[0] + 1 if fresh else 0
+
+
+def _earlier_batch_sizes(before: RunConfig, batch_size: int, begun: int) -> tuple[tuple[int, int], ...]:
+    """The setting of a run that goes on with `batch_size`: the epochs that have begun keep their batches."""
+    if not begun:
+        return ()
+    rows = [(size, epoch) for size, epoch in before.earlier_batch_sizes if epoch < begun]
+    last = next((size for size, epoch in before.earlier_batch_sizes if epoch >= begun), before.batch_size)
+    return (*rows, (last, begun)) if last != batch_size else tuple(rows)
+
+
+def _check(
+    run: RunDirectory, before: RunConfig, settings: RunConfig, changed: Mapping[str, list[Any]], begun: int
+) -> None:
+    """Raises PsysError for a change that a run of which `begun` epochs have begun cannot make."""
+    for name, reason in _FIXED.items():
+        if name in changed:
+            old, new = changed[name]
+            raise PsysError(f"cannot resume {run.path} with {name} {new} instead of {old}: {reason}; start a new run")
+    if settings.epochs < begun:
+        raise PsysError(f"cannot resume {run.path} with --epochs {settings.epochs}: epoch {begun} has begun")
+    needed, kept = settings.optimizer.state_names(), before.optimizer.state_names()
+    if begun and set(needed) != set(kept):
+        raise PsysError(
+            f"cannot resume {run.path} with this optimizer: it needs {_names(needed)}, the checkpoint holds "
+            f"{_names(kept)}; start a new run"
+        )
+
+
+def _names(vectors: Sequence[str]) -> str:
+    return " and ".join(vectors) or "nothing"
+
+
+def _is_over(events: Sequence[RunEvent]) -> bool:
+    """Whether the run has ended with nothing left to train: all batches are applied, or it was stopped early."""
+    last = next((event for event in reversed(events) if isinstance(event, RunStarted | RunEnded)), None)
+    stopped_early = any(isinstance(event, StoppedEarly) for event in events)
+    return isinstance(last, RunEnded) and (last.unfinished == 0 or stopped_early)

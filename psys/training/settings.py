@@ -9,13 +9,15 @@ from typing import Literal
 
 from pydantic import Field
 
-from psys.config import Parser, parse
+from psys.config import Parser, overlay, parse, validate
 from psys.cores import available_cores
 from psys.errors import PsysError
 from psys.run.config import RunConfig
 from psys.run.directory import RunDirectory
 
 Role = Literal["all", "worker", "server"]
+AUTO = Path("auto")
+"""--resume auto: the run of that name continues if it has begun, and begins otherwise"""
 
 
 class TrainingConfig(RunConfig):
@@ -26,7 +28,7 @@ class TrainingConfig(RunConfig):
     join: str | None = Field(None, pattern=r"^.+:\d+$")
     """HOST:PORT of the run that a `worker` or `server` joins"""
     resume: Path | None = None
-    """directory of a run to continue from its newest checkpoint, with its settings"""
+    """directory of a run to continue from its newest checkpoint, with its settings; auto: this run, if it has begun"""
     token_file: Path | None = None
     """file with the token that every process must have to join; by default PSYS_TOKEN of the environment"""
 
@@ -53,11 +55,22 @@ class TrainingConfig(RunConfig):
 
 
 def read_settings(argv: Sequence[str], prog: str = "launch/ps.py", default_file: Path | None = None) -> TrainingConfig:
-    """Settings from flags over a file: that of --config, of the run to --resume, or `default_file`. See `parse`."""
+    """Settings from flags over a file, and over the run to --resume or else `default_file`. See `parse`."""
     parser = Parser(prog=prog, add_help=False, allow_abbrev=False)
     parser.add_argument("--resume", type=Path)
     resume = parser.parse_known_args(argv)[0].resume
-    return parse(TrainingConfig, argv, prog, RunDirectory(resume).config_file if resume else default_file)
+    if resume in (None, AUTO):
+        return parse(TrainingConfig, argv, prog, default_file)
+    # Of torchrun's ranks the first has the settings, and perhaps the only one that can read the run.
+    run = {} if int(os.environ.get("RANK", 0)) else RunDirectory(resume).config().model_dump(mode="json")
+    return parse(TrainingConfig, argv, prog, base=run)
+
+
+def over_run(config: TrainingConfig) -> TrainingConfig:
+    """`config` with the settings of the run to resume where `config` sets nothing. Raises PsysError as `parse`."""
+    assert config.resume
+    run = RunDirectory(config.resume).config().model_dump()
+    return validate(TrainingConfig, overlay(run, config.model_dump(exclude_unset=True)), where="TrainingConfig")
 
 
 def is_loopback(host: str) -> bool:

@@ -1,0 +1,96 @@
+"""The start and the end of a run, around the training: its directory, lock, settings and evaluation."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from rich.console import Console
+
+from psys.errors import PsysError, say
+from psys.models.registry import build
+from psys.run.assembly import loss_weights
+from psys.run.directory import RunDirectory
+from psys.run.divergence import advice, divergence
+from psys.run.events import read_events, surviving
+from psys.training.resume import resume
+from psys.training.settings import AUTO, TrainingConfig
+from psys.training.store import open_store
+
+_AGAIN_SECONDS = 60.0  # how long a command given again waits until the processes of its last start have saved and ended
+
+
+class StartedRun(NamedTuple):
+    """A run that this process alone may train."""
+
+    directory: RunDirectory
+    trains: bool  # False: there is nothing left to train
+
+
+@contextlib.contextmanager
+def started_run(config: TrainingConfig, workers: int, again: Path | None = None) -> Iterator[StartedRun]:
+    """A new run, or the one to resume, once its store, model and settings fit; its lock is held within the block.
+
+    `again`: the directory of the run that an earlier start of the same command began, and that this start continues.
+    Raises PsysError before any process is started, and for an unknown model before the store is prepared, which may
+    take minutes. A start that fails before the first event of a new run leaves no directory.
+    """
+    model = build(config.model, num_classes=2)
+    settings = config.run_config(workers)
+    automatic = again is not None or config.resume == AUTO
+    wait = _AGAIN_SECONDS if automatic else 0.0
+    run = _directory(config, again)
+    with run.locked(wait):
+        resumed = run.begun if automatic else config.resume is not None
+        if not resumed:
+            run.begin(settings)
+        try:
+            store = open_store(config)
+            loss_weights(config, store)  # holds validation images out as well
+            with torch.inference_mode():
+                model.eval()(torch.zeros(1, 3, *store.image_size))
+            if resumed:
+                trains = resume(run, settings, store, wait)
+            else:
+                trains = True
+                say(f"{config.mode} training of {config.model} with {workers} workers; everything goes to {run.path}")
+            yield StartedRun(run, trains)
+        except PsysError as error:
+            if run.begun and divergence(surviving(read_events(run.events))):
+                raise PsysError(f"{error}; {advice(run)}") from None
+            raise
+        finally:
+            if not resumed and not run.begun:
+                run.remove()
+
+
+def end_run(run: RunDirectory, complete: bool) -> None:
+    """Evaluate a run that has nothing left to train, or say what was saved of one that was stopped."""
+    if run.complete:
+        say(f"{run.path} is complete and evaluated; more --epochs extend it")
+    elif complete:
+        # Imported here: matplotlib takes half a second to import, for which training need not wait.
+        from psys.run.results import evaluate_run
+
+        evaluate_run(run, Console())
+    elif any(run.snapshots.iterdir()):
+        say(f"stopped and saved: `psys evaluate {run.path}` evaluates it, --resume {run.path} continues it")
+    else:
+        say("stopped, nothing was trained")
+
+
+def _directory(config: TrainingConfig, again: Path | None) -> RunDirectory:
+    if again:
+        again.mkdir(parents=True, exist_ok=True)  # it was removed if the earlier start failed at once
+        return RunDirectory(again)
+    if config.resume is None:
+        return RunDirectory.reserve(config)
+    if config.resume != AUTO:
+        return RunDirectory(config.resume)
+    job = os.environ.get("SLURM_JOB_ID")
+    name = config.name or (f"slurm-{job}" if job else None)
+    if name is None:
+        raise PsysError("--resume auto needs --name, by which the same command finds its run again")
+    return RunDirectory.reserve(config.model_copy(update={"name": name}))
