@@ -279,9 +279,9 @@ def test_changed_settings_apply_from_the_version_of_a_later_resume_on() -> None:
     def changed(version: int) -> RunEvent:
         return SettingsChanged(version=version, changed={"schedule.learning_rate": (0.1, 0.05)})
 
-    events = [start("0a1b"), update(1), update(2)]
+    events: list[RunEvent] = [start("0a1b"), update(1), update(2)]
     at_1, at_2 = (start("0a1b", "resume", version=version) for version in (1, 2))
-    kept = [*events, changed(2), at_2]
+    kept: list[RunEvent] = [*events, changed(2), at_2]
     assert surviving(kept) == kept
     assert surviving([*kept, update(3), at_2]) == [*kept, at_2]
     assert surviving([*kept, at_1]) == [*events[:2], changed(1), at_2, at_1]
