@@ -9,7 +9,7 @@ drive the same controller.
 """
 
 import math
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,6 +19,7 @@ from psys.ps.effects import Effects, Reply, RunEnd, Save
 from psys.ps.events import (
     LeasesReturned,
     PushRefused,
+    RunDiverged,
     RunEvent,
     SnapshotEvaluated,
     StoppedEarly,
@@ -107,7 +108,7 @@ class RunController:
         self._first_lease: float | None = None
         self._asking: dict[str, tuple[Lease, ...]] = {}  # workers without an answer, and the leases they are holding
         self._accepted: dict[Lease, Push] = {}
-        self._damaged: Counter[int] = Counter()  # by batch
+        self._damaged: defaultdict[int, list[Lease]] = defaultdict(list)  # leases of damaged gradients, by batch
         self._gone: set[str] = set()  # workers whose buffers are to be released
         self._steps = 0
         self._applied = -1  # number of the newest step that all servers have applied
@@ -199,12 +200,15 @@ class RunController:
     def _refuse(self, now: float, lease: Lease, receipt: Receipt, effects: Effects) -> None:
         self._unlogged.append(PushRefused(receipt=receipt.value, lease=lease, seconds=self.train_seconds(now)))
         if receipt is Receipt.DAMAGED:
-            self._damaged[lease.batch] += 1
-            if self._damaged[lease.batch] == MAX_DAMAGED:
+            damaged = self._damaged[lease.batch]
+            damaged.append(lease)
+            if len(damaged) == MAX_DAMAGED and not self._failure:
                 self._failure = (
-                    f"training diverged: the gradient of batch {lease.batch} was not finite {MAX_DAMAGED} times; lower "
-                    "--schedule.learning-rate. The versions before are saved"
+                    f"training diverged: the gradient of batch {lease.batch} was not finite {MAX_DAMAGED} times"
                 )
+                version = min(each.version for each in damaged)
+                diverged = RunDiverged(version=version, batch=lease.batch, seconds=self.train_seconds(now))
+                self._unlogged.append(diverged)
 
     def _heartbeat(self, now: float, worker: str, effects: Effects) -> None:
         if self._membership.state(worker) is State.DEAD and worker in self._asking:
@@ -244,7 +248,7 @@ class RunController:
         if self._checkpoint_time is None:
             self._checkpoint_time = now
         made = self._coordinator.version - self._checkpoint_version
-        if not made or self._last_step is not None:
+        if not made or self._last_step is not None or self._failure:
             return False
         if self._rules.checkpoint_updates is not None:
             return made >= self._rules.checkpoint_updates
@@ -310,6 +314,8 @@ class RunController:
         number, coordinator = self._steps, self._coordinator
         self._steps += 1
         updates = updates or []
+        if self._failure:  # parameters of a training that diverged may be worthless
+            keep = None
         for update in updates:
             self._unlogged.append(_Made(number, update, [self._accepted.pop(lease) for lease in update.leases]))
         if keep:
@@ -360,7 +366,7 @@ class RunController:
         )
 
     def _end_if_over(self, now: float, effects: Effects) -> None:
-        """After the last batch: wait for the workers to leave, keep the last version, then end."""
+        """After the last batch: wait for the workers to leave, keep the last version unless it diverged, then end."""
         if not self._coordinator.over:
             return
         if self._over_since is None:

@@ -8,6 +8,8 @@ them.
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pydantic import JsonValue
+
 from psys.ps.messages import Lease
 
 FORMAT = 3
@@ -176,6 +178,27 @@ class StoppedEarly(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunDiverged(Record):
+    """The run is to end: the gradient of `batch` was not finite several times (see controller.MAX_DAMAGED)."""
+
+    event: Literal["diverged"] = "diverged"
+    version: int
+    """the lowest version of the parameters at which that gradient was computed"""
+    batch: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettingsChanged(Record):
+    """The run was resumed with other settings, written before its `resume`: they apply after `version`."""
+
+    event: Literal["settings"] = "settings"
+    version: int
+    changed: dict[str, tuple[JsonValue, JsonValue]]
+    """by dotted name of the setting: its value before and after"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointSaved(Record):
     """A checkpoint was written in `took` seconds of wall-clock time."""
 
@@ -225,6 +248,8 @@ RunEvent = (
     | SnapshotFailed
     | SnapshotEvaluated
     | StoppedEarly
+    | RunDiverged
+    | SettingsChanged
     | CheckpointSaved
     | CheckpointFailed
     | RunEnded

@@ -8,7 +8,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +16,18 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 
 from psys.errors import PsysError
 from psys.files import lock_file
-from psys.ps.events import FORMAT, RunEvent, RunStarted, SnapshotEvaluated, SnapshotSaved, StoppedEarly, UpdateApplied
+from psys.ps.events import (
+    FORMAT,
+    RunDiverged,
+    RunEnded,
+    RunEvent,
+    RunStarted,
+    SettingsChanged,
+    SnapshotEvaluated,
+    SnapshotSaved,
+    StoppedEarly,
+    UpdateApplied,
+)
 from psys.ps.messages import Evaluated
 
 
@@ -106,19 +117,29 @@ def read_events(path: Path) -> Iterator[RunEvent]:
             ) from None
 
 
-_UNDONE = UpdateApplied | SnapshotSaved | SnapshotEvaluated
-
-
 def surviving(events: Iterable[RunEvent]) -> list[RunEvent]:
-    """Events without those that a resume undid: of versions computed again, and that the run was stopped early."""
+    """Events without those that a resume undid: of versions computed again, and that the run was over.
+
+    Settings that were changed at a later version than the resume's apply from the version of the resume on.
+    """
     kept: list[RunEvent] = []
     for event in events:
         if isinstance(event, RunStarted) and event.event == "resume":
-            resumed = event.version
-            kept = [e for e in kept if not isinstance(e, _UNDONE) or e.version <= resumed]
-            kept = [e for e in kept if not isinstance(e, StoppedEarly)]
+            kept = [after for before in kept if (after := _resumed(before, event.version))]
         kept.append(event)
     return kept
+
+
+def _resumed(event: RunEvent, version: int) -> RunEvent | None:
+    """What is left of an event once the run was resumed at `version`."""
+    match event:
+        case UpdateApplied() | SnapshotSaved() | SnapshotEvaluated() if event.version > version:
+            return None
+        case StoppedEarly() | RunDiverged() | RunEnded():
+            return None
+        case SettingsChanged() if event.version > version:
+            return replace(event, version=version)
+    return event
 
 
 def best_evaluation(events: Iterable[RunEvent]) -> Evaluated | None:

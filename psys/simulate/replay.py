@@ -8,6 +8,7 @@ from psys.errors import PsysError
 from psys.ps.events import (
     LeasesReturned,
     PushRefused,
+    RunDiverged,
     RunEvent,
     RunStarted,
     UpdateApplied,
@@ -19,7 +20,7 @@ from psys.run.config import RunConfig
 from psys.simulate.in_process import InProcessRun
 from psys.simulate.worker import Workload
 
-Decided = WorkerJoined | WorkerLeft | LeasesReturned | PushRefused | UpdateApplied
+Decided = WorkerJoined | WorkerLeft | LeasesReturned | PushRefused | RunDiverged | UpdateApplied
 """The events that the run controller logs, in the order of its decisions; suspicions decide nothing."""
 
 

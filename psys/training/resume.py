@@ -77,11 +77,11 @@ def resume(run: RunDirectory, settings: RunConfig, store: PreparedStore, wait: f
     return True
 
 
-def _changed(before: RunConfig, settings: RunConfig) -> dict[str, list[Any]]:
+def _changed(before: RunConfig, settings: RunConfig) -> dict[str, tuple[Any, Any]]:
     """Dotted names of the settings that change what is computed: value before, value from now on."""
     old, new = _leaves(before.model_dump(mode="json")), _leaves(settings.model_dump(mode="json"))
     return {
-        name: [old.get(name), new.get(name)]
+        name: (old.get(name), new.get(name))
         for name in new
         if name.partition(".")[0] not in _HOW_IT_RUNS and old.get(name) != new.get(name)
     }
@@ -119,7 +119,7 @@ def _earlier_batch_sizes(before: RunConfig, batch_size: int, begun: int) -> tupl
 
 
 def _check(
-    run: RunDirectory, before: RunConfig, settings: RunConfig, changed: Mapping[str, list[Any]], begun: int
+    run: RunDirectory, before: RunConfig, settings: RunConfig, changed: Mapping[str, tuple[Any, Any]], begun: int
 ) -> None:
     """Raises PsysError for a change that a run of which `begun` epochs have begun cannot make."""
     for name, reason in _FIXED.items():

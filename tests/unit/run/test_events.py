@@ -15,9 +15,12 @@ from psys.ps.events import (
     JoinRefused,
     LeasesReturned,
     PushRefused,
+    RunDiverged,
     RunEvent,
+    SettingsChanged,
     SnapshotFailed,
     SnapshotSaved,
+    StoppedEarly,
     UpdateApplied,
     WorkerJoined,
     WorkerLeft,
@@ -48,6 +51,12 @@ EVERY_KIND: list[RunEvent] = [
     SnapshotFailed(version=1, reason="No space left on device"),
     CheckpointSaved(version=1, seconds=1.0, took=0.25),
     CheckpointFailed(version=1, reason="No space left on device"),
+    StoppedEarly(best_version=1, best_accuracy=0.5, patience=2.0, seconds=1.0),
+    RunDiverged(version=1, batch=3, seconds=1.0),
+    SettingsChanged(
+        version=1,
+        changed={"mode": ("sync", "async"), "gradient_clip": (None, 1.0), "earlier_batch_sizes": ([], [[64, 2]])},
+    ),
     end(),
 ]
 
@@ -254,5 +263,25 @@ def test_surviving_events_leave_out_what_a_resumed_run_computed_again() -> None:
     resume_at_0 = start("0a1b", "resume")
     expected = [begin, JOIN, checkpoint, resume_at_1, resume_at_0, update(1)]
     assert surviving([*kept, resume_at_0, update(1)]) == expected
+    # That the run was over does not count any more.
+    over: list[RunEvent] = [
+        StoppedEarly(best_version=1, best_accuracy=0.5, patience=2.0, seconds=1.0),
+        RunDiverged(version=1, batch=3, seconds=1.0),
+        end(),
+    ]
+    assert surviving([begin, update(1), *over]) == [begin, update(1), *over]
+    assert surviving([begin, update(1), *over, resume_at_1]) == [begin, update(1), resume_at_1]
     # The snapshot of the checkpoint's own version stays.
     assert surviving([begin, update(1), snapshot(1), resume_at_1]) == [begin, update(1), snapshot(1), resume_at_1]
+
+
+def test_changed_settings_apply_from_the_version_of_a_later_resume_on() -> None:
+    def changed(version: int) -> RunEvent:
+        return SettingsChanged(version=version, changed={"schedule.learning_rate": (0.1, 0.05)})
+
+    events: list[RunEvent] = [start("0a1b"), update(1), update(2)]
+    at_1, at_2 = (start("0a1b", "resume", version=version) for version in (1, 2))
+    kept: list[RunEvent] = [*events, changed(2), at_2]
+    assert surviving(kept) == kept
+    assert surviving([*kept, update(3), at_2]) == [*kept, at_2]
+    assert surviving([*kept, at_1]) == [*events[:2], changed(1), at_2, at_1]
