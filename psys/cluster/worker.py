@@ -37,8 +37,9 @@ class LeaveRequested(BaseException):
 def work(host: str, port: int, threads: int, token: str, store_path: Path | None = None) -> None:
     """Join the run at host:port and compute until it is over, or until SIGTERM: another worker gets the batch then.
 
-    `store_path`: where this machine has the prepared store, if not where the run's settings say. Raises PsysError when
-    there is no server or it stays away, it wants another token, or the store here is not the server's.
+    `store_path`: where this machine has the prepared store, if neither where the run's settings say nor below stores/.
+    Raises PsysError when there is no server or it stays away, it wants another token, or the store here is not the
+    server's.
     """
     keep_freed_memory()
     torch.set_num_threads(threads)
@@ -46,7 +47,7 @@ def work(host: str, port: int, threads: int, token: str, store_path: Path | None
     try:
         run = ReconnectingWorker(host, port, token)
         config, response = run.config, run.response
-        store = PreparedStore.open(store_path or config.store, config.image_size)
+        store = PreparedStore.open(store_path or _store_here(config.store), config.image_size)
         if store.content_hash != response.store_hash:
             raise PsysError(f"the store at {store.path} is not the server's: copy that one, or name it with --store")
         device = choose_device(int(os.environ.get("LOCAL_RANK", response.number)))
@@ -81,6 +82,12 @@ def leave_at_sigterm() -> None:
         raise LeaveRequested
 
     signal.signal(signal.SIGTERM, leave)
+
+
+def _store_here(path: Path) -> Path:
+    """Where this machine has the store that another machine has at `path`."""
+    below_stores = Path("stores") / path.name
+    return below_stores if below_stores.exists() and not path.exists() else path
 
 
 class _Steps:

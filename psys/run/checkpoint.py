@@ -98,10 +98,10 @@ class Checkpoints:
             shutil.rmtree(old, ignore_errors=True)
         return path
 
-    def newest(self) -> tuple[Checkpoint | None, list[str]]:
-        """The newest usable checkpoint, and why each newer one cannot be used."""
+    def newest(self, version: int | None = None) -> tuple[Checkpoint | None, list[str]]:
+        """The newest usable checkpoint, up to `version` if given, and why each newer one cannot be used."""
         refused: list[str] = []
-        for path in reversed(self._paths()):
+        for path in reversed([path for path in self._paths() if version is None or int(path.stem) <= version]):
             try:
                 return load(path), refused
             except PsysError as error:

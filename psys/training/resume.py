@@ -58,7 +58,9 @@ def resume(run: RunDirectory, settings: RunConfig, store: PreparedStore, wait: f
             ledger.restore(checkpoint.metadata.ledger)
         if _is_over(events) and (ledger.finished or not changed):
             if run.complete and not wait:
-                raise PsysError(f"{run.path} is complete and evaluated: there is nothing to resume; --epochs extends it")
+                raise PsysError(
+                    f"{run.path} is complete and evaluated: there is nothing to resume; --epochs extends it"
+                )
             return False
         if diverged:
             run.checkpoints(before.keep_checkpoints).roll_back(version)
