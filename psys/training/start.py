@@ -19,7 +19,9 @@ from psys.training.resume import resume
 from psys.training.settings import AUTO, TrainingConfig
 from psys.training.store import open_store
 
-_AGAIN_SECONDS = 60.0  # how long a command given again waits until the processes of its last start have saved and ended
+_AGAIN_SECONDS = (
+    180.0  # how long a command given again waits until the processes of its last start have saved and ended
+)
 
 
 class StartedRun(NamedTuple):

@@ -21,6 +21,7 @@ from psys.training.signals import stop_signals_recorded
 from psys.training.start import end_run, started_run
 from psys.transport.address import listen
 
+_CONNECTING = timedelta(seconds=30)  # to torchrun, which has started this rank and may have been killed since
 _PREPARING = timedelta(hours=24)  # the other ranks wait this long for rank 0 to prepare the store
 _POLL_SECONDS, _REACH_SECONDS = 0.2, 5.0
 _SERVER, _RUN = "psys/server", "psys/run"  # keys of the agent's store, which outlives torchrun's restarts
@@ -36,20 +37,26 @@ def train_as_rank(config: TrainingConfig) -> RunDirectory | None:
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         world = os.environ["WORLD_SIZE"]
         raise PsysError(f"WORLD_SIZE is {world} without torchrun: use torchrun, or --role worker --join HOST:PORT")
-    master = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    agent_store = dist.TCPStore(*master, is_master=False, timeout=_PREPARING)
-    if int(os.environ["RANK"]):
-        _join_rank_0(config, agent_store)
-        return None
-    agent_store.delete_key(_SERVER)  # of the attempt before
+    torchrun, address = os.getppid(), (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
     try:
-        return _be_rank_0(config, agent_store)
-    except BaseException:
-        _publish(agent_store, server=None)  # the other ranks may be waiting for it
-        raise
+        agent_store = dist.TCPStore(*address, is_master=False, timeout=_CONNECTING)
+        agent_store.set_timeout(_PREPARING)
+        if int(os.environ["RANK"]):
+            _join_rank_0(config, agent_store)
+            return None
+        agent_store.delete_key(_SERVER)  # of the attempt before
+        try:
+            return _be_rank_0(config, agent_store, torchrun)
+        except BaseException:
+            _publish(agent_store, server=None)  # the other ranks may be waiting for it
+            raise
+    except dist.DistError:
+        raise PsysError(
+            "torchrun does not answer at {}:{}: it has ended since it started this rank".format(*address)
+        ) from None
 
 
-def _be_rank_0(config: TrainingConfig, agent_store: dist.TCPStore) -> RunDirectory:
+def _be_rank_0(config: TrainingConfig, agent_store: dist.TCPStore, torchrun: int) -> RunDirectory:
     again = None
     if _attempt() and agent_store.check([_RUN]):
         again = Path(agent_store.get(_RUN).decode())
@@ -67,7 +74,6 @@ def _be_rank_0(config: TrainingConfig, agent_store: dist.TCPStore) -> RunDirecto
     several_hosts = world > int(os.environ["LOCAL_WORLD_SIZE"])
     if several_hosts and is_loopback(config.listen) and not is_loopback(master):
         raise PsysError("other hosts cannot reach a server on loopback: name this host's address with --listen")
-    parent = os.getppid()
     listener = listen(config.listen, config.port)
     with started_run(config, workers, again) as (run, trains):
         agent_store.set(_RUN, str(run.path.absolute()))
@@ -80,7 +86,7 @@ def _be_rank_0(config: TrainingConfig, agent_store: dist.TCPStore) -> RunDirecto
         with stop_signals_recorded() as received:
 
             def stopped(status: Status) -> bool:
-                return bool(received) or os.getppid() != parent  # torchrun itself was killed
+                return bool(received) or os.getppid() != torchrun  # it was killed
 
             end = serve(run, listener, workers, stopped, token)
         end_run(run, end.complete)
