@@ -26,7 +26,7 @@ def launch(config: TrainingConfig) -> RunDirectory | None:
     if config.join is not None:
         join_run(config)
         return None
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return train_as_rank(config)
     return train(config)
 

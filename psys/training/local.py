@@ -10,6 +10,7 @@ from psys.cores import available_cores
 from psys.errors import PsysError, say
 from psys.run.config import RunConfig
 from psys.run.directory import RunDirectory
+from psys.training.attempt import Attempt
 from psys.training.settings import AUTO, TrainingConfig, is_loopback, over_run
 from psys.training.signals import stop_signals_recorded
 from psys.training.start import end_run, started_run
@@ -18,14 +19,14 @@ from psys.transport.address import listen
 _MOST_WORKERS = 8  # by default: more workers cost accuracy in async, so a person has to ask for them
 
 
-def train(config: RunConfig) -> RunDirectory:
+def train(config: RunConfig, attempt: Attempt | None = None) -> RunDirectory:
     """Train on this machine, after preparing the store if it is missing, and evaluate the run.
 
     SIGINT or SIGTERM stop a training that was called in the main thread: what is being computed is applied and saved,
     and the run returned is not `complete`. TrainingConfig(resume=..., ...) or `psys evaluate` continue there.
 
     Raises PsysError for what the user must mend, a training that diverged included, and PreparationError if the store
-    could not be prepared.
+    could not be prepared. `attempt`: of torchrun, if it started this process (see started_run).
     """
     if not isinstance(config, TrainingConfig):
         config = TrainingConfig(**{name: getattr(config, name) for name in config.model_fields_set})
@@ -35,7 +36,10 @@ def train(config: RunConfig) -> RunDirectory:
         config = over_run(config)
     token, loopback = config.token(), is_loopback(config.listen)
     workers = config.workers or min(torch.cuda.device_count() or available_cores(), _MOST_WORKERS)
-    with closing(listen(config.listen, config.port)) as listener, started_run(config, workers) as (run, trains):
+    with (
+        closing(listen(config.listen, config.port)) as listener,
+        started_run(config, workers, attempt) as (run, trains),
+    ):
         if trains:
             address = "{}:{}".format(*listener.getsockname()[:2])
             say(f"workers join it with --role worker --join {address}")
@@ -47,7 +51,7 @@ def train(config: RunConfig) -> RunDirectory:
             token = token or ("" if loopback else _new_token(run))
             with stop_signals_recorded() as received:
                 supervisor = Supervisor(run, listener, config.threads_of_worker(workers), token)
-                trained = supervisor.supervise(stopped=lambda: bool(received))
+                trained = supervisor.supervise(stopped=lambda: bool(received or (attempt and attempt.torchrun_ended)))
         end_run(run, not trains or trained)
     return run
 

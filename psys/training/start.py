@@ -15,13 +15,12 @@ from psys.run.assembly import loss_weights
 from psys.run.directory import RunDirectory
 from psys.run.divergence import advice, divergence
 from psys.run.events import read_events, surviving
+from psys.training.attempt import Attempt
 from psys.training.resume import resume
 from psys.training.settings import AUTO, TrainingConfig
 from psys.training.store import open_store
 
-_AGAIN_SECONDS = (
-    180.0  # how long a command given again waits until the processes of its last start have saved and ended
-)
+_AGAIN_SECONDS = 180.0  # how long a command given again waits for the processes of its last start to save and end
 
 
 class StartedRun(NamedTuple):
@@ -32,15 +31,16 @@ class StartedRun(NamedTuple):
 
 
 @contextlib.contextmanager
-def started_run(config: TrainingConfig, workers: int, again: Path | None = None) -> Iterator[StartedRun]:
+def started_run(config: TrainingConfig, workers: int, attempt: Attempt | None = None) -> Iterator[StartedRun]:
     """A new run, or the one to resume, once its store, model and settings fit; its lock is held within the block.
 
-    `again`: the directory of the run that an earlier start of the same command began, and that this start continues.
-    Raises PsysError before any process is started, and for an unknown model before the store is prepared, which may
-    take minutes. A start that fails before the first event of a new run leaves no directory.
+    A later `attempt` of torchrun continues the run that an earlier one began. Raises PsysError before any process is
+    started, and for an unknown model before the store is prepared, which may take minutes. A start that fails before
+    the first event of a new run leaves no directory.
     """
     model = build(config.model, num_classes=2)
     settings = config.run_config(workers)
+    again = attempt.earlier_run() if attempt else None
     automatic = again is not None or config.resume == AUTO
     wait = _AGAIN_SECONDS if automatic else 0.0
     run = _directory(config, again)
@@ -58,6 +58,8 @@ def started_run(config: TrainingConfig, workers: int, again: Path | None = None)
             else:
                 trains = True
                 say(f"{config.mode} training of {config.model} with {workers} workers; everything goes to {run.path}")
+            if attempt:
+                attempt.record_run(run.path)
             yield StartedRun(run, trains)
         except PsysError as error:
             if run.begun and divergence(surviving(read_events(run.events))):

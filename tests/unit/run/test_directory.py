@@ -2,6 +2,8 @@
 
 import os
 import stat
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from psys.run.assembly import initial_model
 from psys.run.config import RunConfig
 from psys.run.directory import RunDirectory
 from psys.run.snapshots import load_snapshot, save_module, save_snapshot
+from tests.support.runs import start, write_events
 
 
 def create(runs: Path, **settings: object) -> RunDirectory:
@@ -34,10 +37,85 @@ def test_fault_plan_is_copied_into_the_directory(tmp_path: Path) -> None:
     assert read_yaml(run.path / "faults.yaml")["faults"][0]["worker"] == 1
 
 
-def test_name_that_is_taken_is_refused(tmp_path: Path) -> None:
-    create(tmp_path)
-    with pytest.raises(PsysError, match="holds a run already"):
+def test_name_of_a_run_that_has_begun_is_refused(tmp_path: Path) -> None:
+    write_events(create(tmp_path, epochs=3), [start("")])
+    with pytest.raises(PsysError, match=r"holds a run already: continue it with --resume .*r, or choose another"):
         create(tmp_path)
+    assert RunDirectory(tmp_path / "r").config().epochs == 3
+
+
+def test_name_of_a_run_that_never_began_is_free(tmp_path: Path) -> None:
+    run = create(tmp_path, epochs=3)
+    run.events.write_text('{"event": "st')
+    assert create(tmp_path, epochs=4).config().epochs == 4
+
+
+def test_folder_with_files_of_something_else_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "holiday.jpg").touch()
+    with pytest.raises(PsysError, match="r holds other files than those of a run: choose another --name"):
+        create(tmp_path)
+
+
+def test_runs_without_a_name_never_share_one(tmp_path: Path) -> None:
+    assert len({create(tmp_path, name=None).path for _ in range(5)}) == 5
+
+
+def test_paths_of_a_run_are_those_of_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, after = tmp_path / "before", tmp_path / "after"
+    (before / "stores" / "tiny").mkdir(parents=True)
+    (before / "plan.yaml").write_text("faults: []", encoding="utf-8")
+    monkeypatch.chdir(before)
+    create(Path("runs"), store="stores/tiny", faults="plan.yaml")
+    monkeypatch.chdir(tmp_path)
+    config = RunDirectory(before / "runs" / "r").config()
+    assert (config.runs, config.store) == (before / "runs", before / "stores" / "tiny")
+
+    (before / "runs").rename(tmp_path / "elsewhere")  # without the store
+    moved = RunDirectory(Path("elsewhere/r")).config()
+    assert (moved.runs, moved.name, moved.store) == (tmp_path / "elsewhere", "r", before / "stores" / "tiny")
+    assert moved.faults == tmp_path / "elsewhere" / "r" / "faults.yaml"
+    (tmp_path / "elsewhere").rename(before / "runs")
+
+    before.rename(after)  # together with the store
+    (after / "runs" / "r").rename(after / "runs" / "s")
+    config = RunDirectory(after / "runs" / "s").config()
+    assert (config.name, config.store) == ("s", after / "stores" / "tiny")
+    assert RunDirectory(after / "runs" / "s", store=Path("other")).config().store == Path("other")
+
+
+def test_run_in_a_folder_of_any_name_has_settings(tmp_path: Path) -> None:
+    create(tmp_path).path.rename(tmp_path / "r (copy)")
+    run = RunDirectory(tmp_path / "r (copy)")
+    run.update(run.config())
+    assert run.config().name is None
+
+
+def test_run_is_locked_by_one_process_at_a_time(tmp_path: Path) -> None:
+    run = create(tmp_path)
+    with run.locked(), pytest.raises(PsysError, match=f"still going on, in process {os.getpid()} on"), run.locked():
+        pass
+    with run.locked():
+        pass
+    assert not (run.path / "lock").exists()
+
+
+def test_lock_is_waited_for(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run = create(tmp_path)
+    entered = threading.Event()
+
+    def hold() -> None:
+        with run.locked():
+            entered.set()
+            while "waiting up to" not in capfd.readouterr().err:
+                time.sleep(0.01)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert entered.wait(60)
+    with run.locked(wait=60):
+        pass
+    holder.join()
 
 
 def test_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

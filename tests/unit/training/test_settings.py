@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 
 from psys.errors import PsysError
+from psys.ps.schedule import ScheduleConfig
 from psys.run.config import RunConfig
 from psys.run.directory import RunDirectory
 from psys.training import TrainingConfig, read_settings, train
 from psys.training.launch import launch
-from psys.training.settings import is_loopback
+from psys.training.settings import is_loopback, over_run
+from psys.training.start import started_run
 
 
 @pytest.fixture(autouse=True)
@@ -102,6 +104,27 @@ def test_settings_of_the_run_to_resume_are_the_defaults(tmp_path: Path) -> None:
     run = RunDirectory.create(RunConfig(runs=tmp_path, name="r", mode="ssp", workers=3))
     settings = read_settings(["--resume", str(run.path), "--workers", "2"])
     assert (settings.mode, settings.workers, settings.resume) == ("ssp", 2, run.path)
+    from_python = over_run(TrainingConfig(resume=run.path, workers=2, schedule=ScheduleConfig(learning_rate=0.5)))
+    assert (from_python.mode, from_python.workers, from_python.runs) == ("ssp", 2, tmp_path)
+    assert (from_python.schedule.kind, from_python.schedule.learning_rate) == ("cosine", 0.5)
+
+
+def test_resume_auto_needs_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_store_path: Path) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    settings = read_settings(["--resume", "auto", "--runs", str(tmp_path), "--store", str(small_store_path)])
+    with pytest.raises(PsysError, match="--resume auto needs --name"):
+        train(settings)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    with started_run(settings, workers=1) as (run, trains):
+        assert (run.path, trains) == (tmp_path / "slurm-7", True)
+    assert not run.path.exists()  # it had no event
+
+
+def test_start_that_fails_leaves_no_directory(tmp_path: Path) -> None:
+    settings = TrainingConfig(runs=tmp_path, name="r", store=tmp_path / "none", source=None)
+    with pytest.raises(PsysError, match="no prepared store"):
+        train(settings)
+    assert not (tmp_path / "r").exists()
 
 
 def test_addresses_of_loopback() -> None:
