@@ -98,10 +98,12 @@ class Checkpoints:
             shutil.rmtree(old, ignore_errors=True)
         return path
 
-    def newest(self) -> tuple[Checkpoint | None, list[str]]:
-        """The newest usable checkpoint, and why each newer one cannot be used."""
+    def newest(self, version: int | None = None) -> tuple[Checkpoint | None, list[str]]:
+        """The newest usable checkpoint, and why each newer one cannot be used; with `version`, none later than it."""
         refused: list[str] = []
         for path in reversed(self._paths()):
+            if version is not None and int(path.stem) > version:
+                continue
             try:
                 return load(path), refused
             except PsysError as error:
