@@ -7,10 +7,11 @@ from rich.console import Console
 from rich.table import Table
 
 from psys.errors import PsysError
-from psys.ps.events import LeasesReturned, PushRefused, RunEnded, RunEvent, RunStarted, UpdateApplied
+from psys.ps.events import LeasesReturned, PushRefused, RunEnded, RunEvent, RunStarted, SettingsChanged, UpdateApplied
 from psys.ps.ledger import BatchAccount
 from psys.ps.messages import Lease
 from psys.run.events import read_events
+from psys.run.segments import in_words
 
 _ROWS = {
     "batches": "batches of the run",
@@ -35,6 +36,7 @@ class RecomputedAccount:
     def __init__(self) -> None:
         self.problems: list[str] = []
         self.resumes = 0
+        self.changes: list[SettingsChanged] = []
         self.reported: BatchAccount | None = None
         self._batches = self._returned = 0
         self._refused: Counter[str] = Counter()
@@ -55,6 +57,8 @@ class RecomputedAccount:
             case LeasesReturned(leases=leases):
                 for lease in leases:
                     self._take_back(lease)
+            case SettingsChanged():
+                self._change(event)
             case RunEnded():
                 self.reported = BatchAccount(**{name: getattr(event, name) for name in _ROWS})
 
@@ -104,6 +108,13 @@ class RecomputedAccount:
         self._refused = Counter(duplicate=counts["duplicates"], expired=counts["expired"], damaged=counts["damaged"])
         self._returns = Counter(event.attempts)
 
+    def _change(self, event: SettingsChanged) -> None:
+        self.changes.append(event)
+        if not 0 <= event.version <= len(self._updates):
+            self.problems.append(
+                f"settings changed at version {event.version}, but the updates end at {len(self._updates)}"
+            )
+
     def _update(self, event: UpdateApplied) -> None:
         self._updates.append(event.batches)
         if event.version != len(self._updates):
@@ -137,6 +148,8 @@ def audit(events: Path, console: Console) -> None:
     for name, value in vars(recomputed.account()).items():
         table.add_row(_ROWS[name], str(value))
     table.add_row("resumes", str(recomputed.resumes))
+    for change in recomputed.changes:
+        table.add_row("settings changed", f"at version {change.version}: {', '.join(in_words(change.changed))}")
     console.print(table)
     if recomputed.problems:
         raise PsysError(f"the batch accounting of {events.parent} is wrong: {'; '.join(recomputed.problems[:5])}")

@@ -2,7 +2,7 @@
 
 import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -18,12 +18,15 @@ from psys.compute.evaluate import Evaluation
 from psys.data.store import PreparedStore
 from psys.errors import PsysError
 from psys.ps.events import RunEnded, RunEvent, RunStarted, SnapshotEvaluated, SnapshotSaved, StoppedEarly, UpdateApplied
+from psys.run.config import RunConfig
 from psys.run.confusion import draw_confusion
 from psys.run.curves import EpochPoint, draw
 from psys.run.description import as_metadata, describe_model
 from psys.run.directory import RunDirectory
+from psys.run.divergence import advice, epochs_at, last_sound_version
 from psys.run.evaluator import Evaluator
 from psys.run.events import EventLog, read_events, surviving
+from psys.run.segments import in_words, segments
 from psys.run.snapshots import save_module
 
 _PARITY_IMAGES = 500
@@ -34,9 +37,9 @@ def evaluate_run(run: RunDirectory, console: Console) -> dict[str, Any]:
     """Evaluate every snapshot on the held-out images, choose the best, test it, export it, draw curves, print a table.
 
     Leaves best.safetensors, last.safetensors, model.json, model.onnx, curves.png, confusion.png and result.json in the
-    run's directory, adds evaluations to events.jsonl, and removes all snapshots but the best and the last. Returns the
-    content of result.json. Raises PsysError if the run was evaluated before, has no snapshot, diverged, or is still
-    going on.
+    run's directory, adds evaluations to events.jsonl, and removes all snapshots but the best and the last. Of a run
+    whose training diverged only the sound snapshots count. Returns the content of result.json. Raises PsysError if the
+    run was evaluated before, has no snapshot, or no sound one, or is still going on.
     """
     if run.complete:
         raise PsysError(f"{run.path} was evaluated before: see {run.result_file}")
@@ -53,21 +56,26 @@ def _evaluate(run: RunDirectory, events: list[RunEvent], log: EventLog, console:
     if store.content_hash not in [event.store for event in events if isinstance(event, RunStarted)]:
         raise PsysError(f"{config.store} is not the store that {run.path} was trained on: it was prepared again since")
     evaluator = Evaluator(run, store, choose_device(0))
-    points = _points(run, events, _evaluate_snapshots(run, events, evaluator, log, console))
-    draw(list(points.values()), run.path / "curves.png", title=f"{run.path.name}: {config.model}, {config.mode}")
-    diverged = next((point for point in points.values() if not math.isfinite(point.train_loss)), None)
-    if diverged:
-        raise PsysError(
-            f"training diverged: the loss is {diverged.train_loss} at epoch {diverged.epoch:.1f} "
-            f"(see {run.path / 'curves.png'}); lower --schedule.learning-rate"
-        )
+    events = [*events, *_evaluate_snapshots(run, events, evaluator, log, console)]
+    sound = last_sound_version(events)  # an evaluation may have shown that the training diverged
+    points = {version: point for version, point in _points(run, events).items() if sound is None or version <= sound}
     saved = [version for version in points if run.snapshot_path(version).exists()]
+    if not saved and sound is not None:
+        raise PsysError(f"training diverged: {run.path} has no sound snapshot; {advice(run)}")
+    if not saved:
+        raise PsysError(f"{run.path} has no snapshot to evaluate: the run ended before its first one")
     best, last = max(saved, key=lambda version: _merit(version, points[version])), max(saved)
     result = {"mode": config.mode, "model": config.model, **_summary(events)}
+    _draw(run, config, list(points.values()), result)
     # The best comes last, for it stays loaded for the export.
     for role, version in (("last", last), ("best", best)):
         evaluator.load(version)
         tested = evaluator.test()
+        if not math.isfinite(tested.loss):
+            raise PsysError(
+                f"training diverged: the loss of version {version} on the test images is {tested.loss}; lower "
+                "--schedule.learning-rate"
+            )
         description = describe_model(run, store, version)
         save_module(evaluator.module, run.path / f"{role}.safetensors", as_metadata(description))
         figures = {"loss": tested.loss, "accuracy": tested.accuracy, "images": tested.images}
@@ -85,31 +93,33 @@ def _evaluate(run: RunDirectory, events: list[RunEvent], log: EventLog, console:
 
 def _evaluate_snapshots(
     run: RunDirectory, events: list[RunEvent], evaluator: Evaluator, log: EventLog, console: Console
-) -> dict[int, SnapshotEvaluated]:
-    """The evaluations of the snapshots by version; the missing ones are made and added to `log`."""
-    evaluations = {event.version: event for event in events if isinstance(event, SnapshotEvaluated)}
+) -> list[SnapshotEvaluated]:
+    """Evaluate the sound snapshots that were not evaluated before, and add their evaluations to `log`."""
+    sound = last_sound_version(events)
+    evaluated = {event.version for event in events if isinstance(event, SnapshotEvaluated)}
     missing = [
         event.version
         for event in events
         if isinstance(event, SnapshotSaved)
         and evaluator.has_held_out
-        and event.version not in evaluations
+        and event.version not in evaluated
+        and (sound is None or event.version <= sound)
         and run.snapshot_path(event.version).exists()
     ]
     hidden = not console.is_terminal
+    made = []
     for version in track(missing, "evaluating snapshots", console=console, transient=True, disable=hidden):
-        evaluations[version] = evaluator.evaluate(version)
-        log.write(evaluations[version])
-    return evaluations
+        made.append(evaluator.evaluate(version))
+        log.write(made[-1])
+    return made
 
 
-def _points(
-    run: RunDirectory, events: list[RunEvent], evaluations: Mapping[int, SnapshotEvaluated]
-) -> dict[int, EpochPoint]:
+def _points(run: RunDirectory, events: list[RunEvent]) -> dict[int, EpochPoint]:
     """The points of the curves by version; training figures are means since the snapshot before.
 
-    Left out: snapshots whose file is gone and that were not evaluated. Raises PsysError if no snapshot is left.
+    Snapshots whose files are gone, as an earlier evaluation removed them, have points as well.
     """
+    evaluations = {event.version: event for event in events if isinstance(event, SnapshotEvaluated)}
     updates = [event for event in events if isinstance(event, UpdateApplied)]
     points: dict[int, EpochPoint] = {}
     first = 0
@@ -119,20 +129,26 @@ def _points(
         if not since:
             raise PsysError(f"{run.events} has no update before the snapshot of version {snapshot.version}")
         evaluation = evaluations.get(snapshot.version)
-        if evaluation is None and not run.snapshot_path(snapshot.version).exists():
-            continue
         weights = [update.images for update in since]
+        loss = float(np.average([update.loss for update in since], weights=weights))
         points[snapshot.version] = EpochPoint(
             snapshot.epochs,
             snapshot.seconds,
-            float(np.average([update.loss for update in since], weights=weights)),
+            loss if math.isfinite(loss) else None,
             float(np.average([update.accuracy for update in since], weights=weights)),
             evaluation.loss if evaluation else None,
             evaluation.accuracy if evaluation else None,
         )
-    if not any(run.snapshot_path(version).exists() for version in points):
-        raise PsysError(f"{run.path} has no snapshot to evaluate: the run ended before its first one")
     return points
+
+
+def _draw(run: RunDirectory, config: RunConfig, points: Sequence[EpochPoint], result: dict[str, Any]) -> None:
+    """The curves, with the changes of settings and the end of a training that diverged."""
+    seams = [(segment["epoch"], in_words(segment["changed"])) for segment in result["segments"]]
+    if result["diverged"]:
+        seams.append((result["diverged"]["epoch"], ["training diverged"]))
+    title = f"{run.path.name}: {config.model}, {config.mode}"
+    draw(points, run.path / "curves.png", title, sorted(seams))
 
 
 def _by_class(tested: Evaluation, classes: Sequence[str]) -> list[dict[str, Any]]:
@@ -156,11 +172,14 @@ def _summary(events: list[RunEvent]) -> dict[str, Any]:
     staleness = [versions for update in updates for versions in update.staleness]
     seconds = updates[-1].seconds
     end = next((event for event in reversed(events) if isinstance(event, RunEnded)), None)
+    sound = last_sound_version(events)
     return {
         "workers": len({worker for update in updates for worker in update.workers}),
         "updates": len(updates),
         "train_seconds": seconds,
         "stopped_early": next((_why(event) for event in events if isinstance(event, StoppedEarly)), None),
+        "diverged": {"version": sound, "epoch": epochs_at(sound, events)} if sound is not None else None,
+        "segments": [segment._asdict() for segment in segments(events)],
         "images_per_second": sum(update.images for update in updates) / seconds,
         "staleness_mean": float(np.mean(staleness)),
         "staleness_max": max(staleness),
@@ -208,6 +227,15 @@ def _table(run: RunDirectory, result: dict[str, Any]) -> Table:
         "batches applied / duplicated / lost": " / ".join(map(str, counts)),
         "ONNX Runtime against torch": f"within {onnx['max_difference']:.0e} on {onnx['images']} images",
     }
+    if result["segments"]:
+        rows["settings changed"] = "\n".join(
+            f"at epoch {segment['epoch']:.4g}: {', '.join(in_words(segment['changed']))}"
+            for segment in result["segments"]
+        )
+    if result["diverged"]:
+        rows["training diverged"] = "after epoch {epoch:.4g} (version {version}): later snapshots are left out".format(
+            **result["diverged"]
+        )
     if result["stopped_early"]:
         rows["stopped early"] = result["stopped_early"]
     table = Table(title=f"{result['model']}, {result['mode']}: {run.path}", show_header=False, title_justify="left")

@@ -155,6 +155,11 @@ class InProcessRun:
             worker.begin()
             self._admit(worker)
 
+    def resume(self, checkpoint: Saved | None, config: RunConfig, workload: Workload) -> None:
+        """All processes end, and the run continues from a checkpoint with other settings; new workers may join it."""
+        self.config, self._workload, self.workers = config, workload, {}
+        self._start(checkpoint)
+
     def run(self, choose: Callable[[list[str]], str] = itemgetter(0), updates: int | None = None) -> None:
         """Drive the run to its end, or to version `updates`.
 
@@ -168,7 +173,7 @@ class InProcessRun:
             self.tick()
 
     def _start(self, checkpoint: Saved | None) -> None:
-        config = self.config
+        config, self.end = self.config, None
         model = FlatModel(self._workload.module)
         parts = layout_of(config, model).slices
         self.slices = [initial_slice(config, model, number) for number in range(len(parts))]

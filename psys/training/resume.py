@@ -44,10 +44,10 @@ def resume(run: RunDirectory, settings: RunConfig, store: PreparedStore, wait: f
     with EventLog(run.events, wait) as log:
         events = surviving(read_events(run.events))
         changed = _changed(before, settings)
-        diverged = divergence(events) is not None
-        if diverged and not changed:
+        if divergence(events) and not changed:
             raise PsysError(f"training of {run.path} diverged")
-        checkpoint = _checkpoint(run, before, last_sound_version(events) if diverged else None)
+        sound = last_sound_version(events) if changed else None
+        checkpoint = _checkpoint(run, before, sound)
         version = checkpoint.metadata.version if checkpoint else 0
         begun = _epochs_begun(initial_ledger(before, store), checkpoint)
         _check(run, before, settings, changed, begun)
@@ -62,7 +62,7 @@ def resume(run: RunDirectory, settings: RunConfig, store: PreparedStore, wait: f
                     f"{run.path} is complete and evaluated: there is nothing to resume; --epochs extends it"
                 )
             return False
-        if diverged:
+        if sound is not None:
             run.checkpoints(before.keep_checkpoints).roll_back(version)
             run.roll_back(version)
         if changed and events:

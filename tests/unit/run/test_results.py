@@ -4,7 +4,9 @@ import copy
 import io
 import json
 import math
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,15 @@ from psys.compute.flat import FlatModel
 from psys.data.store import PreparedStore
 from psys.errors import PsysError
 from psys.models.registry import build
-from psys.ps.events import RunEnded, RunEvent, SnapshotEvaluated, SnapshotSaved
+from psys.ps.events import (
+    RunDiverged,
+    RunEnded,
+    RunEvent,
+    SettingsChanged,
+    SnapshotEvaluated,
+    SnapshotSaved,
+    UpdateApplied,
+)
 from psys.run import results
 from psys.run.description import as_metadata
 from psys.run.directory import RunDirectory
@@ -33,6 +43,7 @@ from tests.support.runs import (
     GOOD,
     LAST,
     brightness_model,
+    end,
     start,
     trained_events,
     trained_run,
@@ -45,6 +56,21 @@ from tests.support.runs import (
 @pytest.fixture(scope="session")
 def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> PreparedStore:
     return write_tiny_store(tmp_path_factory.mktemp("stores") / "tiny")
+
+
+def extension(store: PreparedStore) -> list[RunEvent]:
+    """The events of two more updates of a run that was evaluated, and of their snapshot."""
+    return [
+        start(store.content_hash, "resume", LAST),
+        update(LAST + 1),
+        update(LAST + 2),
+        SnapshotSaved(version=LAST + 2, epochs=4.0, seconds=8.0),
+    ]
+
+
+def steady(events: list[RunEvent]) -> list[RunEvent]:
+    """The events with a usual loss in all updates, each computed at the version before."""
+    return [replace(event, loss=1.0, staleness=(0,)) if isinstance(event, UpdateApplied) else event for event in events]
 
 
 Evaluate = Callable[[RunDirectory, list[RunEvent]], dict[str, Any]]
@@ -117,27 +143,62 @@ def test_extended_run_is_evaluated_again_from_its_evaluations(
     run.result_file.unlink()
     last = brightness_model(False)
     save_snapshot(last.parameters, last.statistics, run.snapshot_path(LAST + 2))
-    more: list[RunEvent] = [
-        start(tiny_store.content_hash, "resume", LAST),
-        update(LAST + 1),
-        update(LAST + 2),
-        SnapshotSaved(version=LAST + 2, epochs=4.0, seconds=8.0),
-    ]
-    after = evaluate(run, more)
+    after = evaluate(run, extension(tiny_store))
     assert after["points"][:3] == before["points"]
     assert len(after["points"]) == 4
     assert (after["best"]["version"], after["last"]["version"]) == (GOOD, LAST + 2)
     assert len([event for event in read_events(run.events) if isinstance(event, SnapshotEvaluated)]) == 4
+    assert before["batches"]["batches"] == LAST
+    assert after["batches"] == {}  # the resumed run was killed
+    assert (after["updates"], after["train_seconds"], after["images_per_second"]) == (8, 8.0, 2.0)
 
 
-def test_snapshot_without_a_file_and_an_evaluation_is_left_out(
+def test_changed_settings_are_segments_of_the_result(
+    tmp_path: Path, tiny_store: PreparedStore, without_export: None
+) -> None:
+    run = trained_run(tmp_path, tiny_store)
+    first, *rest = trained_events(tiny_store)
+    changes: list[RunEvent] = [
+        SettingsChanged(version=4, changed={"schedule.learning_rate": (0.1, 0.2), "epochs": (2, 3)}),
+        start(tiny_store.content_hash, "resume", 4),
+        update(5),
+        SettingsChanged(version=5, changed={"schedule.learning_rate": (0.2, 0.05)}),
+        start(tiny_store.content_hash, "resume", 4),
+    ]
+    write_events(run, [first, *rest[:6], *changes, *rest[6:]])
+    printed = io.StringIO()
+    result = evaluate_run(run, Console(file=printed, width=120))
+    changed = {"schedule.learning_rate": (0.1, 0.05), "epochs": (2, 3)}
+    assert result["segments"] == [{"version": 4, "epoch": 2.0, "changed": changed}]
+    assert "at epoch 2: schedule.learning_rate 0.1 → 0.05, epochs 2 → 3" in printed.getvalue()
+    assert result["diverged"] is None
+
+
+def test_snapshot_whose_file_is_gone_keeps_its_training_figures(
     tmp_path: Path, tiny_store: PreparedStore, evaluate: Evaluate
 ) -> None:
     run = trained_run(tmp_path, tiny_store)
     run.snapshot_path(LAST).unlink()
     result = evaluate(run, trained_events(tiny_store))
-    assert [point["epoch"] for point in result["points"]] == [1.0, 2.0]
+    assert [point["train_loss"] for point in result["points"]] == [20.0, 40.0, 60.0]
+    assert result["points"][-1]["validation_loss"] is None
     assert result["last"]["version"] == GOOD
+
+
+def test_curves_of_an_extended_run_without_held_out_images_are_complete(
+    tmp_path: Path, tiny_store: PreparedStore, evaluate: Evaluate
+) -> None:
+    """No evaluation is in the events, and the snapshot of FIRST is gone."""
+    run = trained_run(tmp_path, tiny_store, validation_share=0.0)
+    before = evaluate(run, trained_events(tiny_store))
+    run.result_file.unlink()
+    last = brightness_model(True)
+    save_snapshot(last.parameters, last.statistics, run.snapshot_path(LAST + 2))
+    changed = SettingsChanged(version=LAST, changed={"epochs": (3, 4)})
+    after = evaluate(run, [changed, *extension(tiny_store)])
+    assert after["points"][:3] == before["points"]
+    assert [point["epoch"] for point in after["points"]] == [1.0, 2.0, 3.0, 4.0]
+    assert after["best"]["version"] == after["last"]["version"] == LAST + 2
 
 
 def test_evaluations_of_versions_that_were_computed_again_do_not_count(
@@ -241,13 +302,68 @@ def test_damaged_snapshot_is_named_and_everything_else_is_kept(
     assert evaluate_run(run, Console(file=io.StringIO()))["best"]["version"] == GOOD
 
 
-def test_diverged_run_is_an_error_with_curves(tmp_path: Path, tiny_store: PreparedStore, evaluate: Evaluate) -> None:
+def test_of_a_diverged_run_only_the_sound_snapshots_are_evaluated(
+    tmp_path: Path, tiny_store: PreparedStore, without_export: None
+) -> None:
+    run = trained_run(tmp_path, tiny_store)
+    *events, last = steady(trained_events(tiny_store))
+    write_events(run, [*events, RunDiverged(version=5, batch=3, seconds=6.0), last])
+    printed = io.StringIO()
+    result = evaluate_run(run, Console(file=printed, width=120))
+    assert result["diverged"] == {"version": 4, "epoch": 2.0}
+    assert result["best"]["version"] == result["last"]["version"] == GOOD
+    assert [point["epoch"] for point in result["points"]] == [1.0, 2.0]
+    assert "after epoch 2 (version 4): later snapshots are left out" in printed.getvalue()
+    assert [e.version for e in read_events(run.events) if isinstance(e, SnapshotEvaluated)] == [FIRST, GOOD]
+    json.dumps(run.result(), allow_nan=False)
+
+
+def test_diverged_run_without_a_sound_snapshot_is_an_error_with_advice(
+    tmp_path: Path, tiny_store: PreparedStore, evaluate: Evaluate
+) -> None:
     run = trained_run(tmp_path, tiny_store)
     events = trained_events(tiny_store)
-    events[1] = update(1, loss=math.nan)
-    with pytest.raises(PsysError, match=r"training diverged: the loss is nan at epoch 1\.0"):
+    events[3] = update(2, loss=math.nan)
+    expected = (
+        f"training diverged: {run.path} has no sound snapshot; there is no sound checkpoint: "
+        f"`--resume {run.path} --schedule.learning-rate 0.05` starts it over"
+    )
+    with pytest.raises(PsysError, match=re.escape(expected)):
         evaluate(run, events)
-    assert (run.path / "curves.png").exists()
+    assert not run.complete
+
+
+def test_snapshot_whose_evaluation_is_not_finite_and_later_ones_do_not_count(
+    tmp_path: Path, tiny_store: PreparedStore, evaluate: Evaluate
+) -> None:
+    run = trained_run(tmp_path, tiny_store)
+    model = brightness_model(True)
+    save_snapshot(model.parameters * math.inf, model.statistics, run.snapshot_path(LAST))
+    result = evaluate(run, steady(trained_events(tiny_store)))
+    assert result["diverged"] == {"version": 5, "epoch": 2.5}
+    assert result["last"]["version"] == GOOD
+
+
+def test_loss_that_is_not_finite_on_the_test_images_is_an_error(
+    tmp_path: Path, tiny_store: PreparedStore, evaluate: Evaluate
+) -> None:
+    run = trained_run(tmp_path, tiny_store, validation_share=0.0)
+    model = brightness_model(True)
+    save_snapshot(model.parameters * math.inf, model.statistics, run.snapshot_path(LAST))
+    with pytest.raises(PsysError, match="training diverged: the loss of version 6 on the test images is nan"):
+        evaluate(run, trained_events(tiny_store))
+
+
+def test_loss_that_was_not_finite_long_ago_is_left_out(
+    tmp_path: Path, tiny_store: PreparedStore, evaluate: Evaluate
+) -> None:
+    run = trained_run(tmp_path, tiny_store)
+    events = trained_events(tiny_store)
+    events[1] = update(1, loss=math.inf)
+    events[-1:] = [*(update(version, loss=1.0) for version in range(7, 200)), end()]
+    result = evaluate(run, events)
+    assert result["diverged"] is None
+    assert [point["train_loss"] for point in result["points"]] == [None, 40.0, 60.0]
 
 
 def test_run_without_a_snapshot_is_an_error(tmp_path: Path, tiny_store: PreparedStore, evaluate: Evaluate) -> None:

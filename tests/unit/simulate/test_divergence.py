@@ -1,14 +1,22 @@
 """A run whose gradients are not finite any more ends, and saves no state that may be worthless."""
 
+import math
+from random import Random
+
 import pytest
 
+from psys.compute.flat import FlatModel
+from psys.compute.step import StepResult
 from psys.ps.controller import MAX_DAMAGED
 from psys.ps.events import PushRefused, RunDiverged, RunEnded, SnapshotSaved, UpdateApplied
 from psys.ps.policy import Mode
 from psys.run.audit import RecomputedAccount
 from psys.run.config import RunConfig
+from psys.run.divergence import last_sound_version
+from psys.run.events import surviving
 from psys.simulate.in_process import InProcessRun
 from psys.simulate.replay import replay
+from psys.simulate.worker import Gradient
 from tests.support.workloads import mixing, workload
 
 SOUND = 7
@@ -76,3 +84,37 @@ def test_diverged_run_is_replayed_to_the_same_end() -> None:
     again = replay(run.log, run.config, workload(run.config, mixing))
     assert [e for e in again.log if isinstance(e, RunDiverged)] == [e for e in run.log if isinstance(e, RunDiverged)]
     assert again.version == run.version == sum(isinstance(event, UpdateApplied) for event in run.log)
+
+
+def parabola(*models: FlatModel) -> Gradient:
+    """The loss mean((1 + x)^2), 1 at the start, and its noisy gradient: a rate above 2 makes every step larger."""
+
+    def compute(batch: int, model: FlatModel) -> StepResult:
+        loss = (1 + model.parameters).square().mean().item()
+        model.gradient.copy_(1 + model.parameters + 0.3 * math.sin(batch))
+        return StepResult(loss, 0, 4, model.gradient.norm().item())
+
+    return compute
+
+
+@pytest.mark.parametrize("prefetch", [0, 1])
+@pytest.mark.parametrize("mode", ["sync", "async", "ssp"])
+def test_last_sound_version_of_a_run_whose_rate_rises_until_it_diverges(mode: Mode, prefetch: int) -> None:
+    found = []
+    for seed in range(20):
+        random, workers = Random(seed), 1 + seed % 3
+        schedule = {"kind": "constant", "learning_rate": 100, "warmup_epochs": 20}
+        settings = {"mode": mode, "prefetch": prefetch, "epochs": 20, "batch_size": 4, "checkpoint_every": "1"}
+        optimizer = {"momentum": 0, "nesterov": False, "weight_decay": 0}
+        config = RunConfig.model_validate({**settings, "schedule": schedule, "optimizer": optimizer})
+        run = InProcessRun(config, workload(config, parabola), awaited=workers)
+        for _ in range(workers):
+            run.join()
+        run.run(random.choice)
+        sound = last_sound_version(surviving(run.log))
+        assert sound is not None
+        states = [saved.state for saved in run.saves if saved.save.version <= sound]
+        # A worker may read parameters that are ahead of their version, and an update's loss is a mean.
+        assert all((1 + state.parameters).square().mean() < 30 for state in states)
+        found.append(sound)
+    assert max(found) > 0
