@@ -17,6 +17,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from psys.errors import reason_of, say
+from psys.output import protect_output
+
 _FORKSERVER = multiprocessing.get_context("forkserver")
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15  # of linux/prctl.h
 # A terminal, torchrun or `timeout` sends these to the whole process group of the launcher, which stops its children.
@@ -26,6 +29,12 @@ _KERNEL = ctypes.CDLL(None)
 _lock = threading.Lock()  # for the forkserver and the names below
 _blocks = 0  # of forkserver_running, which are open now
 _cleanup = contextlib.ExitStack()  # what stops the forkserver
+
+
+def leave_signals() -> tuple[signal.Signals, ...]:
+    """The signals that tell a process to save and end: SIGTERM, and SIGHUP unless it is ignored, as under `nohup`."""
+    nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return (signal.SIGTERM,) if nohup else (signal.SIGTERM, signal.SIGHUP)
 
 
 @contextlib.contextmanager
@@ -139,9 +148,18 @@ def _run(name: str, log: Path | None, function: Callable[..., None], arguments: 
         _KERNEL.prctl(_PR_SET_NAME, name.encode())
     # The forkserver reports the exit codes of children: without it the supervisor would take a living child for dead.
     kill_when_parent_ends(parent)
+    protect_output()
     if log is not None:
-        file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        os.dup2(file, 1)
-        os.dup2(file, 2)
-        os.close(file)
+        _write_output_to(log)
     function(*arguments)
+
+
+def _write_output_to(log: Path) -> None:
+    try:
+        file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    except OSError as error:  # the output goes where the launcher's goes
+        say(f"cannot write {log}: {reason_of(error)}")
+        return
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)

@@ -3,13 +3,13 @@
 import os
 
 from psys.cluster.roles import JOIN_SECONDS, serve_shard
-from psys.cluster.worker import LeaveRequested, leave_at_sigterm, work
+from psys.cluster.worker import LeaveRequested, leave_at_signals, work
 from psys.errors import LostServerError, PsysError, say
 from psys.training.settings import TrainingConfig
 
 
 def join_run(config: TrainingConfig) -> None:
-    """Be a worker or a server of the run at `config.join` until it ends, or SIGTERM.
+    """Be a worker or a server of the run at `config.join` until it ends, or SIGTERM or SIGHUP.
 
     Raises PsysError if there is no run at that address, the run refuses this process, or the run is lost for longer
     than its settings let this process look for it.
@@ -19,7 +19,7 @@ def join_run(config: TrainingConfig) -> None:
     if int(port) > 65535:
         raise PsysError(f"--join {config.join}: a port is at most 65535")
     token = config.token()
-    leave_at_sigterm()
+    leave_at_signals()
     if config.role == "server":
         _serve(host, int(port), token)
         return

@@ -41,8 +41,10 @@ class TrainingConfig(RunConfig):
             return os.environ.get("PSYS_TOKEN", "")
         try:
             token = self.token_file.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise PsysError(f"cannot read the token in {self.token_file}: {error}") from None
+        except OSError as error:
+            raise PsysError(f"cannot read the token in {self.token_file}: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise PsysError(f"cannot read the token in {self.token_file}: the file is not text") from None
         if not token:
             raise PsysError(f"{self.token_file} is empty: it should hold the run's token")
         return token

@@ -59,8 +59,8 @@ def check_source(config: TrainingConfig, store: PreparedStore) -> None:
 def run_program(command: list[str]) -> tuple[int, str]:
     """Run a program that ends with this process: its exit code, and the message of its PsysError or "".
 
-    SIGINT or SIGTERM interrupt the program, which has 10 s to end by itself; the exit code is then 130. What else the
-    program writes to standard error is shown when it has ended.
+    SIGINT, SIGTERM or SIGHUP interrupt the program, which has 10 s to end by itself; the exit code is then 130. What
+    else the program writes to standard error is shown when it has ended.
     """
     with tempfile.TemporaryFile() as errors, stop_signals_recorded() as received:
         # In a session of its own: this process passes a terminal's Ctrl-C on.
