@@ -7,7 +7,7 @@ import resource
 import sys
 from collections.abc import Iterator
 
-_OPEN_FILES = resource.RLIMIT_NOFILE
+TOO_MANY_OPEN_FILES = "too many open files: raise the limit with `ulimit -n`"
 
 
 class PsysError(Exception):
@@ -33,15 +33,15 @@ def reason_of(error: BaseException) -> str:
     if not isinstance(error, OSError) or not error.strerror:
         return " ".join(str(error).split()) or type(error).__name__
     if error.errno in (errno.EMFILE, errno.ENFILE):
-        return f"too many open files: raise the limit with `ulimit -n` (now {resource.getrlimit(_OPEN_FILES)[0]})"
+        return TOO_MANY_OPEN_FILES
     return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
 
 
 def allow_many_open_files() -> None:
     """Let this process open as many files as the system lets it: a server has a connection to every worker."""
     with contextlib.suppress(OSError, ValueError):  # a limit that cannot be raised may still be enough
-        hard = resource.getrlimit(_OPEN_FILES)[1]
-        resource.setrlimit(_OPEN_FILES, (hard, hard))
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from multiprocessing import forkserver, resource_tracker
@@ -19,11 +20,13 @@ from typing import Any
 
 from psys.errors import reason_of, say
 from psys.output import protect_output
+from psys.temporary import folder_for_sockets
 
 _FORKSERVER = multiprocessing.get_context("forkserver")
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15  # of linux/prctl.h
 # A terminal, torchrun or `timeout` sends these to the whole process group of the launcher, which stops its children.
 _LAUNCHER_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+_SOCKET_BYTES = 40  # of "/psys-XXXXXXXX/listener-XXXXXXXX"
 _KERNEL = ctypes.CDLL(None)
 
 _lock = threading.Lock()  # for the forkserver and the names below
@@ -104,6 +107,12 @@ def _start_forkserver() -> None:
     tracker: Any = resource_tracker._resource_tracker
     if server._forkserver_pid is not None:
         return
+    process: Any = multiprocessing.current_process()
+    config = process._config
+    if "tempdir" not in config:  # multiprocessing's directory for sockets
+        folder = tempfile.TemporaryDirectory(prefix="psys-", dir=folder_for_sockets(_SOCKET_BYTES))
+        _cleanup.callback(config.pop, "tempdir")
+        config["tempdir"] = _cleanup.enter_context(folder)
     # Python stops both only when this process has ended, and whoever waits for its end would still see them.
     if tracker._pid is None:
         _cleanup.callback(tracker._stop)

@@ -25,8 +25,8 @@ _MOST_WORKERS = 8  # by default: more workers cost accuracy in async, so a perso
 def train(config: RunConfig) -> RunDirectory:
     """Train on this machine, after preparing the store if it is missing, and evaluate the run.
 
-    SIGINT, SIGTERM or SIGHUP stop a training that was called in the main thread: what is being computed is applied and
-    saved, and the run returned is not `complete`. TrainingConfig(resume=..., ...) or `psys evaluate` continue there.
+    SIGINT or SIGTERM stop a training that was called in the main thread: what is being computed is applied and saved,
+    and the run returned is not `complete`. TrainingConfig(resume=..., ...) or `psys evaluate` continue there.
 
     Raises PsysError for what the user must mend, a training that diverged included, and PreparationError if the store
     could not be prepared.

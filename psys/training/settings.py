@@ -66,5 +66,5 @@ def is_loopback(host: str) -> bool:
     """Whether only this machine reaches `host`. Raises PsysError if the name cannot be resolved."""
     try:
         return all(ip_address(found[4][0]).is_loopback for found in socket.getaddrinfo(host, None))
-    except OSError as error:
-        raise PsysError(f"cannot resolve the address '{host}': {error.strerror}") from None
+    except (OSError, UnicodeError):
+        raise PsysError(f"there is no host of the name '{host}': give --listen an address of this host") from None

@@ -12,7 +12,8 @@ from psys.cluster.processes import leave_signals
 def stop_signals_recorded() -> Iterator[list[int]]:
     """SIGINT, SIGTERM and SIGHUP do not end this process within the block; the list yielded holds those received.
 
-    A SIGHUP that is ignored, as under `nohup`, stays ignored. Only the main thread can set signal handlers: in another one the block changes nothing, and the list stays empty.
+    A SIGHUP that is ignored, as under `nohup`, stays ignored. Only the main thread can set signal handlers: in another
+    one the block changes nothing, and the list stays empty.
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():

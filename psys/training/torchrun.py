@@ -21,8 +21,7 @@ _SERVER_KEY = "psys/server"
 def train_as_rank(config: TrainingConfig) -> RunDirectory | None:
     """Be the server or worker that torchrun's variables say. Returns the run on rank 0, None on the others.
 
-    SIGINT, SIGTERM and SIGHUP on rank 0 stop the run (see `train`); the other ranks ignore them, for server 0 ends
-    these ranks.
+    SIGINT and SIGTERM on rank 0 stop the run (see `train`); the other ranks ignore them, for server 0 ends these ranks.
     Raises PsysError for what the user must mend.
     """
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])

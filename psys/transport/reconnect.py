@@ -94,8 +94,7 @@ class ReconnectingWorker:
     def _reconnect(self, error: ServerUnavailableError) -> None:
         if self._closed.is_set():
             raise error
-        reason = (str(error).splitlines() or ["no answer"])[0]
-        say(f"lost the servers ({reason}): reconnecting")
+        say(f"lost the servers ({error}): reconnecting")
         before = self.response
         deadline = time.monotonic() + self.config.patience
         while True:
@@ -111,7 +110,11 @@ class ReconnectingWorker:
                 if self._closed.is_set():
                     raise
                 if time.monotonic() > deadline:
-                    raise PsysError(f"lost the servers of the run at {self._host}:{self._port}: {again}") from None
+                    reason, seconds = getattr(again, "reason", again), self.config.patience
+                    raise PsysError(
+                        f"lost the servers of the run at {self._host}:{self._port}: {reason}, for {seconds:g} s "
+                        "(--patience); start this worker again when the run goes on"
+                    ) from None
                 self._closed.wait(_RETRY_SECONDS)
         if not same:
             raise PsysError("the run came back with other settings: start this worker again")
