@@ -12,10 +12,12 @@ from rich.console import Console
 
 from psys.config import Parser, parse
 from psys.errors import PsysError, exit_with_message
+from psys.output import protect_output, stdout_is_the_result
 
 
 def train(argv: Sequence[str], prog: str = "psys train") -> None:
     """Train, with the settings of a command line. Exits as `psys.training.launch.main` does."""
+    protect_output()
     # Before torch is imported: its RPC logs a warning for every worker that leaves.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from psys.training.launch import main
@@ -58,7 +60,9 @@ def _audit(argv: Sequence[str]) -> None:
 
     parser = Parser(prog="psys audit", description=audit.__doc__, examples=["psys audit runs/NAME"])
     parser.add_argument("run", type=Path, help="directory of a run")
-    audit(parser.parse_args(argv).run / "events.jsonl", Console())
+    run = parser.parse_args(argv).run
+    with stdout_is_the_result():
+        audit(run / "events.jsonl", Console())
 
 
 _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
@@ -72,6 +76,7 @@ _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; for what the user must correct, one line and exit code 2."""
+    protect_output()
     parser = Parser(
         prog="psys",
         usage="psys COMMAND [ARGUMENT ...]",
@@ -96,7 +101,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if command in _COMMANDS:
             _COMMANDS[command][0](arguments[1:])
         elif command == "--version":
-            print(f"psys {version('psys')} (Python {platform.python_version()}, torch {version('torch')})")
+            with stdout_is_the_result():
+                print(f"psys {version('psys')} (Python {platform.python_version()}, torch {version('torch')})")
         elif command in ("-h", "--help"):
             parser.print_help()
         else:

@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
 
 from psys.errors import PsysError
 from psys.files import read_bounded
+from psys.output import stdout_is_the_result
 
 FILE_BYTES = 64 * 2**10  # the longest of ours has 2 KB, and PyYAML's time for long numbers grows as their square
 SHOWN_ERRORS, SHOWN_CHARACTERS, SHOWN_SUGGESTIONS = 10, 200, 3
@@ -62,6 +63,10 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=allow_abbrev,
             **options,
         )
+
+    def print_help(self, file: Any = None) -> None:
+        with stdout_is_the_result():
+            super().print_help(file)
 
     def error(self, message: str) -> NoReturn:
         raise PsysError(f"{message} (see --help)")

@@ -12,15 +12,15 @@ from multiprocessing.connection import Connection
 # Before torch is imported: its RPC logs a warning for every worker that leaves.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
-from psys.cluster.processes import parent_ended, terminate_when_parent_ends
+from psys.cluster.processes import leave_signals, parent_ended, terminate_when_parent_ends
 from psys.cluster.roles import serve, serve_shard
-from psys.cluster.worker import leave_at_sigterm, work
-from psys.errors import LostServerError, PsysError, exit_with_message, say
+from psys.cluster.worker import leave_at_signals, work
+from psys.errors import LostServerError, PsysError, exit_with_message, reason_of, say
 from psys.run.directory import RunDirectory
 from psys.run.status import Status
 
 STOP = signal.SIGTERM
-"""to server 0: apply what is being computed, save and end"""
+"""to server 0, as SIGHUP: apply what is being computed, save and end"""
 STOP_WITHOUT_WORKERS = signal.SIGUSR1
 """to server 0: do so as soon as the run has no worker"""
 
@@ -39,12 +39,14 @@ class ExitCode(IntEnum):
 def run_server_0(run: RunDirectory, listener: socket.socket, awaited: int, token: str, errors: Connection) -> None:
     """Be server 0 of the run. `awaited` workers start together."""
     received: list[int] = []
-    for number in (STOP, STOP_WITHOUT_WORKERS):
+    stop = leave_signals()
+    for number in (*stop, STOP_WITHOUT_WORKERS):
         signal.signal(number, lambda number, frame: received.append(number))
 
     def stopped(status: Status) -> bool:
         # Nobody else would end this process once its supervisor has ended.
-        return parent_ended() or STOP in received or (STOP_WITHOUT_WORKERS in received and status.workers == 0)
+        told = not set(stop).isdisjoint(received)
+        return parent_ended() or told or (STOP_WITHOUT_WORKERS in received and status.workers == 0)
 
     with _exit_codes(errors):
         end = serve(run, listener, awaited, stopped, token)
@@ -60,7 +62,7 @@ def run_shard_server(number: int, host: str, port: int, token: str, errors: Conn
 def run_worker(place: int, host: str, port: int, threads: int, token: str) -> None:
     """Be a worker of the run whose server 0 is at host:port; `place` numbers the workers of this machine from 0."""
     os.environ["LOCAL_RANK"] = str(place)
-    leave_at_sigterm()
+    leave_at_signals()
     terminate_when_parent_ends()
     with exit_with_message():
         work(host, port, threads, token)
@@ -75,5 +77,5 @@ def _exit_codes(errors: Connection) -> Iterator[None]:
         say(str(error))
         sys.exit(ExitCode.SERVER_LOST)
     except (PsysError, OSError) as error:
-        errors.send_bytes(str(error).encode())
+        errors.send_bytes(reason_of(error).encode())
         sys.exit(ExitCode.USER_ERROR)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from typing import IO
 
-from psys.errors import say
+from psys.errors import reason_of, say
 from psys.ps.messages import Evaluated
 from psys.run.directory import RunDirectory
 
@@ -40,7 +40,7 @@ class SnapshotEvaluation:
             self._submitted[version] = epochs
             os.write(_pipe(self._process.stdin), b"%d\n" % version)
         except OSError as error:
-            self._give_up(str(error))
+            self._give_up(reason_of(error))
 
     def finished(self) -> list[Evaluated]:
         """The evaluations that have come in since the last call."""

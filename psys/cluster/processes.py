@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from multiprocessing import forkserver, resource_tracker
@@ -17,15 +18,26 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from psys.errors import reason_of, say
+from psys.output import protect_output
+from psys.temporary import folder_for_sockets
+
 _FORKSERVER = multiprocessing.get_context("forkserver")
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15  # of linux/prctl.h
 # A terminal, torchrun or `timeout` sends these to the whole process group of the launcher, which stops its children.
 _LAUNCHER_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+_SOCKET_BYTES = 40  # of "/psys-XXXXXXXX/listener-XXXXXXXX"
 _KERNEL = ctypes.CDLL(None)
 
 _lock = threading.Lock()  # for the forkserver and the names below
 _blocks = 0  # of forkserver_running, which are open now
 _cleanup = contextlib.ExitStack()  # what stops the forkserver
+
+
+def leave_signals() -> tuple[signal.Signals, ...]:
+    """The signals that tell a process to save and end: SIGTERM, and SIGHUP unless it is ignored, as under `nohup`."""
+    nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return (signal.SIGTERM,) if nohup else (signal.SIGTERM, signal.SIGHUP)
 
 
 @contextlib.contextmanager
@@ -95,6 +107,12 @@ def _start_forkserver() -> None:
     tracker: Any = resource_tracker._resource_tracker
     if server._forkserver_pid is not None:
         return
+    process: Any = multiprocessing.current_process()
+    config = process._config
+    if "tempdir" not in config:  # multiprocessing's directory for sockets
+        folder = tempfile.TemporaryDirectory(prefix="psys-", dir=folder_for_sockets(_SOCKET_BYTES))
+        _cleanup.callback(config.pop, "tempdir")
+        config["tempdir"] = _cleanup.enter_context(folder)
     # Python stops both only when this process has ended, and whoever waits for its end would still see them.
     if tracker._pid is None:
         _cleanup.callback(tracker._stop)
@@ -139,9 +157,18 @@ def _run(name: str, log: Path | None, function: Callable[..., None], arguments: 
         _KERNEL.prctl(_PR_SET_NAME, name.encode())
     # The forkserver reports the exit codes of children: without it the supervisor would take a living child for dead.
     kill_when_parent_ends(parent)
+    protect_output()
     if log is not None:
-        file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        os.dup2(file, 1)
-        os.dup2(file, 2)
-        os.close(file)
+        _write_output_to(log)
     function(*arguments)
+
+
+def _write_output_to(log: Path) -> None:
+    try:
+        file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    except OSError as error:  # the output goes where the launcher's goes
+        say(f"cannot write {log}: {reason_of(error)}")
+        return
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)

@@ -1,7 +1,6 @@
 """What one process of a run is: server 0, or another server. (A worker is psys.cluster.worker.)"""
 
 import socket
-import sys
 from collections.abc import Callable, Sequence
 from ipaddress import ip_address
 
@@ -16,7 +15,7 @@ from psys.cluster.shard_server import ShardServer
 from psys.compute.device import share_freed_memory
 from psys.compute.flat import FlatModel
 from psys.data.store import PreparedStore
-from psys.errors import LostServerError, PsysError
+from psys.errors import LostServerError, PsysError, allow_many_open_files, say
 from psys.ps.effects import RunEnd
 from psys.ps.events import RunStarted
 from psys.ps.ledger import Ledger
@@ -45,6 +44,7 @@ def serve(
 
     Continues from the run's newest checkpoint, if it has one. Raises PsysError for what the user must mend.
     """
+    allow_many_open_files()
     share_freed_memory()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the blocks of an update are divided among idle cores, not each of its operations
@@ -111,6 +111,7 @@ def serve_shard(
     `number`: which one; None: any of the run's remote servers. Raises LostServerError when server 0 is gone, and
     PsysError when there is no run within `join_seconds` or it has no place for this server.
     """
+    allow_many_open_files()
     share_freed_memory()
     torch.set_num_threads(1)
     connection = join(host, port, token, "server", join_seconds, number)
@@ -145,7 +146,7 @@ def _shard_sizes(config: RunConfig, model: FlatModel, number: int) -> dict[str, 
 def _newest_checkpoint(run: RunDirectory, config: RunConfig) -> Checkpoint | None:
     checkpoint, refused = run.checkpoints(config.keep_checkpoints).newest()
     for reason in refused:
-        print(f"psys: {reason}", file=sys.stderr, flush=True)
+        say(reason)
     return checkpoint
 
 

@@ -1,13 +1,12 @@
 """What server 0 writes to the run's directory: events, snapshots, checkpoints."""
 
-import sys
 import time
 from collections.abc import Sequence
 
 from psys.cluster.evaluation import SnapshotEvaluation
 from psys.cluster.shard_server import ShardServer
 from psys.compute.device import return_freed_memory
-from psys.errors import LostServerError
+from psys.errors import LostServerError, reason_of, say
 from psys.ps.effects import Save
 from psys.ps.events import CheckpointFailed, CheckpointSaved, RunEvent, SnapshotFailed, SnapshotSaved
 from psys.ps.store import SliceState
@@ -71,8 +70,8 @@ class Saver:
         try:
             save_snapshot(state.parameters, state.statistics, self._run.snapshot_path(save.version))
         except OSError as error:  # the run goes on: the next snapshot may be written
-            print(f"psys: cannot write a snapshot: {error}", file=sys.stderr, flush=True)
-            self._events.write(SnapshotFailed(version=save.version, reason=str(error)))
+            say(f"cannot write a snapshot: {reason_of(error)}")
+            self._events.write(SnapshotFailed(version=save.version, reason=reason_of(error)))
         else:
             self._events.write(SnapshotSaved(version=save.version, epochs=save.epochs, seconds=save.seconds))
             self._evaluation.submit(save.version, save.epochs)
@@ -83,8 +82,8 @@ class Saver:
             self._events.sync()  # all updates before the checkpoint are on the disk first
             self._checkpoints.save(metadata, state)
         except OSError as error:  # the run goes on: the next may be written, and the one before is still there
-            print(f"psys: cannot write a checkpoint: {error}", file=sys.stderr, flush=True)
-            self._events.write(CheckpointFailed(version=metadata.version, reason=str(error)))
+            say(f"cannot write a checkpoint: {reason_of(error)}")
+            self._events.write(CheckpointFailed(version=metadata.version, reason=reason_of(error)))
         else:
             took = round(time.monotonic() - began, 4)
             self._events.write(CheckpointSaved(version=metadata.version, seconds=metadata.train_seconds, took=took))

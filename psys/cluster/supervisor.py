@@ -15,7 +15,7 @@ from typing import NamedTuple
 from psys.cluster.child import STOP, STOP_WITHOUT_WORKERS, ExitCode, run_server_0, run_shard_server, run_worker
 from psys.cluster.processes import forkserver_running, start_child
 from psys.cluster.restarts import RestartPolicy
-from psys.errors import PsysError, say
+from psys.errors import TOO_MANY_OPEN_FILES, PsysError, reason_of, say
 from psys.run.config import RestartConfig
 from psys.run.directory import RunDirectory
 
@@ -53,8 +53,7 @@ class _WorkerProcess:
         if not code:  # it runs; or it was told to leave, or the run is over
             return code is None
         pause = self._policy.pause_after(code, time.monotonic() - self._started)
-        last_line = self.log.read_text(errors="replace").strip().splitlines()[-1:]
-        what = f"worker process {self.number} {_how_it_ended(code)}: {' '.join(last_line)} (see {self.log})"
+        what = f"worker process {self.number} {_how_it_ended(code)}: {_last_line(self.log)} (see {self.log})"
         if pause is None:
             say(f"{what}; it died too often in a row and is not restarted")
             return False
@@ -192,6 +191,15 @@ def _start_server(name: str, function: Callable[..., None], *arguments: object) 
     receiver, sender = multiprocessing.Pipe(duplex=False)
     with sender:
         return _ServerProcess(start_child(name, function, *arguments, sender), receiver)
+
+
+def _last_line(log: Path) -> str:
+    """Why a worker died, as far as its log says."""
+    try:
+        last = "".join(log.read_text(errors="replace").strip().splitlines()[-1:])
+    except OSError as error:
+        return reason_of(error)
+    return TOO_MANY_OPEN_FILES if "too many open files" in last else last
 
 
 def _how_it_ended(code: int) -> str:

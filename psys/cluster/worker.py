@@ -15,6 +15,7 @@ from typing import Self
 import torch
 
 from psys.cluster.faults import inject
+from psys.cluster.processes import leave_signals
 from psys.compute.device import choose_device, keep_freed_memory
 from psys.compute.gradient import BatchGradient
 from psys.data.store import PreparedStore
@@ -35,16 +36,16 @@ class LeaveRequested(BaseException):
 
 
 def work(host: str, port: int, threads: int, token: str, store_path: Path | None = None) -> None:
-    """Join the run at host:port and compute until it is over, or until SIGTERM: another worker gets the batch then.
+    """Join the run at host:port and compute until it is over, or until this worker is told to leave it.
 
-    `store_path`: where this machine has the prepared store, if neither where the run's settings say nor below stores/.
-    Raises PsysError when there is no server or it stays away, it wants another token, or the store here is not the
-    server's.
+    The batch of a worker that leaves goes to another one. `store_path`: where this machine has the prepared store, if
+    neither where the run's settings say nor below stores/. Raises PsysError when there is no server or it stays away,
+    it wants another token, or the store here is not the server's.
     """
-    keep_freed_memory()
-    torch.set_num_threads(threads)
     run: ReconnectingWorker | None = None
     try:
+        keep_freed_memory()
+        torch.set_num_threads(threads)
         run = ReconnectingWorker(host, port, token)
         config, response = run.config, run.response
         store = PreparedStore.open(store_path or _store_here(config.store), config.image_size)
@@ -74,14 +75,20 @@ def work(host: str, port: int, threads: int, token: str, store_path: Path | None
             run.close()
 
 
-def leave_at_sigterm() -> None:
-    """From now on SIGTERM makes this worker leave the run in order."""
+_leave_requests: list[int] = []  # signals received
+
+
+def leave_at_signals() -> None:
+    """From now on SIGTERM and SIGHUP make this worker leave the run in order. Further ones change nothing."""
 
     def leave(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise LeaveRequested
+        _leave_requests.append(number)
+        if len(_leave_requests) == 1:
+            raise LeaveRequested
 
-    signal.signal(signal.SIGTERM, leave)
+    _leave_requests.clear()
+    for number in leave_signals():
+        signal.signal(number, leave)
 
 
 def _store_here(path: Path) -> Path:
@@ -148,6 +155,8 @@ def _drive(calls: Calls, start: Callable[[Call], Callable[[], Grant]]) -> None:
         while True:
             call = calls.send(reply)
             assert call is not None
+            if _leave_requests:  # Python drops an exception that a signal handler raises within a finalizer
+                raise LeaveRequested
             wait = start(call)
             assert next(calls) is None  # with prefetch, a batch is computed here
             reply = wait()

@@ -12,6 +12,9 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from psys.errors import PsysError, say
+from psys.output import protect_output
+
 _IDLE_SHARE = 0.015
 """of the time of all cores: what the pace `idle` takes. Cores that seem idle are not free: memory is shared"""
 _IMPORT_SECONDS = 2.5  # of computing; the import of torch is by far the most of it
@@ -57,7 +60,6 @@ def evaluate_snapshots(path: Path, idle: bool) -> None:
 
     from psys.compute.device import choose_device
     from psys.data.store import PreparedStore
-    from psys.errors import PsysError
     from psys.run.directory import RunDirectory
     from psys.run.evaluator import Evaluator
 
@@ -70,7 +72,7 @@ def evaluate_snapshots(path: Path, idle: bool) -> None:
         try:
             evaluated = evaluator.evaluate(waiting.newest())
         except PsysError as error:  # the file may be damaged, or removed: the next one may not be
-            print(f"psys: {error}", file=sys.stderr, flush=True)
+            say(str(error))
         else:
             print(json.dumps(asdict(evaluated)), file=results, flush=True)
         if idle:
@@ -89,4 +91,5 @@ def _compute_when_idle() -> None:
 
 
 if __name__ == "__main__":
+    protect_output()
     evaluate_snapshots(Path(sys.argv[1]), idle=sys.argv[2] == "idle")

@@ -18,12 +18,14 @@ from typing import Any, TypeVar
 import cv2
 
 from psys.cores import available_cores
-from psys.errors import PsysError
+from psys.errors import PsysError, reason_of
 from psys.segment.guard import guarded
 from psys.segment.task import Failure, ImageTask, Prepared, Recipe, prepare_images
+from psys.temporary import folder_for_sockets
 
 OBJECT_STORE_BYTES = 64 * 2**20  # per actor, for tasks in flight
 CONNECT_SECONDS = 10.0
+_RAY_SOCKET_BYTES = 90  # of "/psys-ray-XXXXXXXX/session_DATE_TIME_MICROSECONDS_PID/sockets/plasma_store"
 TASKS_PER_ACTOR = 2  # one running and one queued
 TASK_DEATHS = 2  # actor deaths during a task, after which its images are prepared one by one
 IMAGE_DEATHS = 2  # actor deaths during one image, after which the image is reported as a failure
@@ -68,7 +70,7 @@ def ray_session(actors: int | None, address: str | None) -> Iterator[int]:
     try:
         if address is None:
             actors = actors or available_cores()
-            folder = Path(tempfile.mkdtemp(prefix="psys-ray-"))
+            folder = Path(tempfile.mkdtemp(prefix="psys-ray-", dir=folder_for_sockets(_RAY_SOCKET_BYTES)))
             with guarded(folder):
                 try:
                     _start_local(ray, actors, folder)
@@ -109,7 +111,7 @@ def _check_answer(address: str) -> None:
         socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
     except (OSError, ValueError) as error:
         raise PsysError(
-            f"nothing answers at ray_address {address}, expected HOST:PORT of a Ray cluster ({error})"
+            f"nothing answers at ray_address {address}, expected HOST:PORT of a Ray cluster ({reason_of(error)})"
         ) from None
 
 

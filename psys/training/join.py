@@ -3,23 +3,25 @@
 import os
 
 from psys.cluster.roles import JOIN_SECONDS, serve_shard
-from psys.cluster.worker import LeaveRequested, leave_at_sigterm, work
+from psys.cluster.worker import LeaveRequested, leave_at_signals, work
 from psys.errors import LostServerError, PsysError, say
 from psys.training.settings import TrainingConfig
+from psys.transport.address import check_host
 
 
 def join_run(config: TrainingConfig) -> None:
-    """Be a worker or a server of the run at `config.join` until it ends, or SIGTERM.
+    """Be a worker or a server of the run at `config.join` until it ends, or SIGTERM or SIGHUP.
 
     Raises PsysError if there is no run at that address, the run refuses this process, or the run is lost for longer
     than its settings let this process look for it.
     """
     assert config.join is not None
     host, _, port = config.join.replace("[", "").replace("]", "").rpartition(":")  # IPv6 comes in brackets
-    if int(port) > 65535:
-        raise PsysError(f"--join {config.join}: a port is at most 65535")
+    if not 0 < int(port) < 65536:
+        raise PsysError(f"--join {config.join}: a port is a number from 1 to 65535")
+    check_host(host)
     token = config.token()
-    leave_at_sigterm()
+    leave_at_signals()
     if config.role == "server":
         _serve(host, int(port), token)
         return

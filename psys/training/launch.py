@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from psys.errors import PsysError, exit_with_message, say
+from psys.errors import PsysError, exit_with_message, say, shown_once
 from psys.run.config import CONFIGS
 from psys.run.directory import RunDirectory
 from psys.training.join import join_run
@@ -38,7 +38,9 @@ def main(argv: Sequence[str], prog: str) -> None:
     """
     with exit_with_message():
         try:
-            run = launch(read_settings(argv, prog, CONFIGS / "sample.yaml"))
+            with shown_once():
+                config = read_settings(argv, prog, CONFIGS / "sample.yaml")
+            run = launch(config)
         except PreparationError as error:
             if error.code == 2:
                 raise

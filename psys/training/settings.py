@@ -43,8 +43,10 @@ class TrainingConfig(RunConfig):
             return os.environ.get("PSYS_TOKEN", "")
         try:
             token = self.token_file.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise PsysError(f"cannot read the token in {self.token_file}: {error}") from None
+        except OSError as error:
+            raise PsysError(f"cannot read the token in {self.token_file}: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise PsysError(f"cannot read the token in {self.token_file}: the file is not text") from None
         if not token:
             raise PsysError(f"{self.token_file} is empty: it should hold the run's token")
         return token
@@ -77,5 +79,5 @@ def is_loopback(host: str) -> bool:
     """Whether only this machine reaches `host`. Raises PsysError if the name cannot be resolved."""
     try:
         return all(ip_address(found[4][0]).is_loopback for found in socket.getaddrinfo(host, None))
-    except OSError as error:
-        raise PsysError(f"cannot resolve the address '{host}': {error.strerror}") from None
+    except (OSError, UnicodeError):
+        raise PsysError(f"there is no host of the name '{host}': give --listen an address of this host") from None

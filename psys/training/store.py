@@ -13,6 +13,7 @@ from psys.cluster.processes import kill_when_parent_ends
 from psys.data.source_name import CIFAR10, SAMPLE, source_location
 from psys.data.store import PREPARED_FROM, PreparedStore
 from psys.errors import PsysError, say
+from psys.temporary import check_temporary_directory
 from psys.training.settings import TrainingConfig
 from psys.training.signals import stop_signals_recorded
 
@@ -31,9 +32,10 @@ class PreparationError(PsysError):
 def open_store(config: TrainingConfig) -> PreparedStore:
     """The store to train on, which is prepared first if it is missing.
 
-    Raises PsysError if there is nothing to prepare it from, if it is damaged, or if it is that of another source, and
-    PreparationError.
+    Raises PsysError if temporary files cannot be made, if there is nothing to prepare the store from, if it is damaged,
+    or if it is that of another source, and PreparationError.
     """
+    check_temporary_directory()
     if not config.store.exists():
         _prepare(config)
     store = PreparedStore.open(config.store, config.image_size)
@@ -59,8 +61,8 @@ def check_source(config: TrainingConfig, store: PreparedStore) -> None:
 def run_program(command: list[str]) -> tuple[int, str]:
     """Run a program that ends with this process: its exit code, and the message of its PsysError or "".
 
-    SIGINT or SIGTERM interrupt the program, which has 10 s to end by itself; the exit code is then 130. What else the
-    program writes to standard error is shown when it has ended.
+    SIGINT, SIGTERM or SIGHUP interrupt the program, which has 10 s to end by itself; the exit code is then 130. What
+    else the program writes to standard error is shown when it has ended.
     """
     with tempfile.TemporaryFile() as errors, stop_signals_recorded() as received:
         # In a session of its own: this process passes a terminal's Ctrl-C on.

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, BinaryIO
 
 from psys.config import validate
-from psys.errors import PsysError
+from psys.errors import PsysError, reason_of, say
 from psys.run.config import RunConfig
 from psys.transport.address import enable_keepalive
 from psys.transport.join_messages import (
@@ -24,6 +24,17 @@ from psys.transport.join_messages import (
 _RETRY_SECONDS = 0.25
 _CONNECT_SECONDS = 2.0  # an attempt started in a network partition would outlast it: the kernel's pauses grow
 _HEARTBEATS_PER_TIMEOUT = 5
+_QUIET_SECONDS = 2.0  # until the user is told that this process waits
+
+
+class NoServerError(PsysError):
+    """No psys server answered in time; `reason`: why the last attempt failed."""
+
+    def __init__(self, where: str, seconds: float, reason: str) -> None:
+        super().__init__(
+            f"no server at {where} within {seconds:g} s ({reason}): start the run first, and give the address it prints"
+        )
+        self.reason = reason
 
 
 class JoinError(PsysError):
@@ -103,21 +114,26 @@ def join(
 ) -> RendezvousConnection:
     """Join the run at host:port. Waits until the run answers; a worker's answer comes once all servers have joined.
 
+    The host's name need not be in DNS yet. The user is told of a wait that takes longer than 2 s.
     `number`: of a server that the run started itself, or of a worker that reconnects to the server of `incarnation`.
-    Raises JoinError if the server refuses the process, and PsysError if none answers within `timeout_seconds`.
+    Raises JoinError if the server refuses the process, NoServerError if none answers within `timeout_seconds`, and
+    PsysError if something else answers.
     """
-    deadline = time.monotonic() + timeout_seconds
+    where = f"{host}:{port}"
+    began, told = time.monotonic(), False
     fields = {"role": role, "number": number, "incarnation": incarnation}
     while True:
         try:
-            return _attempt(host, port, token, fields, deadline)
-        except (OSError, UnicodeError, OverflowError, EOFError) as error:
-            may_pass = isinstance(error, OSError | EOFError) and not isinstance(error, socket.gaierror)
-            if not may_pass or time.monotonic() > deadline:
-                reason = getattr(error, "strerror", None) or str(error)
-                raise PsysError(
-                    f"no server at {host}:{port} ({reason}): is it running, and is that its port?"
-                ) from None
+            return _attempt(host, port, token, fields, began + timeout_seconds)
+        except (UnicodeError, OverflowError):
+            raise PsysError(f"no server can be at {where}: it is no address") from None
+        except (OSError, EOFError) as error:
+            reason, waited = reason_of(error), time.monotonic() - began
+            if waited > timeout_seconds:
+                raise NoServerError(where, timeout_seconds, reason) from None
+            if waited > _QUIET_SECONDS and not told:
+                say(f"waiting for {where}: {reason}, for up to {timeout_seconds:g} s")
+                told = True
             time.sleep(_RETRY_SECONDS)
 
 

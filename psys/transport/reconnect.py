@@ -1,12 +1,11 @@
 """A worker's transport that reconnects after the network failed or the servers were started again."""
 
 import contextlib
-import sys
 import threading
 import time
 from collections.abc import Callable
 
-from psys.errors import PsysError
+from psys.errors import PsysError, say
 from psys.ps.messages import Grant, Lease, Push
 from psys.transport.join import RendezvousConnection, join
 from psys.transport.join_messages import JoinResponse
@@ -95,8 +94,7 @@ class ReconnectingWorker:
     def _reconnect(self, error: ServerUnavailableError) -> None:
         if self._closed.is_set():
             raise error
-        reason = (str(error).splitlines() or ["no answer"])[0]
-        print(f"psys: lost the servers ({reason}): reconnecting", file=sys.stderr, flush=True)
+        say(f"lost the servers ({error}): reconnecting")
         before = self.response
         deadline = time.monotonic() + self.config.patience
         while True:
@@ -112,11 +110,15 @@ class ReconnectingWorker:
                 if self._closed.is_set():
                     raise
                 if time.monotonic() > deadline:
-                    raise PsysError(f"lost the servers of the run at {self._host}:{self._port}: {again}") from None
+                    reason, seconds = getattr(again, "reason", again), self.config.patience
+                    raise PsysError(
+                        f"lost the servers of the run at {self._host}:{self._port}: {reason}, for {seconds:g} s "
+                        "(--patience); start this worker again when the run goes on"
+                    ) from None
                 self._closed.wait(_RETRY_SECONDS)
         if not same:
             raise PsysError("the run came back with other settings: start this worker again")
-        print("psys: reconnected", file=sys.stderr, flush=True)
+        say("reconnected")
         if self.response.incarnation != before.incarnation:
             raise ServerRestartedError
 

@@ -16,7 +16,7 @@ import time
 from typing import Any, Protocol
 
 from psys.config import validate
-from psys.errors import PsysError
+from psys.errors import PsysError, reason_of, say
 from psys.transport.address import enable_keepalive
 from psys.transport.join_messages import (
     LINE_BYTES,
@@ -30,6 +30,7 @@ from psys.transport.join_messages import (
 
 _HANDSHAKE_SECONDS = 10.0  # for a process to answer the challenge
 _SHUTDOWN_POLL_SECONDS = 0.1
+_ACCEPT_SECONDS = 0.5  # between attempts, when no more files can be opened
 
 
 class RendezvousHandler(Protocol):
@@ -85,6 +86,17 @@ class _Server(socketserver.ThreadingTCPServer):
         self.token, self.handler = token, handler
         self.joined: dict[str, _Connection] = {}  # the newest connection of each name
         self.lock = threading.Lock()
+        self._told = False  # that connections cannot be accepted
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        try:
+            return super().get_request()
+        except OSError as error:
+            if not self._told:
+                say(f"cannot accept a connection: {reason_of(error)}")
+            self._told = True
+            time.sleep(_ACCEPT_SECONDS)  # the connection waits
+            raise
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Print nothing: a connection that breaks is reported to the handler."""

@@ -19,6 +19,7 @@ from torch.distributed import rpc
 from torch.distributed.rpc import TensorPipeAgent, api, backend_registry
 from torch.futures import Future
 
+from psys.errors import TOO_MANY_OPEN_FILES
 from psys.ps.messages import Step
 from psys.transport.address import only_interface_of
 from psys.transport.chunks import WorkerClient
@@ -159,9 +160,16 @@ def _value(answer: Any) -> Any:
     return answer
 
 
+_REASONS = {  # by a word of the first of the many lines in which torch describes a failure
+    "too many open files": TOO_MANY_OPEN_FILES,
+    "refused": "connection refused",
+    "timeout": "no answer in time",
+}
+
+
 def _unavailable(error: RuntimeError) -> ServerUnavailableError:
-    """Torch tells failures of a connection as RuntimeError of many lines."""
-    return ServerUnavailableError(next(iter(str(error).split(" (this error originated")[0].splitlines()), "no answer"))
+    first = str(error).partition("\n")[0]
+    return ServerUnavailableError(next((_REASONS[word] for word in _REASONS if word in first), "connection lost"))
 
 
 # What runs on a server when it is called.
@@ -246,7 +254,11 @@ def _build(name: str, rank: int, peers: dict[str, str], threads: int) -> str:
     options = rpc.TensorPipeRpcBackendOptions(
         init_method="psys://", num_worker_threads=threads, _transports=_TRANSPORTS, _channels=_CHANNELS
     )
-    rpc.init_rpc(name, backend=_HUB, rank=_rank, rpc_backend_options=options)
+    try:
+        rpc.init_rpc(name, backend=_HUB, rank=_rank, rpc_backend_options=options)
+    except RuntimeError:
+        os.close(os.open(os.devnull, os.O_RDONLY))  # raises OSError where no more files can be opened
+        raise
     return _store.get(f"{prefix}addrs/{name}").decode()
 
 
