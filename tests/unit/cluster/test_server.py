@@ -20,6 +20,7 @@ from psys.ps.events import (
     CheckpointSaved,
     LeasesReturned,
     PushRefused,
+    RunDiverged,
     RunEnded,
     RunEvent,
     SnapshotSaved,
@@ -364,7 +365,7 @@ def test_unknown_worker_is_rejected(tmp_path: Path) -> None:
         rig.ask(0)
 
 
-def test_divergence_ends_the_run_with_everything_saved(tmp_path: Path) -> None:
+def test_divergence_ends_the_run_and_saves_nothing_after_it(tmp_path: Path) -> None:
     rig = Rig(tmp_path, "async")
     first, second = rig.ask(0), rig.ask(1)
     rig.push(1, lease_of(second))
@@ -376,8 +377,6 @@ def test_divergence_ends_the_run_with_everything_saved(tmp_path: Path) -> None:
     with pytest.raises(PsysError, match="gradient of batch 0 was not finite 3 times"):
         rig.end()
     assert [event.receipt for event in rig.events(PushRefused)] == ["damaged"] * 3
-    assert [event.version for event in rig.events(SnapshotSaved)] == [1]
-    checkpoint, _ = rig.run_directory.checkpoints(3).newest()
-    assert checkpoint is not None
-    assert checkpoint.metadata.ledger.applied == ((1, 2),)
-    assert checkpoint.state.parameters[:3].tolist() == [0, -1, 0]
+    assert [(event.version, event.batch) for event in rig.events(RunDiverged)] == [(0, 0)]
+    assert rig.events(SnapshotSaved) == []
+    assert rig.run_directory.checkpoints(3).newest() == (None, [])

@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from psys.errors import PsysError
-from psys.ps.events import LeasesReturned, PushRefused, RunEvent, RunStarted, UpdateApplied, WorkerJoined
+from psys.ps.events import (
+    LeasesReturned,
+    PushRefused,
+    RunEvent,
+    RunStarted,
+    SettingsChanged,
+    UpdateApplied,
+    WorkerJoined,
+)
 from psys.ps.ledger import BatchAccount, Ledger, LedgerState, Receipt
 from psys.ps.messages import Lease
 from psys.run.audit import RecomputedAccount, audit
@@ -20,14 +28,20 @@ from tests.support import runs
 BATCHES = 4
 
 
-def start(event: Any = "start", version: int = 0, attempts: dict[int, int] | None = None, **counts: int) -> RunStarted:
+def start(
+    event: Any = "start",
+    version: int = 0,
+    attempts: dict[int, int] | None = None,
+    batches: int = BATCHES,
+    **counts: int,
+) -> RunStarted:
     zeros = dict.fromkeys(("leased", "reissued", "duplicates", "expired", "damaged"), 0)
     return RunStarted(
         event=event,
         store="0a1b",
         version=version,
         seconds=0.0,
-        batches=BATCHES,
+        batches=batches,
         counts={**zeros, **counts},
         attempts=attempts or {},
     )
@@ -47,6 +61,10 @@ def refused(receipt: str, batch: int) -> PushRefused:
 
 def returned(*batches: int) -> LeasesReturned:
     return LeasesReturned(leases=tuple(map(lease, batches)), seconds=1.0)
+
+
+def changed(version: int, **settings: tuple[Any, Any]) -> SettingsChanged:
+    return SettingsChanged(version=version, changed=settings)
 
 
 def end(**counts: int) -> RunEvent:
@@ -129,6 +147,29 @@ def test_run_that_was_stopped_early_and_resumed(tmp_path: Path) -> None:
     output_of_audit(tmp_path, [start(), update(1, 0), stopped, resume, *rest, end(leased=6, reissued=2)])
 
 
+def test_finished_run_that_was_extended(tmp_path: Path) -> None:
+    """The totals of the first end are those of the batches before."""
+    resume = start("resume", 3, {}, 6, **TOTALS)
+    more: list[RunEvent] = [changed(3, epochs=(2, 3)), resume, update(4, 4), refused("duplicate", 4), update(5, 5)]
+    printed = output_of_audit(
+        tmp_path, [*COMPLETE, *more, end(**{**TOTALS, "batches": 6, "leased": 8, "applied": 6, "duplicates": 2})]
+    )
+    assert "The accounting equals the totals" in printed
+    assert "at version 3: epochs 2 → 3" in printed
+    with pytest.raises(PsysError, match="the run reported batches 4, its events add up to 6"):
+        output_of_audit(tmp_path, [*COMPLETE, *more, end(**{**TOTALS, "leased": 8, "applied": 6, "duplicates": 2})])
+
+
+def test_run_of_fewer_batches_after_a_larger_batch_size(tmp_path: Path) -> None:
+    resume = start("resume", 2, {2: 1}, batches=3, leased=3)
+    more: list[RunEvent] = [changed(2, batch_size=(64, 128), mode=("sync", "async")), resume]
+    last: list[RunEvent] = [update(3, 2, attempts=(1,)), end(batches=3, leased=4, applied=3, reissued=1)]
+    printed = output_of_audit(tmp_path, [start(), update(1, 0), update(2, 1), *more, *last])
+    assert "at version 2: batch_size 64 → 128, mode sync → async" in printed
+    with pytest.raises(PsysError, match="batches that are not part of the run: 3"):
+        output_of_audit(tmp_path, [start(), update(1, 0), update(2, 1), *more, last[0], update(4, 3)])
+
+
 @pytest.mark.parametrize("events", [[], COMPLETE[:1], BEFORE_END, RESUMED[:-1], [*COMPLETE, start("resume")]])
 def test_run_without_an_end_is_reported_as_not_ended(tmp_path: Path, events: list[RunEvent]) -> None:
     assert "The run has not ended" in output_of_audit(tmp_path, events)
@@ -156,6 +197,8 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
         ([update(1, 0)], "batches that are not part of the run: 0"),
         ([start(), update(2, 0)], "update 2 where update 1 was expected"),
         ([start(), update(1, 0), update(1, 1)], "update 1 where update 2 was expected"),
+        ([start(), update(1, 0), changed(2)], "settings changed at version 2, but the updates end at 1"),
+        ([start(), update(1, 0), changed(-1)], "settings changed at version -1, but the updates end at 1"),
         ([start(), update(1, 0), start("resume", 2)], "resumed at version 2, but the updates end at 1"),
         ([start(), update(1, 0), start("resume", -1)], "resumed at version -1, but the updates end at 1"),
     ],

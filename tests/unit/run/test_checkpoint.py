@@ -55,6 +55,14 @@ def test_latest_checkpoints_are_kept_and_roll_back_removes_later_versions(tmp_pa
     assert file_names(tmp_path) == ["00000009"]
 
 
+def test_newest_checkpoint_up_to_a_version(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 2, 9, 10)
+    assert [is_intact(checkpoints.newest(version)[0], expected) for version, expected in ((10, 10), (9, 9), (8, 2))]
+    remove_state(tmp_path / "00000010")
+    assert checkpoints.newest(9)[1] == []
+    assert checkpoints.newest(1) == (None, [])
+
+
 def test_checkpoint_of_the_same_version_is_replaced(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, 1, 2)
     for workers in range(3):

@@ -14,7 +14,7 @@ from psys.run.curves import EpochPoint, draw
 
 ROOT = Path(__file__).parents[3]
 PROGRAM = ROOT / "tests" / "support" / "programs" / "draw_curves.py"
-TRAINING, VALIDATION, MARK = "#0072B2", "#D55E00", "#333333"
+TRAINING, VALIDATION, MARK, SEAM = "#0072B2", "#D55E00", "#333333", "#777777"
 RUN = [
     EpochPoint(epoch, 3.0 * epoch, 2 / epoch, 1 - 1 / epoch, 2.5 / epoch, 0.9 - 0.8 / epoch) for epoch in range(1, 8)
 ]
@@ -75,6 +75,58 @@ def test_best_epoch_is_marked_at_its_position(tmp_path: Path) -> None:
     columns = [mark(best) for best in (2, 4, 6)]
     assert columns[1] - columns[0] == pytest.approx(columns[2] - columns[1], abs=3)
     assert columns[1] > columns[0] + 50
+
+
+def panels(path: Path) -> list[NDArray[np.bool_]]:
+    """Pixels of the seams' colour within the frames of the two panels."""
+    image = pixels_of(SEAM, imread(path)[90:440])
+    return [image[:, 45:598], image[:, 655:1198]]
+
+
+def lines(panel: NDArray[np.bool_]) -> list[int]:
+    """Columns of the vertical lines."""
+    full = np.nonzero(panel.mean(axis=0) > 0.6)[0]
+    return [int(column) for column in full if column - 1 not in full]
+
+
+def test_seams_are_lines_in_both_panels_with_labels_along_them(tmp_path: Path) -> None:
+    path = tmp_path / "curves.png"
+    draw(RUN, path, "run")
+    assert not any(lines(panel) for panel in panels(path))
+    draw(RUN, path, "run", [(2.0, []), (4.0, []), (6.0, [])])
+    without = panels(path)
+    for panel in without:
+        first, second, third = lines(panel)
+        assert second - first == pytest.approx(third - second, abs=2)
+    draw(RUN, path, "run", [(2.0, []), (4.0, ["schedule.learning_rate 0.1 → 0.05", "epochs 4 → 7"]), (6.0, [])])
+    for panel, before in zip(panels(path), without, strict=True):
+        column = lines(panel)[1]
+        assert panel[:, column + 3 : column + 40].sum() > before[:, column + 3 : column + 40].sum() + 50
+
+
+def test_labels_of_seams_that_are_close_are_joined_and_cut(tmp_path: Path) -> None:
+    """However much changed, a label is three lines wide."""
+    path = tmp_path / "curves.png"
+    changes = [f"setting_{number} {'x' * 200} → y" for number in range(20)]
+    draw(RUN, path, "run", [(3.0, changes), (3.1, changes), (3.2, changes)])
+    for panel in panels(path):
+        columns = lines(panel)
+        assert len(columns) == 3
+        assert not panel[:, columns[-1] + 60 : columns[-1] + 150].any()
+        assert panel[:, columns[-1] + 3 : columns[-1] + 60].any()
+
+
+def test_seam_after_the_last_point_is_inside_the_picture(tmp_path: Path) -> None:
+    draw(RUN, tmp_path / "curves.png", "run", [(7.4, ["training diverged"])])
+    for panel in panels(tmp_path / "curves.png"):
+        (column,) = lines(panel)
+        assert panel[:, column - 20 : column - 2].sum() > 20
+
+
+def test_value_that_is_not_known_is_left_out(tmp_path: Path) -> None:
+    points = [RUN[0]._replace(train_loss=None), *RUN[1:]]
+    draw(points, tmp_path / "curves.png", "run")
+    assert pixels_of(TRAINING, imread(tmp_path / "curves.png")[:, :600]).any()
 
 
 def test_run_without_points_and_missing_folder_are_errors(tmp_path: Path) -> None:
