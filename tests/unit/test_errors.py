@@ -46,4 +46,4 @@ def test_an_error_of_all_ranks_is_shown_by_the_first(
     with pytest.raises((PsysError, SystemExit)) as ended, shown_once():
         raise PsysError("wrong")
     assert isinstance(ended.value, PsysError) is shown
-    assert shown or ended.value.code == 2
+    assert shown or str(ended.value) == "2"
