@@ -24,8 +24,9 @@ class LostServerError(PsysError):
 
 
 def say(text: str) -> None:
-    """Show the user a line on standard error."""
-    print(f"psys: {text}", file=sys.stderr, flush=True)
+    """Show the user a line on standard error. If that cannot be written, the line is lost."""
+    with contextlib.suppress(OSError, ValueError):  # ValueError: the stream is closed
+        print(f"psys: {text}", file=sys.stderr, flush=True)
 
 
 def reason_of(error: BaseException) -> str:

@@ -97,8 +97,9 @@ class _Writer(io.RawIOBase):
 
 
 def _stream(descriptor: int, name: str, encoding: str) -> io.TextIOWrapper:
-    buffer = io.BufferedWriter(_Writer(descriptor, name))
-    return io.TextIOWrapper(buffer, encoding=encoding, errors="backslashreplace", line_buffering=True)
+    # No BufferedWriter between the two: Python aborts at its end if a daemon thread has that one's lock.
+    writer: Any = _Writer(descriptor, name)
+    return io.TextIOWrapper(writer, encoding=encoding, errors="backslashreplace", line_buffering=True)
 
 
 def _descriptor_of(stream: Any) -> int | None:
@@ -109,7 +110,7 @@ def _descriptor_of(stream: Any) -> int | None:
 
 
 def _writer_of(stream: Any) -> _Writer | None:
-    writer = getattr(getattr(stream, "buffer", None), "raw", None)
+    writer = getattr(stream, "buffer", None)
     return writer if isinstance(writer, _Writer) else None
 
 

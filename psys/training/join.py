@@ -4,9 +4,8 @@ import os
 
 from psys.cluster.roles import JOIN_SECONDS, serve_shard
 from psys.cluster.worker import LeaveRequested, leave_at_signals, work
-from psys.errors import LostServerError, PsysError, say
+from psys.errors import LostServerError, say
 from psys.training.settings import TrainingConfig
-from psys.transport.address import check_host
 
 
 def join_run(config: TrainingConfig) -> None:
@@ -17,9 +16,6 @@ def join_run(config: TrainingConfig) -> None:
     """
     assert config.join is not None
     host, _, port = config.join.replace("[", "").replace("]", "").rpartition(":")  # IPv6 comes in brackets
-    if not 0 < int(port) < 65536:
-        raise PsysError(f"--join {config.join}: a port is a number from 1 to 65535")
-    check_host(host)
     token = config.token()
     leave_at_signals()
     if config.role == "server":

@@ -17,8 +17,13 @@ _NAME_CHARACTERS = 253
 _ADVICE = "give --listen an address of this host, or 0.0.0.0 for all of them"
 
 
-def check_host(host: str) -> None:
-    """Raises PsysError if `host` is neither an IP address nor a name that DNS can hold: it will never be reached."""
+def check_address(host: str, port: int) -> None:
+    """Raises PsysError if nothing can ever be reached at host:port.
+
+    `host` is then neither an IP address nor a name that DNS can hold, or `port` is no number of a port.
+    """
+    if not 0 < port < 65536:
+        raise PsysError(f"{host}:{port}: a port is a number from 1 to 65535")
     with contextlib.suppress(ValueError):
         ip_address(host)
         return

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 from psys.config import validate
 from psys.errors import PsysError, reason_of, say
 from psys.run.config import RunConfig
-from psys.transport.address import enable_keepalive
+from psys.transport.address import check_address, enable_keepalive
 from psys.transport.join_messages import (
     LINE_BYTES,
     JoinRequest,
@@ -117,16 +117,15 @@ def join(
     The host's name need not be in DNS yet. The user is told of a wait that takes longer than 2 s.
     `number`: of a server that the run started itself, or of a worker that reconnects to the server of `incarnation`.
     Raises JoinError if the server refuses the process, NoServerError if none answers within `timeout_seconds`, and
-    PsysError if something else answers.
+    PsysError if something else answers or host:port is no address.
     """
+    check_address(host, port)
     where = f"{host}:{port}"
     began, told = time.monotonic(), False
     fields = {"role": role, "number": number, "incarnation": incarnation}
     while True:
         try:
             return _attempt(host, port, token, fields, began + timeout_seconds)
-        except (UnicodeError, OverflowError):
-            raise PsysError(f"no server can be at {where}: it is no address") from None
         except (OSError, EOFError) as error:
             reason, waited = reason_of(error), time.monotonic() - began
             if waited > timeout_seconds:

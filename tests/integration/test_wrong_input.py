@@ -56,6 +56,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
         (["--seed", "20240101123456"], ["'seed'"]),
         (["--schedule.table", "[[0"], ["schedule.table"]),
         (["--role", "worker", "--join", "localhost"], ["'join'"]),
+        (["--role", "server", "--join", "a..b:4000"], ["'a..b'", "host name"]),
     ],
     ids=lambda value: "-".join(value),
 )

@@ -1,10 +1,13 @@
 """The forkserver that children are forked from, in a program that may use multiprocessing itself."""
 
 import sys
+import tempfile
 from multiprocessing import forkserver
+from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 from psys.cluster.processes import forkserver_running, start_child
 
@@ -21,6 +24,19 @@ def test_forkserver_ends_with_the_last_block() -> None:
         assert SERVER._forkserver_pid == process.pid
     assert not process.is_running()
     assert SERVER._preload_modules == preloaded
+
+
+def test_long_directory_of_temporary_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    with forkserver_running():
+        child = start_child("psys-test", sys.exit, 7)
+        child.join()
+        assert child.exitcode == 7
+        sockets = Path(SERVER._forkserver_address).parent
+        assert sockets.parent == Path("/tmp")
+    assert not sockets.exists()
 
 
 def test_forkserver_of_the_program_keeps_running() -> None:

@@ -33,7 +33,7 @@ def test_error_message_is_returned_and_other_output_is_shown(capsys: pytest.Capt
     assert capsys.readouterr().err == "a warning\n"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signal_interrupts_the_program(tmp_path: Path, number: signal.Signals) -> None:
     file = tmp_path / "pid"
     before = signal.getsignal(number)

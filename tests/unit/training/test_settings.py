@@ -29,7 +29,7 @@ def test_role_and_join_go_together(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize("role", ["worker", "server"])
 def test_port_to_join_is_checked(role: str) -> None:
-    with pytest.raises(PsysError, match="localhost:99999: a port is at most 65535"):
+    with pytest.raises(PsysError, match="localhost:99999: a port is a number from 1 to 65535"):
         launch(read_settings(["--role", role, "--join", "localhost:99999"]))
 
 

@@ -1,12 +1,13 @@
 """Sockets and network interfaces."""
 
+import errno
 import os
 import socket
 
 import pytest
 
 from psys.errors import PsysError
-from psys.transport.address import enable_keepalive, listen, only_interface_of
+from psys.transport.address import check_address, enable_keepalive, listen, only_interface_of
 
 
 @pytest.fixture(autouse=True)
@@ -35,14 +36,45 @@ def test_port_0_listens_on_a_free_port() -> None:
     with listen("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
         socket.create_connection(("127.0.0.1", port)).close()
-        with pytest.raises(PsysError, match=rf"cannot listen on 127.0.0.1 port {port}: Address already in use; choose"):
+        with pytest.raises(PsysError, match=rf"--port {port} is in use on 127.0.0.1: choose another"):
             listen("127.0.0.1", port)
 
 
-@pytest.mark.parametrize("address", ["192.0.2.7", "no.such.host.invalid", "a" * 300, "a\0b"])
-def test_an_address_that_cannot_be_listened_on_is_refused(address: str) -> None:
-    with pytest.raises(PsysError, match=r"cannot listen on .*; choose another --port or --listen"):
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("192.0.2.7", "is an address of another host"),
+        ("no.such.host.invalid", "there is no host of that name"),
+        ("a" * 300, "there is no host of that name"),
+        ("a\0b", "there is no host of that name"),
+    ],
+)
+def test_an_address_that_cannot_be_listened_on_is_refused(address: str, reason: str) -> None:
+    with pytest.raises(PsysError, match=f"--listen {address}:? {reason}.* give --listen an address of this host"):
         listen(address, 0)
+
+
+def test_a_port_that_only_root_may_use_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def bind(self: socket.socket, address: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(socket.socket, "bind", bind)
+    with pytest.raises(PsysError, match="--port 80 is one that only root may use: choose one above 1023"):
+        listen("127.0.0.1", 80)
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["localhost", "psys-server_0.example.", "127.1", "10.0.0.7", "::1", "fe80::1%eth0", "0x7f.1", "bücher.example"],
+)
+def test_possible_hosts(host: str) -> None:
+    check_address(host, 1)
+
+
+@pytest.mark.parametrize("host", ["", "a b", "a..b", ".a", "-a", "a/b", "1.2.3.400", "a.1", "x" * 64, "x." * 127 + "x"])
+def test_impossible_hosts(host: str) -> None:
+    with pytest.raises(PsysError, match="is neither an IP address nor a possible host name"):
+        check_address(host, 1)
 
 
 @pytest.mark.parametrize(("seconds", "interval"), [(0.01, 1), (15.0, 15)])

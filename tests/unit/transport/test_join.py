@@ -63,8 +63,8 @@ def closed_port() -> Iterator[int]:
         (CHALLENGE + b"HTTP/1.1 400 Bad Request\r\n", True, "is no psys server: a line of JSON"),
         (b"", True, "no server at .*timed out"),
         (b'{"psys": "x"', True, "no server at .*timed out"),
-        (b"", False, "no server at .*: is it running"),
-        (CHALLENGE, False, "no server at .*: is it running"),
+        (b"", False, "no server at .*: start the run first"),
+        (CHALLENGE, False, "no server at .*: start the run first"),
         (CHALLENGE, True, "the run at .* does not answer: are all its servers running?"),
     ],
 )
@@ -74,20 +74,47 @@ def test_another_program_at_the_port_is_named_in_the_error(answer: bytes, stays:
 
 
 def test_an_unused_port_is_an_error_after_the_timeout(closed_port: int) -> None:
-    with pytest.raises(PsysError, match=f"no server at 127.0.0.1:{closed_port}.*is it running"):
+    with pytest.raises(PsysError, match=rf"no server at 127.0.0.1:{closed_port} within 0.2 s \(Connection refused\)"):
         join("127.0.0.1", closed_port, TOKEN, "worker", 0.2)
 
 
-@pytest.mark.parametrize("host", ["", "a" * 300, "a\0b", "..", "no.such.host.invalid", "\ud800", "-"])
-def test_a_host_that_does_not_exist_is_an_error(host: str, closed_port: int) -> None:
-    with pytest.raises(PsysError, match="no server at"):
-        join(host, closed_port, TOKEN, "worker", 0.2)
+def test_a_name_that_is_not_in_dns_is_an_error_after_the_timeout() -> None:
+    with pytest.raises(PsysError, match=r"no server at no.such.host.invalid:9 within 0.2 s"):
+        join("no.such.host.invalid", 9, TOKEN, "worker", 0.2)
+
+
+@pytest.mark.parametrize("host", ["", "a" * 300, "a\0b", "..", "\ud800", "-"])
+def test_a_name_that_cannot_be_in_dns_is_an_error_at_once(host: str) -> None:
+    with pytest.raises(PsysError, match="is neither an IP address nor a possible host name"):
+        join(host, 9, TOKEN, "worker", SECONDS)
+
+
+def test_a_name_that_is_not_in_dns_yet_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rendezvous = Rendezvous()
+    resolve, unknown = socket.getaddrinfo, [socket.EAI_NONAME, socket.EAI_AGAIN]
+
+    def later(host: str, *arguments: Any, **options: Any) -> Any:
+        if host == "server-0.example" and unknown:
+            raise socket.gaierror(unknown.pop(0), "Name or service not known")
+        return resolve("127.0.0.1", *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", later)
+    monkeypatch.setattr("psys.transport.join._QUIET_SECONDS", 0.0)
+    connection = join("server-0.example", rendezvous.port, TOKEN, "worker", SECONDS)
+    connection.close()
+    rendezvous.server.close()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        f"psys: waiting for server-0.example:{rendezvous.port}: Name or service not known, for up to "
+    )
 
 
 @pytest.mark.parametrize("port", [-1, 65536, 10**10])
 def test_a_port_that_does_not_exist_is_an_error(port: int) -> None:
-    with pytest.raises(PsysError, match="no server at"):
-        join("127.0.0.1", port, TOKEN, "worker", 0.2)
+    with pytest.raises(PsysError, match="a port is a number from 1 to 65535"):
+        join("127.0.0.1", port, TOKEN, "worker", SECONDS)
 
 
 def test_joining_is_repeated_until_the_server_answers() -> None:
