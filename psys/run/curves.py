@@ -58,7 +58,9 @@ def draw(
             panel.axvline(best.epoch, color=_INK, linewidth=1, linestyle=":")
             label = f"best epoch {best.epoch:g}: {shown}"
             panel.plot(best.epoch, best_value, "o", color=_INK, fillstyle="none", markersize=12, label=label)
-        panel.legend(fontsize=11, labelcolor=_INK, facecolor="white", edgecolor="none", framealpha=0.8)
+        # Below the panel it covers no label of a seam.
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14), "ncols": 3} if seams else {}
+        panel.legend(frameon=False, fontsize=11, labelcolor=_INK, **place)
     accuracy_panel.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     try:
         figure.savefig(path, format="png")

@@ -143,12 +143,9 @@ def _points(run: RunDirectory, events: list[RunEvent]) -> dict[int, EpochPoint]:
 
 
 def _draw(run: RunDirectory, config: RunConfig, points: Sequence[EpochPoint], result: dict[str, Any]) -> None:
-    """The curves, with the changes of settings and the end of a training that diverged."""
     seams = [(segment["epoch"], in_words(segment["changed"])) for segment in result["segments"]]
-    if result["diverged"]:
-        seams.append((result["diverged"]["epoch"], ["training diverged"]))
-    title = f"{run.path.name}: {config.model}, {config.mode}"
-    draw(points, run.path / "curves.png", title, sorted(seams))
+    diverged = f", diverged after epoch {result['diverged']['epoch']:.4g}" if result["diverged"] else ""
+    draw(points, run.path / "curves.png", f"{run.path.name}: {config.model}, {config.mode}{diverged}", seams)
 
 
 def _by_class(tested: Evaluation, classes: Sequence[str]) -> list[dict[str, Any]]:
@@ -174,7 +171,7 @@ def _summary(events: list[RunEvent]) -> dict[str, Any]:
     end = next((event for event in reversed(events) if isinstance(event, RunEnded)), None)
     sound = last_sound_version(events)
     return {
-        "workers": len({worker for update in updates for worker in update.workers}),
+        "workers": _workers(events),
         "updates": len(updates),
         "train_seconds": seconds,
         "stopped_early": next((_why(event) for event in events if isinstance(event, StoppedEarly)), None),
@@ -188,6 +185,18 @@ def _summary(events: list[RunEvent]) -> dict[str, Any]:
         if end
         else {},
     }
+
+
+def _workers(events: list[RunEvent]) -> int:
+    """Workers that computed updates, at most since one start of the servers: a resume gives all of them new names."""
+    names, most = set[str](), 0
+    for event in events:
+        if isinstance(event, RunStarted):
+            names = set()
+        elif isinstance(event, UpdateApplied):
+            names.update(event.workers)
+            most = max(most, len(names))
+    return most
 
 
 def _why(stopped: StoppedEarly) -> str:

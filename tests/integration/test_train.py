@@ -182,5 +182,8 @@ def test_diverged_run_is_an_error(small_store_path: Path, tmp_path: Path) -> Non
     assert "--schedule.learning-rate" in error
     path = tmp_path / "runs" / "r"
     assert audited(path).damaged > 0
-    assert list((path / "checkpoints").iterdir())
+    assert not (path / "checkpoints").exists()
+    evaluated = run("-m", "psys", "evaluate", str(path), cwd=tmp_path)
+    assert evaluated.code == 2
+    assert "no sound snapshot; there is no sound checkpoint: `--resume" in evaluated.err
     assert not (path / "model.onnx").exists()

@@ -79,7 +79,7 @@ def test_best_epoch_is_marked_at_its_position(tmp_path: Path) -> None:
 
 def panels(path: Path) -> list[NDArray[np.bool_]]:
     """Pixels of the seams' colour within the frames of the two panels."""
-    image = pixels_of(SEAM, imread(path)[90:440])
+    image = pixels_of(SEAM, imread(path)[90:405])
     return [image[:, 45:598], image[:, 655:1198]]
 
 
@@ -120,7 +120,7 @@ def test_seam_after_the_last_point_is_inside_the_picture(tmp_path: Path) -> None
     draw(RUN, tmp_path / "curves.png", "run", [(7.4, ["training diverged"])])
     for panel in panels(tmp_path / "curves.png"):
         (column,) = lines(panel)
-        assert panel[:, column - 20 : column - 2].sum() > 20
+        assert panel[:, column - 20 : column - 2].any()  # the label is before the line
 
 
 def test_value_that_is_not_known_is_left_out(tmp_path: Path) -> None:

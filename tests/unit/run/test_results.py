@@ -62,8 +62,8 @@ def extension(store: PreparedStore) -> list[RunEvent]:
     """The events of two more updates of a run that was evaluated, and of their snapshot."""
     return [
         start(store.content_hash, "resume", LAST),
-        update(LAST + 1),
-        update(LAST + 2),
+        update(LAST + 1, workers=("worker2",)),
+        update(LAST + 2, workers=("worker3",)),
         SnapshotSaved(version=LAST + 2, epochs=4.0, seconds=8.0),
     ]
 
@@ -151,6 +151,7 @@ def test_extended_run_is_evaluated_again_from_its_evaluations(
     assert before["batches"]["batches"] == LAST
     assert after["batches"] == {}  # the resumed run was killed
     assert (after["updates"], after["train_seconds"], after["images_per_second"]) == (8, 8.0, 2.0)
+    assert before["workers"] == after["workers"] == 2
 
 
 def test_changed_settings_are_segments_of_the_result(
