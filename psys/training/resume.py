@@ -44,6 +44,9 @@ def resume(run: RunDirectory, settings: RunConfig, store: PreparedStore, wait: f
     with EventLog(run.events, wait) as log:
         events = surviving(read_events(run.events))
         changed = _changed(before, settings)
+        begin = next((event for event in events if isinstance(event, RunStarted)), None)
+        if begin and begin.store != store.content_hash:
+            raise PsysError(f"{store.path} is not the store that {run.path} was trained on: name that one with --store")
         if divergence(events) and not changed:
             raise PsysError(f"training of {run.path} diverged")
         sound = last_sound_version(events) if changed else None

@@ -200,6 +200,13 @@ def test_damaged_newest_checkpoint_is_named(run: RunDirectory, store: PreparedSt
         resume(run, run.config(), store, wait=0)
 
 
+def test_other_store_is_refused(run: RunDirectory, store: PreparedStore, small_store: PreparedStore) -> None:
+    before = run.config()
+    with pytest.raises(PsysError, match="is not the store that .* was trained on: name that one with --store"):
+        resume(run, changed(run, store=small_store.path), small_store, wait=0)
+    assert run.config() == before
+
+
 def test_run_that_another_process_writes_is_refused(run: RunDirectory, store: PreparedStore) -> None:
     with EventLog(run.events), pytest.raises(PsysError, match="still going on"):
         resume(run, run.config(), store, wait=0)
