@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.evaluation import cost as evaluation_cost
 from benchmarks.headline import headline
 from benchmarks.measure import RESULTS, ROOT, median_spread, table
+from benchmarks.throughput import EVALUATION
 from psys.errors import exit_with_message
 
 Part = dict[str, Any]  # the results of one command, with "environment"
@@ -243,6 +245,12 @@ def storm(machine: str, file: Part) -> list[Row]:
     return rows
 
 
+def evaluation(machine: str, file: Part) -> list[Row]:
+    speeds = (median_spread([each[arm]["images_per_second"] for each in file["rounds"]]) for arm in EVALUATION)
+    result = f"{file['model']}, images/s without and with evaluation while it trains: {' and '.join(speeds)}"
+    return [[f"{result}; cost {evaluation_cost(file['rounds']):+.1%}", *source(machine, "evaluation", [file])]]
+
+
 def segment_throughput(machine: str, file: Part) -> list[Row]:
     results = []
     for part in file["parts"].values():
@@ -320,6 +328,7 @@ OTHERS: dict[str, RowsOf] = {
     "startup": startup,
     "memory": memory,
     "storm": storm,
+    "evaluation": evaluation,
     "segment_throughput": segment_throughput,
     "segment_fit": segment_fit,
     "augment": augment,

@@ -37,6 +37,10 @@ PSYS = {  # flags of launch/ps.py
     "ssp": ["--mode", "ssp"],
     "async+prefetch": ["--mode", "async", "--prefetch", "1"],
 }
+EVALUATION = {  # arms of benchmarks.evaluation
+    "without evaluation": ["--snapshot-epochs", "1", "--evaluate-every", "0"],
+    "evaluation": ["--snapshot-epochs", "1"],
+}
 EPOCHS = 5_000  # never reached: the benchmark interrupts the run after the last turn
 VALIDATION_SHARE = 0.04  # leaves 1,920 images of the sample: 30 whole batches of 64
 START_SECONDS = 120.0  # time limit for the start of an arm
@@ -130,8 +134,8 @@ def start(arm: str, config: RunConfig, folder: Path) -> Running:
     folder.mkdir()
     write_yaml(config.model_copy(update={"runs": folder}), folder / "config.yaml")
     commands: list[list[object]]
-    if arm in PSYS:
-        commands = [["launch/ps.py", "--config", folder / "config.yaml", *PSYS[arm]]]
+    if flags := {**PSYS, **EVALUATION}.get(arm):
+        commands = [["launch/ps.py", "--config", folder / "config.yaml", *flags]]
     else:
         assert config.workers is not None
         baseline = ["-m", "benchmarks.baselines", arm, "--config", folder / "config.yaml"]

@@ -202,7 +202,7 @@ def test_damaged_newest_checkpoint_is_named(run: RunDirectory, store: PreparedSt
 
 def test_other_store_is_refused(run: RunDirectory, store: PreparedStore, small_store: PreparedStore) -> None:
     before = run.config()
-    with pytest.raises(PsysError, match="is not the store that .* was trained on: name that one with --store"):
+    with pytest.raises(PsysError, match=r"is not the store that .* was trained on: name that one with --store"):
         resume(run, changed(run, store=small_store.path), small_store, wait=0)
     assert run.config() == before
 
