@@ -53,7 +53,8 @@ class _WorkerProcess:
         if not code:  # it runs; or it was told to leave, or the run is over
             return code is None
         pause = self._policy.pause_after(code, time.monotonic() - self._started)
-        what = f"worker process {self.number} {_how_it_ended(code)}: {_last_line(self.log)} (see {self.log})"
+        why = _reason_in(self.log)
+        what = f"worker process {self.number} {_how_it_ended(code)}{why and ': '}{why} (see {self.log})"
         if pause is None:
             say(f"{what}; it died too often in a row and is not restarted")
             return False
@@ -193,13 +194,15 @@ def _start_server(name: str, function: Callable[..., None], *arguments: object) 
         return _ServerProcess(start_child(name, function, *arguments, sender), receiver)
 
 
-def _last_line(log: Path) -> str:
-    """Why a worker died, as far as its log says."""
+def _reason_in(log: Path) -> str:
+    """Why a worker died, by the last line of its log; "" if the log does not say it in words for a user."""
     try:
-        last = "".join(log.read_text(errors="replace").strip().splitlines()[-1:])
+        last = "".join(log.read_text(errors="replace").strip().splitlines()[-1:]).strip()
     except OSError as error:
         return reason_of(error)
-    return TOO_MANY_OPEN_FILES if "too many open files" in last else last
+    if "too many open files" in last:
+        return TOO_MANY_OPEN_FILES
+    return "" if last.startswith("what(): ") else last  # of an exception of C++
 
 
 def _how_it_ended(code: int) -> str:

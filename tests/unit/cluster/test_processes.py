@@ -39,6 +39,14 @@ def test_long_directory_of_temporary_files(monkeypatch: pytest.MonkeyPatch, tmp_
     assert not sockets.exists()
 
 
+@pytest.mark.parametrize("log", ["/dev/full", "/no/such/folder/log"])
+def test_child_whose_log_cannot_be_written_does_its_work(log: str) -> None:
+    with forkserver_running():
+        child = start_child("psys-test", print, "a line", log=Path(log))
+        child.join()
+        assert child.exitcode == 0
+
+
 def test_forkserver_of_the_program_keeps_running() -> None:
     forkserver.ensure_running()
     try:

@@ -10,7 +10,7 @@ import pytest
 from psys.cluster import supervisor
 from psys.cluster.child import STOP, STOP_WITHOUT_WORKERS
 from psys.cluster.supervisor import Supervisor
-from psys.errors import PsysError
+from psys.errors import TOO_MANY_OPEN_FILES, PsysError
 from psys.run.config import RestartConfig, RunConfig
 from psys.run.directory import RunDirectory
 from psys.transport.address import listen
@@ -41,6 +41,23 @@ def supervise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Supervise:
             assert {process.pid for process in psutil.Process().children(recursive=True)} <= before
 
     return supervise
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("", ""),
+        ("Traceback\npsys: error: no such store\n\n", "psys: error: no such store"),
+        ("terminate called\n  what():  In open at uv.h:297 rv < 0: too many open files", TOO_MANY_OPEN_FILES),
+        ("terminate called\n  what():  In open at uv.h:297 rv < 0", ""),
+        (None, "worker0.log: No such file or directory"),
+    ],
+)
+def test_reason_in_the_log_of_a_worker(tmp_path: Path, content: str | None, reason: str) -> None:
+    log = tmp_path / "worker0.log"
+    if content is not None:
+        log.write_text(content)
+    assert supervisor._reason_in(log).removeprefix(f"{tmp_path}/") == reason
 
 
 def test_run_that_applied_every_batch(supervise: Supervise) -> None:

@@ -1,6 +1,7 @@
 """The rendezvous server with clients that follow the protocol."""
 
 import contextlib
+import errno
 import queue
 import socket
 import threading
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from psys.errors import PsysError
+from psys.transport import rendezvous as rendezvous_module
 from psys.transport.join import join
 from tests.support.rendezvous import SECONDS, TOKEN, RawClient, RecordingHandler, Rendezvous
 
@@ -36,6 +38,24 @@ def test_processes_with_the_token_receive_the_settings_of_the_run(rendezvous: Re
         connection.close()
     calls = [rendezvous.handler.next() for _ in range(3)]
     assert sorted(calls) == [("disconnected", name) for name in ("server1", "worker0", "worker1")]
+
+
+def test_connections_wait_while_no_more_files_can_be_opened(
+    rendezvous: Rendezvous, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    accept, failures = socket.socket.accept, [errno.EMFILE, errno.EMFILE]
+
+    def accept_later(self: socket.socket) -> tuple[socket.socket, Any]:
+        if failures:
+            raise OSError(failures.pop(), "Too many open files")
+        return accept(self)
+
+    monkeypatch.setattr(rendezvous_module, "_ACCEPT_SECONDS", 0.01)
+    monkeypatch.setattr(socket.socket, "accept", accept_later)
+    rendezvous.join().close()
+    assert failures == []
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "psys: cannot accept a connection: too many open files: raise the limit with `ulimit -n`"
 
 
 @pytest.mark.parametrize("token", ["another", "", TOKEN + " "])
