@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from psys.run.config import RunConfig
+from psys.run.directory import RunDirectory
 from tests.support.processes import PS, Done
 from tests.support.stores import write_small_store
 
@@ -62,7 +64,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
 )
 def test_wrong_argument(refused: Refused, tmp_path: Path, arguments: list[str], words: list[str]) -> None:
     check(refused(PS, *arguments), *words)
-    assert not (tmp_path / "runs").exists()
+    assert not list((tmp_path / "runs").glob("*"))
 
 
 def test_misspelt_setting(refused: Refused, tmp_path: Path) -> None:
@@ -76,7 +78,7 @@ def test_occupied_port(refused: Refused, small_store_path: Path, tmp_path: Path)
         holder.listen()
         port = str(holder.getsockname()[1])
         check(refused(PS, "--store", str(small_store_path), "--port", port), port, "in use", "--port")
-    assert not (tmp_path / "runs").exists()
+    assert not list((tmp_path / "runs").glob("*"))
 
 
 def test_validation_share_that_leaves_no_training_images(
@@ -84,19 +86,19 @@ def test_validation_share_that_leaves_no_training_images(
 ) -> None:
     done = refused(PS, "--store", str(small_store_path), "--validation-share", "0.99")
     check(done, "leaves none to train on")
-    assert not (tmp_path / "runs").exists()
+    assert not list((tmp_path / "runs").glob("*"))
 
 
 def test_model_for_images_of_another_size(refused: Refused, small_store_path: Path, tmp_path: Path) -> None:
     store = write_small_store(tmp_path / "encoded", train_per_class=2, test_per_class=1, layout="encoded")
     done = refused(PS, "--store", str(store.path), "--image-size", "40", "--model", "mlp16")
     check(done, "an mlp takes images of shape (3, 32, 32)", "(3, 40, 40)")
-    assert not (tmp_path / "runs").exists()
+    assert not list((tmp_path / "runs").glob("*"))
 
 
 def test_name_of_an_existing_run(refused: Refused, small_store_path: Path, tmp_path: Path) -> None:
-    (tmp_path / "runs" / "r").mkdir(parents=True)
-    check(refused(PS, "--store", str(small_store_path), "--name", "r"), "runs/r", "--name")
+    RunDirectory.create(RunConfig(runs=tmp_path / "runs", name="r")).events.write_text("{}\n", encoding="utf-8")
+    check(refused(PS, "--store", str(small_store_path), "--name", "r"), "runs/r", "--resume runs/r", "--name")
 
 
 def test_damaged_store(refused: Refused, small_store_path: Path, tmp_path: Path) -> None:
