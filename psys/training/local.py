@@ -22,8 +22,8 @@ _MOST_WORKERS = 8  # by default: more workers cost accuracy in async, so a perso
 def train(config: RunConfig, attempt: Attempt | None = None) -> RunDirectory:
     """Train on this machine, after preparing the store if it is missing, and evaluate the run.
 
-    SIGINT or SIGTERM stop a training that was called in the main thread: what is being computed is applied and saved,
-    and the run returned is not `complete`. TrainingConfig(resume=..., ...) or `psys evaluate` continue there.
+    SIGINT, SIGTERM or SIGHUP stop a training that was called in the main thread: what is being computed is applied and
+    saved, and the run returned is not `complete`. TrainingConfig(resume=..., ...) or `psys evaluate` continue there.
 
     Raises PsysError for what the user must mend, a training that diverged included, and PreparationError if the store
     could not be prepared. `attempt`: of torchrun, if it started this process (see started_run).
@@ -34,26 +34,32 @@ def train(config: RunConfig, attempt: Attempt | None = None) -> RunDirectory:
         raise PsysError(f"train() runs a whole training on this machine: use launch() for role '{config.role}'")
     if config.resume not in (None, AUTO):
         config = over_run(config)
-    token, loopback = config.token(), is_loopback(config.listen)
+    token = config.token() or ("" if is_loopback(config.listen) else None)
     workers = config.workers or min(torch.cuda.device_count() or available_cores(), _MOST_WORKERS)
-    with (
-        closing(listen(config.listen, config.port)) as listener,
-        started_run(config, workers, attempt) as (run, trains),
-    ):
-        if trains:
-            address = "{}:{}".format(*listener.getsockname()[:2])
-            say(f"workers join it with --role worker --join {address}")
-            if config.remote_servers:
-                say(
-                    f"{config.remote_servers} of {config.servers} servers join it within {config.join_timeout:g} s, "
-                    f"each with --role server --join {address}"
-                )
-            token = token or ("" if loopback else _new_token(run))
-            with stop_signals_recorded() as received:
-                supervisor = Supervisor(run, listener, config.threads_of_worker(workers), token)
-                trained = supervisor.supervise(stopped=lambda: bool(received or (attempt and attempt.torchrun_ended)))
-        end_run(run, not trains or trained)
+    with started_run(config, workers, attempt) as (run, trains):
+        trained = not trains or _supervise(run, config, workers, token, attempt)
+        end_run(run, trained)
     return run
+
+
+def _supervise(
+    run: RunDirectory, config: TrainingConfig, workers: int, token: str | None, attempt: Attempt | None
+) -> bool:
+    """Train with servers and workers of this machine. Returns whether every batch was applied.
+
+    `token` None: the run makes one.
+    """
+    with closing(listen(config.listen, config.port)) as listener, stop_signals_recorded() as received:
+        address = "{}:{}".format(*listener.getsockname()[:2])
+        say(f"workers join it with --role worker --join {address}")
+        if config.remote_servers:
+            say(
+                f"{config.remote_servers} of {config.servers} servers join it within {config.join_timeout:g} s, each "
+                f"with --role server --join {address}"
+            )
+        token = _new_token(run) if token is None else token
+        supervisor = Supervisor(run, listener, config.threads_of_worker(workers), token)
+        return supervisor.supervise(stopped=lambda: bool(received or (attempt and attempt.torchrun_ended)))
 
 
 def _new_token(run: RunDirectory) -> str:

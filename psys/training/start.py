@@ -49,6 +49,8 @@ def started_run(config: TrainingConfig, workers: int, attempt: Attempt | None = 
         if not resumed:
             run.begin(settings)
         try:
+            if attempt:
+                attempt.record_run(run.path)
             store = open_store(config)
             loss_weights(config, store)  # holds validation images out as well
             with torch.inference_mode():
@@ -58,8 +60,6 @@ def started_run(config: TrainingConfig, workers: int, attempt: Attempt | None = 
             else:
                 trains = True
                 say(f"{config.mode} training of {config.model} with {workers} workers; everything goes to {run.path}")
-            if attempt:
-                attempt.record_run(run.path)
             yield StartedRun(run, trains)
         except PsysError as error:
             if run.begun and divergence(surviving(read_events(run.events))):

@@ -1,5 +1,6 @@
 """A training as one of torchrun's ranks: the first are servers, the others workers."""
 
+import contextlib
 import os
 
 import torch.distributed as dist
@@ -21,8 +22,8 @@ def train_as_rank(config: TrainingConfig) -> RunDirectory | None:
     """Be the server or worker that torchrun's variables say. Returns the run on rank 0, None on the others.
 
     The only rank of a torchrun trains as `train` does. When torchrun has restarted its ranks, they continue the run of
-    the attempt before. SIGINT and SIGTERM on rank 0 stop the run; the other ranks ignore them, for server 0 ends these
-    ranks. Raises PsysError for what the user must mend.
+    the attempt before. SIGINT, SIGTERM and SIGHUP on rank 0 stop the run; the other ranks ignore them, for server 0
+    ends these ranks. Raises PsysError for what the user must mend.
     """
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
@@ -59,9 +60,9 @@ def _check_ranks(config: TrainingConfig, world: int, workers: int) -> None:
 def _be_rank_0(config: TrainingConfig, servers: int, workers: int, attempt: Attempt) -> RunDirectory:
     attempt.withdraw()
     try:
-        listener = listen(config.listen, config.port)
         with started_run(config, workers, attempt) as (run, trains):
             if trains:
+                listener = listen(config.listen, config.port)
                 host, port = listener.getsockname()[:2]
                 host = os.environ["MASTER_ADDR"] if host in ("0.0.0.0", "::") else host
                 attempt.publish(Rendezvous(host, port, servers, config.threads))
@@ -76,7 +77,8 @@ def _be_rank_0(config: TrainingConfig, servers: int, workers: int, attempt: Atte
             end_run(run, not trains or trained)
         return run
     except BaseException:
-        attempt.publish(None)  # the other ranks may be waiting
+        with contextlib.suppress(dist.DistError):
+            attempt.publish(None)  # the other ranks may be waiting
         raise
 
 
@@ -86,6 +88,8 @@ def _join_rank_0(config: TrainingConfig, rank: int, attempt: Attempt) -> None:
     if rendezvous is None:
         return
     host, port, servers, threads = rendezvous
+    # The settings of a run to resume, its store included, are known to rank 0 only.
+    own_store = config.resume in (None, AUTO) or "store" in config.model_fields_set
     with stop_signals_recorded():  # and not acted on
         if rank < servers:
             serve_shard(host, port, config.token(), rank)
@@ -93,4 +97,4 @@ def _join_rank_0(config: TrainingConfig, rank: int, attempt: Attempt) -> None:
             servers_here = max(0, servers - (rank - int(os.environ["LOCAL_RANK"])))
             workers_here = int(os.environ["LOCAL_WORLD_SIZE"]) - servers_here
             threads = config.model_copy(update={"threads": threads}).threads_of_worker(workers_here)
-            work(host, port, threads, config.token(), config.store if config.store.exists() else None)
+            work(host, port, threads, config.token(), config.store if own_store and config.store.exists() else None)
