@@ -8,6 +8,7 @@ upper bound. Results: results/<machine>/evaluation.json.
 
 import argparse
 import statistics
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from benchmarks.measure import ROOT, count, median_spread, prepared_sample, resu
 from benchmarks.throughput import EVALUATION, NEVER, VALIDATION_SHARE, compare
 from psys.cores import available_cores
 from psys.errors import exit_with_message
+from psys.ps.events import SnapshotEvaluated
 from psys.ps.schedule import ScheduleConfig
 from psys.run.config import RunConfig
+from psys.run.events import read_events
 
 OFF, DEFAULT = EVALUATION
 
@@ -42,10 +45,19 @@ def main() -> None:
         heartbeat_timeout=NEVER,
         schedule=ScheduleConfig(kind="constant", learning_rate=0.01),
     )
-    rounds = compare([OFF, DEFAULT], config, arguments.rounds, arguments.warm_up, arguments.seconds)
-    write(arguments.out, {"model": arguments.model, "seconds": arguments.seconds, "rounds": rounds})
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        rounds = compare([OFF, DEFAULT], config, arguments.rounds, arguments.warm_up, arguments.seconds, folder)
+        events = [event for path in (folder / DEFAULT).glob("*/events.jsonl") for event in read_events(path)]
+    evaluations = sum(isinstance(event, SnapshotEvaluated) for event in events)
+    results = {"model": arguments.model, "seconds": arguments.seconds, "evaluations": evaluations, "rounds": rounds}
+    write(arguments.out, results)
     speeds = {arm: median_spread([each[arm]["images_per_second"] for each in rounds]) for arm in (OFF, DEFAULT)}
-    print("\n".join(table(["", "images/s"], speeds.items())), f"cost: {cost(rounds):+.2%}", sep="\n")
+    print(
+        "\n".join(table(["", "images/s"], speeds.items())),
+        f"cost: {cost(rounds):+.2%}, evaluations: {evaluations}",
+        sep="\n",
+    )
 
 
 def cost(rounds: list[dict[str, Any]]) -> float:

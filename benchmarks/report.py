@@ -248,7 +248,8 @@ def storm(machine: str, file: Part) -> list[Row]:
 def evaluation(machine: str, file: Part) -> list[Row]:
     speeds = (median_spread([each[arm]["images_per_second"] for each in file["rounds"]]) for arm in EVALUATION)
     result = f"{file['model']}, images/s without and with evaluation while it trains: {' and '.join(speeds)}"
-    return [[f"{result}; cost {evaluation_cost(file['rounds']):+.1%}", *source(machine, "evaluation", [file])]]
+    result += f"; cost {evaluation_cost(file['rounds']):+.1%}, {file['evaluations']} evaluations"
+    return [[result, *source(machine, "evaluation", [file])]]
 
 
 def segment_throughput(machine: str, file: Part) -> list[Row]:

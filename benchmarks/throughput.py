@@ -86,7 +86,8 @@ def main() -> None:
             heartbeat_timeout=NEVER,
             schedule=ScheduleConfig(kind="constant", learning_rate=0.01),
         )
-        rounds = compare(arms, config, arguments.rounds, arguments.warm_up, arguments.seconds)
+        with tempfile.TemporaryDirectory() as folder:
+            rounds = compare(arms, config, arguments.rounds, arguments.warm_up, arguments.seconds, Path(folder))
         settings = config.model_dump(mode="json", exclude={"store", "runs", "name", "mode"})
         flags = {arm: PSYS[arm] for arm in arms if arm in PSYS}
         write(arguments.out, {"settings": settings, "flags": flags, "rounds": rounds}, part=model)
@@ -94,11 +95,13 @@ def main() -> None:
 
 
 def compare(
-    arms: Sequence[str], config: RunConfig, rounds: int, warm_up: float, seconds: float
+    arms: Sequence[str], config: RunConfig, rounds: int, warm_up: float, seconds: float, folder: Path
 ) -> list[dict[str, dict[str, float]]]:
-    """By round and arm: images/s of all workers together and, for psys, resident MB of the servers after the turn."""
+    """By round and arm: images/s of all workers together and, for psys, resident MB of the servers after the turn.
+
+    The files of an arm are written to the folder of its name below `folder`.
+    """
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         started: dict[str, Running] = {}
         for arm in arms:
             started[arm] = stack.enter_context(start(arm, config, folder / arm))

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from psys.errors import PsysError
@@ -15,9 +14,7 @@ from psys.errors import PsysError
 # Okabe and Ito's palette: people with any kind of colour vision can tell the colours apart.
 _TRAINING, _VALIDATION = "#0072B2", "#D55E00"
 _INK, _FAINT, _SEAM = "#333333", "#DDDDDD", "#777777"
-_LABEL_LINES = 2  # of a seam
-_LABEL_CHARACTERS = 44
-_LABEL_WIDTH = 0.09  # of a panel
+_SEAMS_LISTED, _CHARACTERS = 6, 170  # below the panels
 
 
 class EpochPoint(NamedTuple):
@@ -36,12 +33,14 @@ def draw(
 ) -> None:
     """Write a PNG, 1200 x 500 pixels: loss and accuracy side by side, the point of best validation accuracy marked.
 
-    seams: epochs at which something changed, ascending, and what changed, in words: a line with a label in each panel.
-    Raises PsysError if there is no point to draw or `path` cannot be written.
+    seams: epochs at which something changed, ascending, and what changed, in words: numbered lines in both panels, and
+    a list below them, for which the picture is taller. Raises PsysError if there is no point to draw or `path` cannot
+    be written.
     """
     if not epochs:
         raise PsysError(f"no curves to draw in {path}: the run has no point")
-    figure = Figure(figsize=(12, 5), dpi=100, layout="constrained")
+    listed = _list_of(seams)
+    figure = Figure(figsize=(12, 5 + 0.18 * len(listed)), dpi=100, layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontsize=14, fontweight="bold", color=_INK)
     best = max(epochs, key=lambda point: -1.0 if point.validation_accuracy is None else point.validation_accuracy)
     loss_panel, accuracy_panel = figure.subplots(1, 2)
@@ -51,16 +50,16 @@ def draw(
         for label, colour, prefix in (("training", _TRAINING, "train"), ("validation", _VALIDATION, "validation")):
             values = [(point.epoch, getattr(point, f"{prefix}_{quantity}")) for point in epochs]
             _line(panel, label, colour, [(epoch, value) for epoch, value in values if value is not None])
-        _draw_seams(panel, seams, top=quantity == "loss")  # where the curves are not, late in a training
+        _draw_seams(panel, [epoch for epoch, _ in seams])
         best_value = getattr(best, f"validation_{quantity}")
         if best_value is not None:
             shown = f"{best_value:.1%}" if quantity == "accuracy" else f"{best_value:.3f}"
             panel.axvline(best.epoch, color=_INK, linewidth=1, linestyle=":")
             label = f"best epoch {best.epoch:g}: {shown}"
             panel.plot(best.epoch, best_value, "o", color=_INK, fillstyle="none", markersize=12, label=label)
-        # Below the panel it covers no label of a seam.
-        place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14), "ncols": 3} if seams else {}
-        panel.legend(frameon=False, fontsize=11, labelcolor=_INK, **place)
+        panel.legend(frameon=False, fontsize=11, labelcolor=_INK)
+    if listed:
+        figure.supxlabel("\n".join(listed), x=0.01, ha="left", multialignment="left", fontsize=9, color=_INK)
     accuracy_panel.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     try:
         figure.savefig(path, format="png")
@@ -74,34 +73,31 @@ def _line(panel: Axes, label: str, colour: str, points: Sequence[tuple[float, fl
         panel.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=4, linewidth=2, label=label)
 
 
-def _draw_seams(panel: Axes, seams: Sequence[tuple[float, Sequence[str]]], top: bool) -> None:
-    """A line at each seam; the label runs along the line. Seams too close for two labels share one."""
+def _draw_seams(panel: Axes, epochs: Sequence[float]) -> None:
+    """A line at each seam, with its number; of seams too close for two numbers, that of the later one."""
     right = panel.get_xlim()[1]
-    labels: list[tuple[float, list[str]]] = []
-    for epoch, changes in seams:
+    for number, epoch in enumerate(epochs, 1):
         panel.axvline(epoch, color=_SEAM, linewidth=1)
-        if labels and epoch - labels[-1][0] < _LABEL_WIDTH * right:
-            labels[-1] = epoch, [*labels[-1][1], *changes]
-        else:
-            labels.append((epoch, list(changes)))
-    for epoch, changes in labels:
-        lines = [c if len(c) <= _LABEL_CHARACTERS else f"{c[: _LABEL_CHARACTERS - 1]}…" for c in changes]
-        more = [f"+{len(lines) - _LABEL_LINES}"] if len(lines) > _LABEL_LINES else []
-        before = epoch > (1 - _LABEL_WIDTH) * right  # there is no room behind the line
-        panel.annotate(
-            "\n".join([*lines[:_LABEL_LINES], *more]),
-            (epoch, 0.98 if top else 0.02),
-            xycoords=panel.get_xaxis_transform(),
-            xytext=(-2 if before else 2, 0),
-            textcoords="offset points",
-            rotation=90,
-            ha="right" if before else "left",
-            va="top" if top else "bottom",
-            multialignment="right" if top else "left",
-            fontsize=9,
-            color=_SEAM,
-            path_effects=[withStroke(linewidth=2, foreground="white")],
-        )
+        if number == len(epochs) or epochs[number] - epoch > 0.02 * right:
+            panel.annotate(
+                str(number),
+                (epoch, 1),
+                xycoords=panel.get_xaxis_transform(),
+                xytext=(-2, -2),
+                textcoords="offset points",
+                ha="right",
+                va="top",
+                fontsize=9,
+                color=_SEAM,
+            )
+
+
+def _list_of(seams: Sequence[tuple[float, Sequence[str]]]) -> list[str]:
+    """A line of text for each seam; the earliest of many are left out."""
+    lines = [f"{number}  epoch {epoch:.4g}: {', '.join(changes)}" for number, (epoch, changes) in enumerate(seams, 1)]
+    lines = [line if len(line) <= _CHARACTERS else f"{line[: _CHARACTERS - 1]}…" for line in lines]
+    left_out = len(lines) - _SEAMS_LISTED
+    return [f"(and {left_out} earlier)", *lines[left_out:]] if left_out > 0 else lines
 
 
 def _frame(panel: Axes, epochs: Sequence[EpochPoint], seams: Sequence[tuple[float, Sequence[str]]]) -> None:
