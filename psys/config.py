@@ -262,6 +262,7 @@ def _explain(model: type[Config], location: tuple[int | str, ...], kind: str, me
     if kind == "model_type":
         below = next((f", such as '{name}'" for name, _ in _leaves(model) if name.startswith(f"{path}.")), "")
         message = f"expected a mapping of settings{below}"
+    message = message.removeprefix("Value error, ")
     return f"setting '{path}': {message}, got {_short(repr(value))}" if path else message
 
 

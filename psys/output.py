@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+_were_closed: set[int] = set()  # file descriptors that were closed when the process began
 _STALLED_SECONDS = 0.1  # a pipe or terminal that takes nothing for this long loses what was written to it
 
 
@@ -27,6 +28,7 @@ def protect_output() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            _were_closed.add(descriptor)
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
         if stream is None or (_descriptor_of(stream) == descriptor and _writer_of(stream) is None):
@@ -50,6 +52,8 @@ def stdout_is_the_result() -> Iterator[None]:
         sys.stdout.flush()
     finally:
         writer.patience = _STALLED_SECONDS
+    if 1 in _were_closed:
+        raise OSError(errno.EBADF, "cannot write standard output: it is closed")
     if writer.error and writer.error.errno != errno.EPIPE:
         raise OSError(writer.error.errno, f"cannot write standard output: {writer.error.strerror}")
 

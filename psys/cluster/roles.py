@@ -24,6 +24,7 @@ from psys.run.checkpoint import Checkpoint, state_of_slice
 from psys.run.config import RunConfig
 from psys.run.directory import RunDirectory
 from psys.run.events import EventLog, best_evaluation, read_events, surviving
+from psys.run.segments import segments
 from psys.run.status import Status
 from psys.transport.chunks import write_state
 from psys.transport.join import join
@@ -53,16 +54,25 @@ def serve(
     model = initial_model(config, len(store.classes))
     shard = _shard_server(config, model, 0)
     ledger = initial_ledger(config, store)
-    checkpoint = _newest_checkpoint(run, config)
     with EventLog(run.events) as events:
+        checkpoint = _newest_checkpoint(run, config)
         try:
             start = _start(run, store, ledger, shard, checkpoint)
             events.write(start)
             address = listener.getsockname()[0]
             named = checkpoint.metadata.workers_named if checkpoint else 0
             registration = Registration(config, store.content_hash, len(store.classes), address, named)
-            saved, best = run.newest_snapshot(), best_evaluation(surviving(read_events(run.events)))
-            controller = run_controller(config, ledger, awaited, start.version, start.seconds, saved, best)
+            before = surviving(read_events(run.events))
+            controller = run_controller(
+                config,
+                ledger,
+                awaited,
+                start.version,
+                start.seconds,
+                saved=run.newest_snapshot(),
+                best=best_evaluation(before),
+                patience_from=max((segment.epoch for segment in segments(before)), default=0.0),
+            )
             transport = TorchRpcServer(0, address)
             others: list[ShardControl] = []
             sizes = [_shard_sizes(config, model, number) for number in range(1, config.servers)]

@@ -89,7 +89,8 @@ class RunController:
     """All rules of a run. Times are seconds on the caller's monotonic clock.
 
     Training time runs from the first lease to the last update, and continues at `seconds` from a checkpoint. `saved` is
-    the version of the newest snapshot that exists already, `best` the best of the evaluations so far.
+    the version of the newest snapshot that exists already, `best` the best of the evaluations so far, `patience_from`
+    the epochs done when settings last changed: the patience of early stopping begins anew there.
     """
 
     def __init__(
@@ -100,8 +101,10 @@ class RunController:
         seconds: float = 0.0,
         saved: int = 0,
         best: Evaluated | None = None,
+        patience_from: float = 0.0,
     ) -> None:
         self.best = best
+        self._patience_from = patience_from
         self._rules, self._membership, self._coordinator = rules, membership, coordinator
         self._seconds_before = self._applied_seconds = seconds
         self._first_request: float | None = None
@@ -232,7 +235,8 @@ class RunController:
         if self.best is None or evaluated.merit > self.best.merit:
             self.best = evaluated
         patience = self._rules.early_stopping
-        if patience is not None and epochs - self.best.epochs >= patience and not self._coordinator.over:
+        without = epochs - max(self.best.epochs, self._patience_from)
+        if patience is not None and without >= patience and not self._coordinator.over:
             self._stopped_early = True
             self._unlogged.append(
                 StoppedEarly(

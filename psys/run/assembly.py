@@ -63,6 +63,7 @@ def run_controller(
     seconds: float = 0.0,
     saved: int = 0,
     best: Evaluated | None = None,
+    patience_from: float = 0.0,
 ) -> RunController:
     """The controller of the run, in which `awaited` workers start together (see RunController, Coordinator)."""
     coordinator = Coordinator(
@@ -75,7 +76,8 @@ def run_controller(
         slots=config.slots(),
         version=version,
     )
-    return RunController(config.rules(), Membership(config.heartbeat_timeout), coordinator, seconds, saved, best)
+    membership = Membership(config.heartbeat_timeout)
+    return RunController(config.rules(), membership, coordinator, seconds, saved, best, patience_from)
 
 
 def batch_gradient(config: RunConfig, store: PreparedStore, *models: FlatModel) -> BatchGradient:

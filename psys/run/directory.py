@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from psys.run.environment import environment
 from psys.run.faults import read_plan
 from psys.run.lock import run_lock
 
-# All that a start which failed may have left; its directory is free for another start.
+# All that a start which was killed may have left, beside the lock that marks it; its directory is free for another one.
 _BEFORE_THE_START = {
     *("config.yaml", "environment.json", "faults.yaml", "config.tmp", "environment.tmp", "faults.tmp"),
     *("events.jsonl", "lock", "logs", "snapshots", "token"),
@@ -53,7 +53,8 @@ class RunDirectory:
             run = cls(config.runs / (config.name or (start if number == 1 else f"{start}-{number}")))
             try:
                 run.path.mkdir(parents=True, exist_ok=config.name is not None)
-                if not run.begun and not set(os.listdir(run.path)) <= _BEFORE_THE_START:
+                found = set(os.listdir(run.path))
+                if found and not run.begun and not ("lock" in found and found <= _BEFORE_THE_START):
                     raise PsysError(f"{run.path} holds other files than those of a run: choose another --name")
                 return run
             except FileExistsError:
@@ -76,8 +77,11 @@ class RunDirectory:
             raise PsysError(
                 f"{self.path} holds a run already: continue it with --resume {self.path}, or choose another --name"
             )
-        self.snapshots.mkdir(exist_ok=True)
-        self.logs.mkdir(exist_ok=True)
+        try:
+            self.snapshots.mkdir(exist_ok=True)
+            self.logs.mkdir(exist_ok=True)
+        except OSError as error:
+            raise PsysError(f"cannot write the run directory {self.path}: {error.strerror}") from None
         self.update(config)
 
     @property
@@ -87,39 +91,64 @@ class RunDirectory:
             return file.readline(_EVENT_BYTES).endswith(b"\n")
         return False
 
-    @contextlib.contextmanager
-    def locked(self, wait: float = 0.0) -> Iterator[None]:
-        """Hold the right to start, change and end the run within the block (see psys.run.lock.run_lock)."""
-        with run_lock(self.path, wait):
-            yield
+    def locked(self, wait: float = 0.0) -> AbstractContextManager[None]:
+        """The right to start, change and end the run, for a `with` block (see psys.run.lock.run_lock)."""
+        return run_lock(self.path, wait)
 
     def remove(self) -> None:
         """Remove the directory of a run that never began."""
         assert not self.begun
-        shutil.rmtree(self.path, ignore_errors=True)
+        for name in _BEFORE_THE_START:
+            path = self.path / name
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # somebody else has put a file there
+            self.path.rmdir()
 
     def update(self, config: RunConfig) -> None:
-        """Write the settings that the run has from now on, its fault plan, and the environment. Paths are absolute."""
+        """Write the settings that the run has from now on, its fault plan, and the environment. Paths are absolute.
+
+        Raises PsysError if the directory cannot be written, or if the fault plan is wrong.
+        """
         here = self.path.absolute()
         paths: dict[str, Any] = {"runs": here.parent, "name": _name(here), "store": config.store.absolute()}
         if config.source is not None:
             paths["source"] = source_location(config.source)
-        if config.faults:
-            write_yaml(read_plan(config.faults), self.path / "faults.yaml")
-            paths["faults"] = here / "faults.yaml"
-        write_yaml(config.model_copy(update=paths), self.config_file)
-        _write_json(environment(), self.path / "environment.json")
+        plan = read_plan(config.faults)
+        try:
+            if config.faults:
+                write_yaml(plan, self.path / "faults.yaml")
+                paths["faults"] = here / "faults.yaml"
+            write_yaml(config.model_copy(update=paths), self.config_file)
+            _write_json(environment(), self.path / "environment.json")
+        except OSError as error:
+            raise PsysError(f"cannot write the run directory {self.path}: {error.strerror}") from None
 
     def archive_settings(self, version: int) -> None:
-        """Keep the settings and the environment until now, of a run that continues from `version` with others."""
-        folder = self.path / "segments" / f"{version:08d}"
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in ("config.yaml", "environment.json"):
-            shutil.copyfile(self.path / name, folder / name)
+        """Keep the settings and the environment until now, of a run that continues from `version` with others.
 
-    def archive_result(self, version: int) -> None:
-        """Keep the result until now, of a run that continues from `version`; the run is not `complete` any more."""
-        self.result_file.rename(self.path / f"result-{version:08d}.json")
+        If the run goes back to `version`, the settings that applied there are kept, and later ones are removed.
+        """
+        segments = self.path / "segments"
+        segments.mkdir(exist_ok=True)
+        later = sorted(path for path in segments.iterdir() if path.name.isdecimal() and int(path.name) >= version)
+        kept, writing = segments / f"{version:08d}", segments / ".writing"
+        if kept not in later:
+            shutil.rmtree(writing, ignore_errors=True)
+            writing.mkdir()
+            for name in ("config.yaml", "environment.json"):
+                shutil.copyfile((later[0] if later else self.path) / name, writing / name)
+            writing.rename(kept)
+        for path in later:
+            if path != kept:
+                shutil.rmtree(path)
+
+    def archive_result(self) -> None:
+        """Keep the result until now under the name of its last version; the run is not `complete` any more."""
+        kept = self.path / "result-{:08d}.json".format(self.result()["last"]["version"])
+        if kept.exists():
+            self.result_file.unlink()  # the earlier one is of the same version
+        else:
+            self.result_file.rename(kept)
 
     def write_token(self, token: str) -> None:
         """Write the token that every joining process must have; only the user of this process can read the file."""

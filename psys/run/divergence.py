@@ -1,5 +1,6 @@
 """A training that diverged: which versions of the parameters are sound, and how the run can be continued from them."""
 
+import json
 import math
 import shlex
 from collections.abc import Iterable
@@ -60,8 +61,11 @@ def sound_checkpoint(run: RunDirectory, events: Iterable[RunEvent]) -> Checkpoin
 
 def advice(run: RunDirectory) -> str:
     """How to continue a run whose training diverged, in one line: from where, and with half the learning rate."""
-    rate = run.config().schedule.learning_rate / 2
-    command = f"`--resume {shlex.quote(str(run.path))} --schedule.learning-rate {rate:g}`"
+    schedule = run.config().schedule
+    command = f"--resume {shlex.quote(str(run.path))} --schedule.learning-rate {schedule.learning_rate / 2:g}"
+    if schedule.table:
+        command += f" --schedule.table '{json.dumps([(epoch, rate / 2) for epoch, rate in schedule.table])}'"
+    command = f"`{command}`"
     events = surviving(read_events(run.events))
     checkpoint = sound_checkpoint(run, events)
     if checkpoint is None:

@@ -12,6 +12,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from psys.cores import available_cores
 from psys.errors import PsysError, say
 from psys.output import protect_output
 
@@ -81,7 +82,7 @@ def evaluate_snapshots(path: Path, idle: bool) -> None:
 
 def pause(computed: float, elapsed: float) -> float:
     """Seconds to wait until `computed` seconds are no more than the idle share of all cores' time."""
-    return max(0.0, computed / (_IDLE_SHARE * len(os.sched_getaffinity(0))) - elapsed)
+    return max(0.0, computed / (_IDLE_SHARE * available_cores()) - elapsed)
 
 
 def _compute_when_idle() -> None:

@@ -25,17 +25,19 @@ def run_lock(folder: Path, wait: float = 0.0) -> Iterator[None]:
     except OSError as error:
         raise PsysError(f"cannot lock the run in {folder}: {error.strerror}") from None
     try:
-        os.truncate(file, 0)
-        os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        with contextlib.suppress(OSError):  # on a full disk others are not told who has the lock
+            os.truncate(file, 0)
+            os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
     finally:
-        with contextlib.suppress(FileNotFoundError):  # the folder may have been removed
+        if _is_at(path, file):  # the folder may have been removed, and another start may have made it anew
             path.unlink()
         os.close(file)
 
 
 def _acquire(path: Path, wait: float) -> int:
     while True:
+        path.parent.mkdir(parents=True, exist_ok=True)  # a start that failed may have removed it
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         if not lock_file(file):
             holder = os.read(file, _NAME_BYTES).decode(errors="replace") or "another process"

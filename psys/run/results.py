@@ -124,6 +124,8 @@ def _points(run: RunDirectory, events: list[RunEvent]) -> dict[int, EpochPoint]:
     points: dict[int, EpochPoint] = {}
     first = 0
     for snapshot in (event for event in events if isinstance(event, SnapshotSaved)):
+        if snapshot.version in points:  # saved again after a resume at this version
+            continue
         last = bisect_right(updates, snapshot.version, key=lambda update: update.version)
         since, first = updates[first:last], last
         if not since:

@@ -13,10 +13,9 @@ import torch.distributed as dist
 _CONNECTING = timedelta(seconds=30)  # to torchrun, which has started this rank and may have been killed since
 _PREPARING = timedelta(hours=24)  # the other ranks wait this long for rank 0 to prepare the store
 _POLL_SECONDS, _ANSWER_SECONDS = 0.2, 5.0
-_SERVER, _RUN = "psys/server", "psys/run"
 
 
-class Rendezvous(NamedTuple):
+class ServerAddress(NamedTuple):
     """Where the other ranks join the run, and what they do not know of its settings."""
 
     host: str
@@ -28,14 +27,17 @@ class Rendezvous(NamedTuple):
 class Attempt:
     """This rank's connection to torchrun, whose store outlives its restarts of the ranks.
 
-    Raises torch.distributed.DistError, as all methods do, if torchrun does not answer: it has ended.
+    When torchrun starts the ranks again, on all hosts, the ranks of the attempt before have ended. How often it has
+    done so no rank knows: each host's torchrun counts its own failures only. Raises torch.distributed.DistError, as all
+    methods do, if torchrun does not answer: it has ended.
     """
 
     def __init__(self) -> None:
         self._torchrun = os.getppid()
-        self._number = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
-        self._address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        self._store = dist.TCPStore(*self._address, is_master=False, timeout=_CONNECTING)
+        run_id = os.environ.get("TORCHELASTIC_RUN_ID", "")
+        self._server_key, self._run_key = f"psys/{run_id}/server", f"psys/{run_id}/run"
+        address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        self._store = dist.TCPStore(*address, is_master=False, timeout=_CONNECTING)
         self._store.set_timeout(_PREPARING)
 
     @property
@@ -47,42 +49,31 @@ class Attempt:
 
     def earlier_run(self) -> Path | None:
         """The directory of the run that an earlier attempt began; None in the first attempt."""
-        return Path(self._store.get(_RUN).decode()) if self._number and self._store.check([_RUN]) else None
+        return Path(self._store.get(self._run_key).decode()) if self._store.check([self._run_key]) else None
 
     def record_run(self, path: Path) -> None:
         """Tell the next attempt where the run is."""
-        self._store.set(_RUN, str(path.absolute()))
+        self._store.set(self._run_key, str(path.absolute()))
 
-    def publish(self, rendezvous: Rendezvous | None) -> None:
-        """Tell the other ranks where to join; None: there is nothing to join."""
-        self._store.set(_SERVER, json.dumps([self._number, rendezvous]))
-
-    def withdraw(self) -> None:
-        """Remove what an earlier attempt published."""
-        self._store.delete_key(_SERVER)
+    def publish(self, server: ServerAddress | None) -> None:
+        """Tell the other ranks where to join; None: there is nothing left to train, also for later attempts."""
+        self._store.set(self._server_key, json.dumps(server))
 
     # Of the other ranks.
 
-    def rendezvous(self) -> Rendezvous | None:
-        """Wait for what rank 0 publishes in this attempt.
-
-        Another host's torchrun may have restarted its ranks more or less often: there, the server that answers counts.
-        """
+    def server(self) -> ServerAddress | None:
+        """Wait until rank 0 has published what it is: an address that does not answer is that of an earlier attempt."""
         while True:
-            number, published = json.loads(self._store.get(_SERVER))
-            rendezvous = Rendezvous(*published) if published else None
-            if os.environ.get("GROUP_RANK") == "0":
-                current = number == self._number
-            else:
-                current = rendezvous is None or _answers(rendezvous)
-            if current:
-                return rendezvous
+            published = json.loads(self._store.get(self._server_key))
+            server = ServerAddress(*published) if published else None
+            if server is None or _answers(server):
+                return server
             time.sleep(_POLL_SECONDS)
 
 
-def _answers(rendezvous: Rendezvous) -> bool:
+def _answers(server: ServerAddress) -> bool:
     try:
-        socket.create_connection((rendezvous.host, rendezvous.port), _ANSWER_SECONDS).close()
+        socket.create_connection((server.host, server.port), _ANSWER_SECONDS).close()
     except OSError:
         return False
     return True

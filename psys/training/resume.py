@@ -12,14 +12,15 @@ from psys.run.assembly import initial_ledger
 from psys.run.checkpoint import Checkpoint
 from psys.run.config import RunConfig
 from psys.run.directory import RunDirectory
-from psys.run.divergence import divergence, last_sound_version
+from psys.run.divergence import advice, divergence, last_sound_version
 from psys.run.events import EventLog, read_events, surviving
+from psys.run.segments import in_words
 
 # The settings that do not say what is computed: their changes are no segments of the run.
 _HOW_IT_RUNS = {
     *("name", "runs", "store", "source", "servers", "remote_servers", "threads", "faults", "listen", "port"),
     *("heartbeat_timeout", "patience", "start_timeout", "join_timeout", "leave_timeout", "restarts"),
-    *("checkpoint_every", "keep_checkpoints", "earlier_batch_sizes"),
+    *("checkpoint_every", "keep_checkpoints", "snapshot_epochs", "evaluate_every", "earlier_batch_sizes"),
 }
 _FIXED = {
     "model": "the checkpoint holds parameters of the other",
@@ -47,24 +48,30 @@ def resume(run: RunDirectory, settings: RunConfig, store: PreparedStore, wait: f
         begin = next((event for event in events if isinstance(event, RunStarted)), None)
         if begin and begin.store != store.content_hash:
             raise PsysError(f"{store.path} is not the store that {run.path} was trained on: name that one with --store")
-        if divergence(events) and not changed:
-            raise PsysError(f"training of {run.path} diverged")
-        sound = last_sound_version(events) if changed else None
+        chosen = changed.keys() - {"workers"}  # their number may be that of another machine's cores
+        if divergence(events) and not chosen:
+            raise PsysError(f"training of {run.path} diverged; {advice(run)}")
+        sound = last_sound_version(events) if chosen else None
         checkpoint = _checkpoint(run, before, sound)
         version = checkpoint.metadata.version if checkpoint else 0
         begun = _epochs_begun(initial_ledger(before, store), checkpoint)
         _check(run, before, settings, changed, begun)
+        if checkpoint:
+            _check_optimizer(run, before, settings)
         earlier = _earlier_batch_sizes(before, settings.batch_size, begun)
         settings = settings.model_copy(update={"earlier_batch_sizes": earlier})
         ledger = initial_ledger(settings, store)
         if checkpoint:
             ledger.restore(checkpoint.metadata.ledger)
-        if _is_over(events) and (ledger.finished or not changed):
+        if _is_over(events) and not chosen:
             if run.complete and not wait:
-                raise PsysError(
-                    f"{run.path} is complete and evaluated: there is nothing to resume; --epochs extends it"
-                )
+                raise PsysError(f"{run.path} is complete and evaluated: nothing is left to train; --epochs extends it")
             return False
+        if _is_over(events) and ledger.finished:
+            raise PsysError(
+                f"all {settings.epochs} epochs of {run.path} are trained, {', '.join(in_words(changed))} would change "
+                "nothing: --epochs extends the run, another --name starts a new one"
+            )
         if sound is not None:
             run.checkpoints(before.keep_checkpoints).roll_back(version)
             run.roll_back(version)
@@ -72,13 +79,12 @@ def resume(run: RunDirectory, settings: RunConfig, store: PreparedStore, wait: f
             log.write(SettingsChanged(version=version, changed=changed))
             run.archive_settings(version)
         if run.complete:
-            run.archive_result(version)
+            run.archive_result()
         run.update(settings)
     say(f"{run.path} continues from version {version} (epoch {ledger.epochs_done:.4g})")
     if changed:
-        changes = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in changed.items())
         rate = learning_rate(settings.schedule, ledger.epochs_done, settings.epochs)
-        say(f"changed from here on: {changes}; the learning rate is {rate:.4g} here")
+        say(f"changed from here on: {', '.join(in_words(changed))}; the learning rate is {rate:.4g} here")
     return True
 
 
@@ -133,8 +139,11 @@ def _check(
             raise PsysError(f"cannot resume {run.path} with {name} {new} instead of {old}: {reason}; start a new run")
     if settings.epochs < begun:
         raise PsysError(f"cannot resume {run.path} with --epochs {settings.epochs}: epoch {begun} has begun")
+
+
+def _check_optimizer(run: RunDirectory, before: RunConfig, settings: RunConfig) -> None:
     needed, kept = settings.optimizer.state_names(), before.optimizer.state_names()
-    if begun and set(needed) != set(kept):
+    if set(needed) != set(kept):
         raise PsysError(
             f"cannot resume {run.path} with this optimizer: it needs {_names(needed)}, the checkpoint holds "
             f"{_names(kept)}; start a new run"

@@ -8,13 +8,18 @@ from typing import NamedTuple
 
 import torch
 from rich.console import Console
+from torch import nn
 
+from psys.compute.flat import FlatModel
+from psys.data.store import PreparedStore
 from psys.errors import PsysError, say
 from psys.models.registry import build
-from psys.run.assembly import loss_weights
+from psys.run.assembly import layout_of, loss_weights
+from psys.run.config import RunConfig
 from psys.run.directory import RunDirectory
 from psys.run.divergence import advice, divergence
-from psys.run.events import read_events, surviving
+from psys.run.events import EventLog, read_events, surviving
+from psys.run.faults import read_plan
 from psys.training.attempt import Attempt
 from psys.training.resume import resume
 from psys.training.settings import AUTO, TrainingConfig
@@ -39,32 +44,30 @@ def started_run(config: TrainingConfig, workers: int, attempt: Attempt | None = 
     the first event of a new run leaves no directory.
     """
     model = build(config.model, num_classes=2)
+    read_plan(config.faults)
     settings = config.run_config(workers)
     again = attempt.earlier_run() if attempt else None
     automatic = again is not None or config.resume == AUTO
     wait = _AGAIN_SECONDS if automatic else 0.0
     run = _directory(config, again)
     with run.locked(wait):
-        resumed = run.begun if automatic else config.resume is not None
-        if not resumed:
-            run.begin(settings)
+        resumed = config.resume not in (None, AUTO)
         try:
+            EventLog(run.events, wait).close()  # a server of the start before may be about to save
+            resumed = resumed or (automatic and run.begun)
+            if not resumed:
+                run.begin(settings)
             if attempt:
                 attempt.record_run(run.path)
             store = open_store(config)
-            loss_weights(config, store)  # holds validation images out as well
-            with torch.inference_mode():
-                model.eval()(torch.zeros(1, 3, *store.image_size))
+            _check(config, model, store)
             if resumed:
                 trains = resume(run, settings, store, wait)
             else:
                 trains = True
                 say(f"{config.mode} training of {config.model} with {workers} workers; everything goes to {run.path}")
-            yield StartedRun(run, trains)
-        except PsysError as error:
-            if run.begun and divergence(surviving(read_events(run.events))):
-                raise PsysError(f"{error}; {advice(run)}") from None
-            raise
+            with _advice_added(run):
+                yield StartedRun(run, trains)
         finally:
             if not resumed and not run.begun:
                 run.remove()
@@ -85,9 +88,30 @@ def end_run(run: RunDirectory, complete: bool) -> None:
         say("stopped, nothing was trained")
 
 
+def _check(config: RunConfig, model: nn.Module, store: PreparedStore) -> None:
+    """Raises PsysError if the settings do not fit the model or the store."""
+    loss_weights(config, store)  # holds validation images out as well
+    with torch.inference_mode():
+        model.eval()(torch.zeros(1, 3, *store.image_size))
+    try:
+        layout_of(config, FlatModel(build(config.model, len(store.classes))))
+    except ValueError as error:
+        raise PsysError(str(error)) from None
+
+
+@contextlib.contextmanager
+def _advice_added(run: RunDirectory) -> Iterator[None]:
+    """Add to the error of a training that diverged how it can be continued."""
+    try:
+        yield
+    except PsysError as error:
+        if divergence(surviving(read_events(run.events))):
+            raise PsysError(f"{error}; {advice(run)}") from None
+        raise
+
+
 def _directory(config: TrainingConfig, again: Path | None) -> RunDirectory:
     if again:
-        again.mkdir(parents=True, exist_ok=True)  # it was removed if the earlier start failed at once
         return RunDirectory(again)
     if config.resume is None:
         return RunDirectory.reserve(config)

@@ -1,16 +1,15 @@
 """A training as one of torchrun's ranks: the first are servers, the others workers."""
 
-import contextlib
 import os
 
 import torch.distributed as dist
 
 from psys.cluster.roles import serve, serve_shard
-from psys.cluster.worker import work
+from psys.cluster.worker import leave_at_signals, work
 from psys.errors import PsysError
 from psys.run.directory import RunDirectory
 from psys.run.status import Status
-from psys.training.attempt import Attempt, Rendezvous
+from psys.training.attempt import Attempt, ServerAddress
 from psys.training.local import train
 from psys.training.settings import AUTO, TrainingConfig, is_loopback, over_run
 from psys.training.signals import stop_signals_recorded
@@ -58,43 +57,39 @@ def _check_ranks(config: TrainingConfig, world: int, workers: int) -> None:
 
 
 def _be_rank_0(config: TrainingConfig, servers: int, workers: int, attempt: Attempt) -> RunDirectory:
-    attempt.withdraw()
-    try:
-        with started_run(config, workers, attempt) as (run, trains):
-            if trains:
-                listener = listen(config.listen, config.port)
-                host, port = listener.getsockname()[:2]
-                host = os.environ["MASTER_ADDR"] if host in ("0.0.0.0", "::") else host
-                attempt.publish(Rendezvous(host, port, servers, config.threads))
-                with stop_signals_recorded() as received:
+    with started_run(config, workers, attempt) as (run, trains):
+        if trains:
+            listener = listen(config.listen, config.port)
+            host, port = listener.getsockname()[:2]
+            host = os.environ["MASTER_ADDR"] if host in ("0.0.0.0", "::") else host
+            attempt.publish(ServerAddress(host, port, servers, config.threads))
+            with stop_signals_recorded() as received:
 
-                    def stopped(status: Status) -> bool:
-                        return bool(received) or attempt.torchrun_ended
+                def stopped(status: Status) -> bool:
+                    return bool(received) or attempt.torchrun_ended
 
-                    trained = serve(run, listener, workers, stopped, config.token()).complete
-            else:
-                attempt.publish(None)
-            end_run(run, not trains or trained)
-        return run
-    except BaseException:
-        with contextlib.suppress(dist.DistError):
-            attempt.publish(None)  # the other ranks may be waiting
-        raise
+                trained = serve(run, listener, workers, stopped, config.token()).complete
+        else:
+            attempt.publish(None)
+        end_run(run, not trains or trained)
+    return run
 
 
 def _join_rank_0(config: TrainingConfig, rank: int, attempt: Attempt) -> None:
-    """Be another server or a worker of the run; rank 0 alone says why if there is none."""
-    rendezvous = attempt.rendezvous()
-    if rendezvous is None:
+    """Be another server or a worker of the run, if there is anything left to train."""
+    server = attempt.server()
+    if server is None:
         return
-    host, port, servers, threads = rendezvous
+    host, port, servers, threads = server
     # The settings of a run to resume, its store included, are known to rank 0 only.
     own_store = config.resume in (None, AUTO) or "store" in config.model_fields_set
     with stop_signals_recorded():  # and not acted on
         if rank < servers:
             serve_shard(host, port, config.token(), rank)
-        else:
-            servers_here = max(0, servers - (rank - int(os.environ["LOCAL_RANK"])))
-            workers_here = int(os.environ["LOCAL_WORLD_SIZE"]) - servers_here
-            threads = config.model_copy(update={"threads": threads}).threads_of_worker(workers_here)
-            work(host, port, threads, config.token(), config.store if own_store and config.store.exists() else None)
+            return
+        if int(os.environ["GROUP_RANK"]):  # rank 0 is on another host: its torchrun may not have been told to stop
+            leave_at_signals()
+        servers_here = max(0, servers - (rank - int(os.environ["LOCAL_RANK"])))
+        workers_here = int(os.environ["LOCAL_WORLD_SIZE"]) - servers_here
+        threads = config.model_copy(update={"threads": threads}).threads_of_worker(workers_here)
+        work(host, port, threads, config.token(), config.store if own_store and config.store.exists() else None)

@@ -110,6 +110,8 @@ class _Connection(socketserver.StreamRequestHandler):
         self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             request = self._challenge()
+            if request is None:
+                return
             response = handler.admit(request)
         except (PsysError, OSError, EOFError) as error:
             reason = " ".join(str(error).split())[:500]
@@ -138,11 +140,17 @@ class _Connection(socketserver.StreamRequestHandler):
                 elif newest:
                     handler.disconnected(name)
 
-    def _challenge(self) -> JoinRequest:
-        """The request of a process that has the token. Raises PsysError, OSError and EOFError."""
+    def _challenge(self) -> JoinRequest | None:
+        """The request of a process that has the token; None: the connection sent nothing, as a probe of the port.
+
+        Raises PsysError, OSError and EOFError.
+        """
         challenge = secrets.token_hex(16)
         self._send({"psys": challenge})
-        request = validate(JoinRequest, parse_line(self._request_line()), where="the join request")
+        line = self._request_line()
+        if not line:
+            return None
+        request = validate(JoinRequest, parse_line(line), where="the join request")
         if not hmac.compare_digest(request.proof.encode(), proof_of(self.server.token, challenge).encode()):
             raise PsysError("the token is not this run's (PSYS_TOKEN or --token-file)")
         return request

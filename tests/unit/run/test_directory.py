@@ -1,5 +1,6 @@
 """A run's directory and its files of tensors."""
 
+import contextlib
 import os
 import stat
 import threading
@@ -47,6 +48,7 @@ def test_name_of_a_run_that_has_begun_is_refused(tmp_path: Path) -> None:
 def test_name_of_a_run_that_never_began_is_free(tmp_path: Path) -> None:
     run = create(tmp_path, epochs=3)
     run.events.write_text('{"event": "st')
+    (run.path / "lock").touch()
     assert create(tmp_path, epochs=4).config().epochs == 4
 
 
@@ -55,6 +57,64 @@ def test_folder_with_files_of_something_else_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "r" / "holiday.jpg").touch()
     with pytest.raises(PsysError, match="r holds other files than those of a run: choose another --name"):
         create(tmp_path)
+
+
+@pytest.mark.parametrize("lock", [True, False])
+def test_files_that_psys_did_not_write_stay(tmp_path: Path, lock: bool) -> None:
+    """Not even names of files of a run make a folder psys' own: its lock does."""
+    run = create(tmp_path)
+    (run.path / "logs" / "precious.txt").touch()
+    if lock:
+        with run.locked():
+            run.remove()
+        assert not run.path.exists()
+    else:
+        with pytest.raises(PsysError, match="holds other files"):
+            create(tmp_path)
+
+
+def test_lock_of_another_start_stays(tmp_path: Path) -> None:
+    """A start that failed removes its directory while another one begins there."""
+    run = create(tmp_path)
+    with run.locked():
+        run.remove()
+        (run.path / "lock").unlink(missing_ok=True)
+        other = contextlib.ExitStack()
+        other.enter_context(run.locked())  # makes the directory again
+    with other, pytest.raises(PsysError, match="still going on"), run.locked():
+        pass
+
+
+def test_settings_of_before_each_change_are_kept(tmp_path: Path) -> None:
+    run = create(tmp_path)
+
+    def change(version: int, epochs: int) -> None:
+        run.archive_settings(version)
+        run.update(run.config().model_copy(update={"epochs": epochs}))
+
+    def kept() -> dict[str, int]:
+        return {
+            path.name: read_yaml(path / "config.yaml")["epochs"] for path in sorted((run.path / "segments").iterdir())
+        }
+
+    change(10, 21)
+    change(10, 22)  # nothing was trained meanwhile
+    assert kept() == {"00000010": 20}
+    change(30, 23)
+    assert kept() == {"00000010": 20, "00000030": 22}
+    change(20, 24)  # the run goes back
+    assert kept() == {"00000010": 20, "00000020": 22}
+    change(5, 25)
+    assert kept() == {"00000005": 20}
+
+
+def test_result_is_kept_under_its_last_version(tmp_path: Path) -> None:
+    run = create(tmp_path)
+    for text in ("first", "second"):
+        run.write_result({"last": {"version": 7}, "text": text})
+        run.archive_result()
+        assert not run.complete
+    assert read_yaml(run.path / "result-00000007.json")["text"] == "first"
 
 
 def test_runs_without_a_name_never_share_one(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from tests.support.runs import end, start, write_events, write_tiny_store
 
 EPOCHS, PER_EPOCH = 4, 5
 """Epochs and batches an epoch of the run, of 20 images in batches of 4."""
+RESULT = {"last": {"version": EPOCHS * PER_EPOCH}}
 
 
 @pytest.fixture(scope="module")
@@ -156,18 +157,21 @@ def finish(run: RunDirectory, store: PreparedStore, *events: RunEvent, batches: 
 def test_complete_run_has_nothing_left_to_train(run: RunDirectory, store: PreparedStore) -> None:
     finish(run, store, end(unfinished=0))
     assert not resume(run, run.config(), store, wait=0)  # it is not evaluated
-    run.write_result({})
-    for settings in ({}, {"schedule": {"learning_rate": 0.01}}):
+    run.write_result(RESULT)
+    for same in (run.config(), changed(run, workers=5), changed(run, evaluate_every=2.0)):
         with pytest.raises(PsysError, match="complete and evaluated"):
-            resume(run, changed(run, **settings), store, wait=0)
-        assert not resume(run, changed(run, **settings), store, wait=0.1)  # the same command again is no error
+            resume(run, same, store, wait=0)
+        assert not resume(run, same, store, wait=0.1)  # the same command again is no error
+    for wait in (0.0, 0.1):
+        with pytest.raises(PsysError, match=r"learning_rate 0.1 → 0.01 would change nothing: --epochs extends"):
+            resume(run, changed(run, schedule={"learning_rate": 0.01}), store, wait)
     assert not changes(run)
     assert run.complete
 
 
 def test_complete_run_is_extended_and_keeps_its_result(run: RunDirectory, store: PreparedStore) -> None:
     finish(run, store, end(unfinished=0))
-    run.write_result({"mode": "async"})
+    run.write_result(RESULT)
     assert resume(run, changed(run, epochs=6), store, wait=0)
     assert not run.complete
     assert (run.path / "result-00000020.json").exists()
@@ -175,7 +179,7 @@ def test_complete_run_is_extended_and_keeps_its_result(run: RunDirectory, store:
 
 
 def test_run_that_was_evaluated_when_it_was_stopped_goes_on(run: RunDirectory, store: PreparedStore) -> None:
-    run.write_result({})
+    run.write_result(RESULT)
     assert resume(run, run.config(), store, wait=0)
     assert not run.complete
     assert not changes(run)
@@ -184,7 +188,8 @@ def test_run_that_was_evaluated_when_it_was_stopped_goes_on(run: RunDirectory, s
 def test_run_stopped_early_goes_on_with_other_settings_only(run: RunDirectory, store: PreparedStore) -> None:
     early = StoppedEarly(best_version=5, best_accuracy=0.5, patience=1, seconds=1.0)
     finish(run, store, early, end(unfinished=5), batches=15)
-    assert not resume(run, run.config(), store, wait=0)
+    for same in (run.config(), changed(run, workers=5), changed(run, evaluate_every=2.0)):
+        assert not resume(run, same, store, wait=0)
     assert resume(run, changed(run, schedule={"learning_rate": 0.01}), store, wait=0)
 
 
