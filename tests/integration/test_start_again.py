@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from psys.ps.events import SettingsChanged, SnapshotEvaluated
+from psys.ps.events import JoinRefused, SettingsChanged, SnapshotEvaluated
 from psys.run.directory import RunDirectory
 from tests.support.processes import (
     PS,
@@ -15,6 +15,7 @@ from tests.support.processes import (
     events,
     family,
     finished,
+    reserved_port,
     resumes,
     run,
     small_run,
@@ -54,6 +55,26 @@ def test_ranks_that_torchrun_restarts_continue_their_run(small_store_path: Path,
     assert len(resumes(path)) == 1
     assert audited(path).unfinished == 0
     assert RunDirectory(path).complete
+
+
+def test_ranks_of_two_torchruns_continue_their_run(small_store_path: Path, tmp_path: Path) -> None:
+    """A rank of the second torchrun is killed: the first one starts its ranks again without counting it."""
+    with reserved_port() as port:
+        agents = ("--nnodes", "2", "--nproc-per-node", "2", "--max-restarts", "2", "--rdzv-backend", "c10d")
+        where = ("--rdzv-endpoint", f"localhost:{port}", "--local-addr", "localhost")
+        more = ("--mode", "sync", "--epochs", "60", "--checkpoint-every", "1")
+        unnamed = [each for each in small_run(small_store_path, "r", *more, workers=3) if each not in ("--name", "r")]
+        command = ("-m", "torch.distributed.run", *agents, *where, PS, *unnamed)
+        with started(*command, cwd=tmp_path) as first, started(*command, cwd=tmp_path) as second:
+            wait_until(lambda: bool(list((tmp_path / "runs").glob("*/checkpoints/*"))), "a checkpoint", first, second)
+            other = second if any(each.environ().get("RANK") == "3" for each in family(second)) else first
+            rank(other, 3).kill()
+            done = finished(first), finished(second)
+    assert [each.code for each in done] == [0, 0], done
+    (path,) = (tmp_path / "runs").iterdir()
+    assert len(resumes(path)) == 1
+    assert audited(path).unfinished == 0
+    assert not events(path, JoinRefused)
 
 
 def test_same_command_goes_on_after_everything_was_killed(small_store_path: Path, tmp_path: Path) -> None:
@@ -98,7 +119,7 @@ def test_run_is_extended_changed_and_evaluated_where_it_was_moved(small_store_pa
     changes = ("--epochs", "4", "--mode", "async", "--batch-size", "8", "--schedule.learning-rate", "0.01")
     extended = run(PS, "--resume", "s", *changes, cwd=moved.parent)
     assert extended.code == 0, extended.err
-    assert "changed from here on: mode sync -> async, epochs 2 -> 4, batch_size 16 -> 8" in extended.err
+    assert "changed from here on: mode sync → async, epochs 2 → 4, batch_size 16 → 8" in extended.err
     (changed,) = events(moved, SettingsChanged)
     assert changed.version == resumes(moved)[0].version
     assert audited(moved).unfinished == 0

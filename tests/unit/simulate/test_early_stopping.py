@@ -3,6 +3,9 @@
 import pytest
 
 from psys.ps.events import RunEnded, SnapshotEvaluated, StoppedEarly
+from psys.ps.ledger import Ledger
+from psys.ps.messages import Evaluated
+from psys.run.assembly import run_controller
 from psys.run.config import RunConfig
 from psys.simulate.in_process import InProcessRun
 from tests.support.workloads import mixing, workload
@@ -47,6 +50,18 @@ def test_lower_loss_at_the_same_accuracy_is_better() -> None:
     run.evaluate(run.version, 0.5, loss=0.5)
     train_epochs(run, [0.4])
     assert run.end is None
+
+
+def test_patience_begins_anew_where_settings_changed() -> None:
+    config = RunConfig(early_stopping=2, batch_size=4)
+    best = Evaluated(version=20, epochs=2.0, loss=0.5, accuracy=0.9, images=10)
+    controller = run_controller(config, Ledger(20, 40, 4), awaited=1, version=50, best=best, patience_from=5.0)
+
+    def stops_at(epochs: float) -> bool:
+        worse = Evaluated(version=int(10 * epochs), epochs=epochs, loss=0.6, accuracy=0.8, images=10)
+        return any(isinstance(event, StoppedEarly) for event in controller.handle(0.0, worse).log)
+
+    assert [stops_at(epochs) for epochs in (6.0, 6.9, 7.0)] == [False, False, True]
 
 
 @pytest.mark.parametrize("early_stopping", [None, 3])
