@@ -98,7 +98,9 @@ class PreparedStore:
         try:
             manifest = json.loads(read_bounded(path / MANIFEST, MANIFEST_BYTES))
         except FileNotFoundError:
-            raise PsysError(f"no prepared store at {path} (no {MANIFEST}): name its place with --store, or prepare it") from None
+            raise PsysError(
+                f"no prepared store at {path} (no {MANIFEST}): name its place with --store, or prepare it"
+            ) from None
         except (OSError, ValueError, RecursionError) as error:
             raise PsysError(f"cannot read {path / MANIFEST} ({error}): prepare the store again with --force") from None
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:

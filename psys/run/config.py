@@ -162,7 +162,7 @@ class RunConfig(Config):
     snapshot_epochs: float = Field(1.0, ge=0.001)
     """epochs between snapshots; each is a point of the curves"""
     evaluate_every: float | None = Field(None, ge=0)
-    """epochs between evaluations on held-out images; by default as 1.5 % of the idle cores allow; 0: only at the end"""
+    """epochs between evaluations on held-out images; by default as 1 % of the idle cores allows; 0: only at the end"""
     early_stopping: float | None = Field(None, gt=0)
     """epochs without a better held-out accuracy after which the run stops; snapshots are then evaluated at once"""
     heartbeat_timeout: float = Field(15.0, gt=0)

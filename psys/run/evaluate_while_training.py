@@ -16,8 +16,9 @@ from psys.cores import available_cores
 from psys.errors import PsysError, say
 from psys.output import protect_output
 
-_IDLE_SHARE = 0.015
+_IDLE_SHARE = 0.01
 """of the time of all cores: what the pace `idle` takes. Cores that seem idle are not free: memory is shared"""
+_REST_PIECE = 0.5  # seconds
 _IMPORT_SECONDS = 2.5  # of computing; the import of torch is by far the most of it
 
 
@@ -50,10 +51,9 @@ def evaluate_snapshots(path: Path, idle: bool) -> None:
     results = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # for what a library might print
     waiting = _Waiting()
-    began = time.monotonic()
     if idle:
         _compute_when_idle()
-        time.sleep(pause(_IMPORT_SECONDS, 0.0))
+        _rest(rest_after(_IMPORT_SECONDS))
     # Imported here: the import of torch takes seconds, which are taken at the same pace.
     import json
 
@@ -70,19 +70,27 @@ def evaluate_snapshots(path: Path, idle: bool) -> None:
     store = PreparedStore.open(config.store, config.image_size)
     evaluator = Evaluator(run, store, torch.device("cpu") if idle else choose_device(0))
     while evaluator.has_held_out:
+        version, before = waiting.newest(), time.process_time()
         try:
-            evaluated = evaluator.evaluate(waiting.newest())
+            evaluated = evaluator.evaluate(version)
         except PsysError as error:  # the file may be damaged, or removed: the next one may not be
             say(str(error))
         else:
             print(json.dumps(asdict(evaluated)), file=results, flush=True)
         if idle:
-            time.sleep(pause(time.process_time(), time.monotonic() - began))
+            _rest(rest_after(time.process_time() - before))
 
 
-def pause(computed: float, elapsed: float) -> float:
-    """Seconds to wait until `computed` seconds are no more than the idle share of all cores' time."""
-    return max(0.0, computed / (_IDLE_SHARE * available_cores()) - elapsed)
+def rest_after(computed: float) -> float:
+    """Seconds of rest after `computed` seconds, so that computing takes the idle share of all cores' time."""
+    return computed * max(0.0, 1 / (_IDLE_SHARE * available_cores()) - 1)
+
+
+def _rest(seconds: float) -> None:
+    """Sleep in pieces: a time for which this process is suspended counts as one piece at most."""
+    while seconds > 0:
+        time.sleep(min(seconds, _REST_PIECE))
+        seconds -= _REST_PIECE
 
 
 def _compute_when_idle() -> None:

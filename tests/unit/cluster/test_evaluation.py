@@ -13,8 +13,9 @@ from psys.cluster.evaluation import SnapshotEvaluation
 from psys.config import write_yaml
 from psys.data.store import PreparedStore
 from psys.ps.messages import Evaluated
+from psys.run import evaluate_while_training
 from psys.run.directory import RunDirectory
-from psys.run.evaluate_while_training import pause
+from psys.run.evaluate_while_training import rest_after
 from tests.support.runs import FIRST, GOOD, LAST, trained_run, write_tiny_store
 
 _DEADLINE_SECONDS = 120.0  # the process imports torch while other tests keep the cores busy
@@ -124,10 +125,11 @@ def test_process_takes_a_small_share_of_idle_cores_unless_evaluations_are_asked_
         evaluation.close()
 
 
-def test_pause_keeps_the_share_of_idle_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
-    assert pause(computed=0.3, elapsed=4.0) == pytest.approx(6.0)  # 0.3 s of 10 s on 2 cores are 1.5 %
-    assert pause(computed=0.3, elapsed=11.0) == 0.0
+def test_rest_keeps_the_share_of_idle_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate_while_training, "available_cores", lambda: 2)
+    assert rest_after(0.2) == pytest.approx(9.8)  # 0.2 s of 10 s on 2 cores are 1 %
+    monkeypatch.setattr(evaluate_while_training, "available_cores", lambda: 200)
+    assert rest_after(0.2) == 0.0
 
 
 def test_process_that_is_killed_is_reported_once_and_not_started_again(
