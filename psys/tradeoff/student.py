@@ -12,15 +12,17 @@ def cdf(t: float, df: float) -> float:
     if t == 0:
         return 0.5
     squared = t * t
-    outside = 0.0 if math.isinf(squared) else _incomplete_beta(df / (df + squared), squared / (df + squared), df / 2, 0.5)
+    outside = (
+        0.0 if math.isinf(squared) else _incomplete_beta(df / (df + squared), squared / (df + squared), df / 2, 0.5)
+    )
     return outside / 2 if t < 0 else 1 - outside / 2
 
 
 def quantile(p: float, df: float) -> float:
     """The t with P(T <= t) = p, for 0.5 < p < 1.
 
-    Newton's method from the normal quantile: `cdf` is concave on t > 0 and the normal quantile lies below the result, so
-    each step approaches the result from below.
+    Newton's method from the normal quantile: `cdf` is concave on t > 0 and the normal quantile lies below the result,
+    so each step approaches the result from below.
     """
     t = NormalDist().inv_cdf(p)
     log_scale = math.lgamma((df + 1) / 2) - math.lgamma(df / 2) - math.log(df * math.pi) / 2
@@ -34,7 +36,7 @@ def quantile(p: float, df: float) -> float:
 
 
 def _incomplete_beta(x: float, rest: float, a: float, b: float) -> float:
-    """The regularised incomplete beta function I_x(a, b); `rest` is 1 - x, given so that a small one keeps its digits."""
+    """The regularised incomplete beta function I_x(a, b); `rest` is 1 - x, which keeps its digits if it is small."""
     if x <= 0 or rest <= 0:
         return 0.0 if x <= 0 else 1.0
     if x > (a + 1) / (a + b + 2):  # here the continued fraction converges slowly

@@ -24,8 +24,8 @@ class TimeToTarget:
 class TargetSummary:
     """The times to target of an arm's trials: how many reached it, and the Kaplan-Meier median in seconds.
 
-    `median` is None if the estimated share of trials without the target stays above one half. `low` to `high` holds the median with
-    confidence `level`; an end is None where it does not exist, and `level` is None if there is no interval.
+    `median` is None if the estimated share of trials without the target stays above one half. `low` to `high`
+    holds the median with confidence `level`: `high` is None if there is no upper limit, all three below five trials.
     """
 
     trials: int
@@ -75,8 +75,8 @@ def summarize_times(times: Sequence[TimeToTarget]) -> TargetSummary:
     Practical Nonparametric Statistics, 1999, section 3.2; without censoring, the interval of Brookmeyer and Crowley,
     Biometrics 38 (1982), 29-41, in its exact form). A censored trial counts as its end for the lower limit and as
     "never" for the upper limit. The true time lies between the two: the interval holds whatever the reason for the
-    censoring, and at 3 to 10 trials, where Greenwood's variance is poor. Below five trials there is no interval; of five
-    it is the range, with 93.75 %; above, the shortest with 95 % or more. ValueError if there is no trial.
+    censoring, and at 3 to 10 trials, where Greenwood's variance is poor. Below five trials there is no interval; of
+    five it is the range, with 93.75 %; above, the shortest with 95 % or more. ValueError if there is no trial.
     """
     if not times:
         raise ValueError("a summary of times to target needs one trial")
@@ -86,17 +86,15 @@ def summarize_times(times: Sequence[TimeToTarget]) -> TargetSummary:
         return TargetSummary(len(times), reached, _kaplan_meier_median(times), None, None, None)
     low = sorted(time.seconds for time in times)[cut - 1]
     high = sorted(time.seconds if time.reached else math.inf for time in times)[-cut]
-    # The target may never have been reached: then the median has no known upper limit, and the lower limit stands.
-    return TargetSummary(
-        len(times), reached, _kaplan_meier_median(times), low, None if math.isinf(high) else high, level
-    )
+    upper = None if math.isinf(high) else high
+    return TargetSummary(len(times), reached, _kaplan_meier_median(times), low, upper, level)
 
 
 def pareto_front(points: Mapping[str, tuple[float, float]]) -> list[str]:
     """Arms that no other arm beats, from the fastest to the slowest; points are (seconds, accuracy).
 
-    An arm is beaten if another is at least as fast and at least as accurate, and better in one of the two. ValueError if
-    a number is not finite.
+    An arm is beaten if another is at least as fast and at least as accurate, and better in one of the two.
+    ValueError if a number is not finite.
     """
     if unfit := [arm for arm, point in points.items() if not all(map(math.isfinite, point))]:
         raise ValueError(f"seconds and accuracy of an arm are finite; they are not for {', '.join(unfit)}")

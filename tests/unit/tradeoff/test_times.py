@@ -87,8 +87,8 @@ def test_interval_covers_the_median_of_censored_times_in_at_least_its_level_of_s
     rng = np.random.default_rng(25)
     covered = 0
     for _ in range(2000):
-        times, ends = rng.exponential(1, trials), rng.uniform(0.5, 3, trials)
-        study = [TimeToTarget(min(time, end), time <= end) for time, end in zip(times.tolist(), ends.tolist())]
+        times, ends = rng.exponential(1, trials).tolist(), rng.uniform(0.5, 3, trials).tolist()
+        study = [TimeToTarget(min(time, end), time <= end) for time, end in zip(times, ends, strict=True)]
         summary = summarize_times(study)
         assert summary.low is not None
         covered += summary.low <= math.log(2) <= (summary.high or math.inf)
