@@ -117,7 +117,7 @@ def difference(arm: ArrayLike, reference: ArrayLike) -> Difference:
         variance of the mean = (MS_seed + max(MS_image - MS_rest, 0)) / (S I),
 
     of which a share w comes from seeds. Dorfman, Berbaum and Metz (1992) and Hillis, Statistics in Medicine 26 (2007),
-    596-619, use this variance for readers x cases; Searle, Casella and McCulloch, Variance Components (1992), derive it.
+    596-619, use it for readers x cases; Searle, Casella and McCulloch, Variance Components (1992), derive it.
     The degrees of freedom are
 
         1 / df = w / (S - 1) + (1 - w) / (I - 1),
