@@ -1,0 +1,1 @@
+"""Studies of arms x seeds: accuracy against wall-clock."""
