@@ -118,7 +118,7 @@ def test_new_store_replaces_the_existing_one(tmp_path: Path) -> None:
 
 
 def test_missing_store_or_other_format_is_rejected(tmp_path: Path) -> None:
-    with pytest.raises(PsysError, match=r"no prepared store at .*psys prepare"):
+    with pytest.raises(PsysError, match=r"no prepared store at .*--store, or prepare it"):
         PreparedStore.open(tmp_path / "nowhere")
     (tmp_path / MANIFEST).write_text('{"format": "cake"}')
     with pytest.raises(PsysError, match="does not describe a prepared store"):
