@@ -90,7 +90,7 @@ class RunController:
 
     Training time runs from the first lease to the last update, and continues at `seconds` from a checkpoint. `saved` is
     the version of the newest snapshot that exists already, `best` the best of the evaluations so far, `patience_from`
-    the epochs done when settings last changed: the patience of early stopping begins anew there.
+    the epochs done when settings last changed: the patience of early stopping begins again there.
     """
 
     def __init__(

@@ -30,7 +30,7 @@ def run_lock(folder: Path, wait: float = 0.0) -> Iterator[None]:
             os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
     finally:
-        if _is_at(path, file):  # the folder may have been removed, and another start may have made it anew
+        if _is_at(path, file):  # the folder may have been removed, and made again by another start
             path.unlink()
         os.close(file)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from psys.data.store import PreparedStore
 from psys.errors import PsysError, say
-from psys.ps.events import RunEnded, RunEvent, RunStarted, SettingsChanged, StoppedEarly
+from psys.ps.events import RunEnded, RunEvent, RunStarted, SettingsChanged, StoppedEarly, UpdateApplied
 from psys.ps.ledger import Ledger
 from psys.ps.schedule import learning_rate
 from psys.run.assembly import initial_ledger
@@ -63,11 +63,14 @@ def resume(run: RunDirectory, settings: RunConfig, store: PreparedStore, wait: f
         ledger = initial_ledger(settings, store)
         if checkpoint:
             ledger.restore(checkpoint.metadata.ledger)
-        if _is_over(events) and not chosen:
+        over = _is_over(events) and (run.complete or version == _last_version(events))
+        if over and not chosen:
             if run.complete and not wait:
                 raise PsysError(f"{run.path} is complete and evaluated: nothing is left to train; --epochs extends it")
             return False
-        if _is_over(events) and ledger.finished:
+        if run.complete and checkpoint is None and sound is None:
+            raise PsysError(f"the checkpoints of {run.path} are gone: nothing can continue it, start a new run")
+        if over and ledger.finished:
             raise PsysError(
                 f"all {settings.epochs} epochs of {run.path} are trained, {', '.join(in_words(changed))} would change "
                 "nothing: --epochs extends the run, another --name starts a new one"
@@ -152,6 +155,11 @@ def _check_optimizer(run: RunDirectory, before: RunConfig, settings: RunConfig) 
 
 def _names(vectors: Sequence[str]) -> str:
     return " and ".join(vectors) or "nothing"
+
+
+def _last_version(events: Sequence[RunEvent]) -> int:
+    """Version of the last update; on a full disk it may not have been saved."""
+    return max((event.version for event in events if isinstance(event, UpdateApplied)), default=0)
 
 
 def _is_over(events: Sequence[RunEvent]) -> bool:

@@ -1,5 +1,6 @@
 """What may change when a run is resumed, what is recorded of it, and which runs cannot be resumed."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from psys.run.config import RestartConfig, RunConfig
 from psys.run.directory import RunDirectory
 from psys.run.events import EventLog, read_events
 from psys.training.resume import resume
-from tests.support.runs import end, start, write_events, write_tiny_store
+from tests.support.runs import end, start, update, write_events, write_tiny_store
 
 EPOCHS, PER_EPOCH = 4, 5
 """Epochs and batches an epoch of the run, of 20 images in batches of 4."""
@@ -150,7 +151,7 @@ def test_epoch_that_has_begun_keeps_its_batch_size(run: RunDirectory, store: Pre
 def finish(run: RunDirectory, store: PreparedStore, *events: RunEvent, batches: int = EPOCHS * PER_EPOCH) -> None:
     save_checkpoint(run, store, batches)
     with EventLog(run.events) as log:
-        for event in (start(store.content_hash, "resume", 7, 20), *events):
+        for event in (start(store.content_hash, "resume", 7, 20), update(batches), *events):
             log.write(event)
 
 
@@ -166,6 +167,24 @@ def test_complete_run_has_nothing_left_to_train(run: RunDirectory, store: Prepar
         with pytest.raises(PsysError, match=r"learning_rate 0.1 → 0.01 would change nothing: --epochs extends"):
             resume(run, changed(run, schedule={"learning_rate": 0.01}), store, wait)
     assert not changes(run)
+    assert run.complete
+
+
+def test_run_whose_last_version_was_not_saved_computes_it_again(run: RunDirectory, store: PreparedStore) -> None:
+    finish(run, store, end(unfinished=0))
+    shutil.rmtree(run.path / "checkpoints" / "00000020")
+    assert resume(run, run.config(), store, wait=0)
+
+
+def test_complete_run_without_checkpoints_stays_complete_and_cannot_be_extended(
+    run: RunDirectory, store: PreparedStore
+) -> None:
+    finish(run, store, end(unfinished=0))
+    run.write_result(RESULT)
+    shutil.rmtree(run.path / "checkpoints")
+    assert not resume(run, run.config(), store, wait=0.1)
+    with pytest.raises(PsysError, match=r"the checkpoints of .* are gone"):
+        resume(run, changed(run, epochs=6), store, wait=0)
     assert run.complete
 
 
