@@ -126,8 +126,9 @@ class TopK:
     Sends the k = max(1, ceil(share * n)) entries of largest magnitude of residual + vector, the lower index first among
     equals, exactly; the rest is the new residual (error feedback): what was sent and the residual add up to all
     gradients so far, and every entry arrives in the end, but small ones late. Non-finite entries count as largest.
-    The residual belongs to the instance: one per worker and slice. What a refused push sent is lost, and what it kept
-    back goes with the next: after a worker was taken for dead, top-k is approximate where other formats are exact.
+    The residual belongs to the instance: one per worker and slice. `undo` takes back a push that was refused as late.
+    What a push sent that was refused otherwise is lost, and what it kept back goes with the next: after a worker was
+    taken for dead, top-k is approximate where other formats are exact.
     Raises ValueError if `share` is not in (0, 1].
     Sources: Aji & Heafield 2017, "Sparse Communication for Distributed Gradient Descent"; Stich et al. 2018,
     "Sparsified SGD with Memory"; the threshold from a sample is that of Lin et al. 2018, "Deep Gradient Compression".
@@ -154,6 +155,16 @@ class TopK:
         indices.copy_(chosen)
         torch.index_select(self._residual, 0, chosen, out=values.view(torch.float32))
         self._residual.index_fill_(0, chosen, 0)
+
+    def undo(self, vector: Tensor, payload: Tensor) -> None:
+        """`encode` made `payload` of `vector`, which was not applied and is computed anew by whoever computes it.
+
+        What the payload has of earlier vectors goes back into the residual, and what the residual has of `vector` goes
+        out: nothing is lost and nothing counts twice, up to rounding.
+        """
+        assert self._residual is not None
+        indices, values = payload.view(torch.int32).split(self._kept(vector.numel()))
+        self._residual.index_add_(0, indices.long(), values.view(torch.float32)).sub_(vector)
 
     def decode(self, payload: Tensor, out: Tensor) -> Tensor:
         """The vector, 0 where nothing was sent. Raises ValueError, `out` untouched, if an index is out of range."""

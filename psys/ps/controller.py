@@ -277,9 +277,10 @@ class RunController:
                     self._unlogged.append(WorkerJoined(worker=worker, seconds=self.train_seconds(now)))
 
     def _carry_out(self, now: float, decision: Decision, effects: Effects) -> None:
-        if decision.returned:
-            seconds = self.train_seconds(now)
-            self._unlogged.append(LeasesReturned(leases=tuple(decision.returned), seconds=seconds))
+        for leases, late in ((decision.returned, False), (decision.late, True)):
+            if leases:
+                seconds = self.train_seconds(now)
+                self._unlogged.append(LeasesReturned(leases=tuple(leases), late=late, seconds=seconds))
         if decision.grants and self._first_lease is None:
             self._first_lease = now
         readers = {

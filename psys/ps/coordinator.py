@@ -1,7 +1,7 @@
 """Which batch a worker computes next, and which gradients make the next update: ledger, policy and slots together."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -27,6 +27,7 @@ class Decision:
 
     receipt: Receipt | None = None  # of the gradient that was handed in
     returned: list[Lease] = field(default_factory=list)
+    late: list[Lease] = field(default_factory=list)  # given up: taken back from workers that are too late
     updates: list[Update] = field(default_factory=list)
     grants: dict[str, Grant] = field(default_factory=dict)
 
@@ -37,6 +38,7 @@ class _Request:
 
     number: int  # in order of asking
     held_slots: set[int]
+    late: bool  # whether the gradient handed in was
     wait: Wait | None = None
 
 
@@ -46,7 +48,7 @@ class Coordinator:
     No worker starts before `awaited` workers have joined, so that a synchronous run is the same every time. A worker
     asks for one lease at a time, and is answered in a later Decision if not in the Decision of its own request. Each
     worker has `slots` slots, each for the parameters of a lease and then for its gradient: a slot is leased again only
-    when its gradient was applied or given up and the worker holds no lease of it. A resumed run continues at `version`.
+    when its gradient was applied or refused and the worker holds no lease of it. A resumed run continues at `version`.
 
     An event takes constant time, or time in proportion to the workers it wakes.
     """
@@ -63,7 +65,8 @@ class Coordinator:
         version: int = 0,
     ) -> None:
         self.ledger, self.version = ledger, version
-        self._policy, self._optimizer, self._schedule, self._epochs = policy, optimizer, schedule, epochs
+        self._policy = policy.advanced(ledger.epochs_done)
+        self._optimizer, self._schedule, self._epochs = optimizer, schedule, epochs
         self._awaited, self._slots = awaited, range(slots)
         self._stopping = False
         self._members: set[str] = set()
@@ -107,6 +110,8 @@ class Coordinator:
         """
         decision = Decision()
         if pushed is not None:
+            if pushed in self.ledger.outstanding(pushed.worker) and not self._policy.accepts(pushed, self.version):
+                self._give_up([pushed], decision)
             decision.receipt = self.ledger.accept(pushed, finite)
             if decision.receipt is Receipt.ACCEPTED:
                 self._unapplied[pushed.worker].add(pushed)
@@ -120,12 +125,12 @@ class Coordinator:
         if decision.returned:
             self.ledger.take_back(decision.returned)
             self._restart(worker, decision.returned)
-        held_slots = {lease.slot for lease in holding}
+        held_slots, late = {lease.slot for lease in holding}, decision.receipt is Receipt.LATE
         if worker in self._requests:  # a call that is repeated keeps its place
-            self._requests[worker].held_slots = held_slots
+            self._requests[worker].held_slots, self._requests[worker].late = held_slots, late
         else:
             self._requested += 1
-            self._requests[worker] = _Request(self._requested, held_slots)
+            self._requests[worker] = _Request(self._requested, held_slots, late)
         return self._decide(decision, worker)
 
     def leave(self, worker: str) -> Decision:
@@ -146,9 +151,13 @@ class Coordinator:
         return self._decide(Decision())
 
     def stop(self) -> Decision:
-        """Grant no further lease; what is being computed is still accepted and applied."""
+        """Grant no further lease; what is being computed is still applied, unless the policy gives it up as late."""
         self._stopping = True
         return self._decide(Decision())
+
+    def _give_up(self, leases: Sequence[Lease], decision: Decision) -> None:
+        self.ledger.give_up(leases)
+        decision.late += leases
 
     def _restart(self, worker: str, leases: list[Lease]) -> None:
         """The policy sees `worker`, which stays, begin anew without these leases."""
@@ -162,15 +171,20 @@ class Coordinator:
     def _decide(self, decision: Decision, *asking: str) -> Decision:
         candidates = set(asking)
         while due := self._policy.due(self._stopping or self.ledger.exhausted):
-            decision.updates.append(self._apply(due))
-            candidates.update(lease.worker for lease in due)  # their slots are free again
+            decision.updates.append(self._apply(due.leases))
+            self._give_up(due.late, decision)
+            candidates.update(lease.worker for lease in due.leases)  # their slots are free again
+            before, self._policy = self._policy, self._policy.advanced(self.ledger.epochs_done)
+            if before is not self._policy:
+                candidates |= self._blocked
         if self._policy.opened():
             candidates |= self._blocked
         if len(self._members) >= self._awaited:
             self._awaited = 0
-        returned = decision.returned or decision.receipt is Receipt.DAMAGED
+        returned = decision.returned or decision.late or decision.receipt is Receipt.DAMAGED
         if returned or self._present_conditions() != self._conditions:
             candidates.update(self._requests)
+            self._conditions = self._present_conditions()
         self._answer(candidates, decision.grants)
         # The answers may have leased the last batch, and the workers that wait with a lease in hand are to know it.
         while (conditions := self._present_conditions()) != self._conditions:
@@ -184,8 +198,7 @@ class Coordinator:
         for _, worker in sorted(requests):
             answer = self._grant(worker, self._requests[worker].held_slots)
             if isinstance(answer, Grant):
-                grants[worker] = answer
-                del self._requests[worker]
+                grants[worker] = answer._replace(late=self._requests.pop(worker).late)
             else:
                 self._requests[worker].wait = answer
             if answer is Wait.POLICY:
@@ -226,7 +239,7 @@ class Coordinator:
         ahead = self._optimizer.gradient_look_ahead(period) if computing and period == len(self._members) else 0.0
         return Grant(lease, rate * self._optimizer.momentum_look_ahead((under_way + 1) * period - 1), rate * ahead)
 
-    def _apply(self, leases: list[Lease]) -> Update:
+    def _apply(self, leases: Sequence[Lease]) -> Update:
         rate = self.rate
         # An update replaces the running statistics as far as its gradients come from all workers, or the only worker.
         statistics_share = min(1.0, len(leases) / max(1, len(self._members)))

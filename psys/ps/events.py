@@ -12,7 +12,7 @@ from pydantic import JsonValue
 
 from psys.ps.messages import Lease
 
-FORMAT = 3
+FORMAT = 4
 """Version of the format of `events.jsonl`, in every `start` event."""
 
 
@@ -93,16 +93,18 @@ class UpdateApplied(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeasesReturned(Record):
-    """Batches are due again: their worker is gone, or never received the leases."""
+    """Batches are due again: their worker is gone, never received the leases, or was `late`."""
 
     event: Literal["returned"] = "returned"
     leases: tuple[Lease, ...]
+    late: bool
+    """the policy gave the leases up, of workers that go on: a push of such a lease is refused as late"""
     seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PushRefused(Record):
-    """A gradient was not applied. receipt: duplicate, expired or damaged (see ledger.Receipt)."""
+    """A gradient was not applied. receipt: duplicate, expired, damaged or late (see ledger.Receipt)."""
 
     event: Literal["refused"] = "refused"
     receipt: str
@@ -230,6 +232,7 @@ class RunEnded(Record):
     duplicates: int
     expired: int
     damaged: int
+    late: int
     unfinished: int
     lost: int
 

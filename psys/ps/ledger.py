@@ -23,12 +23,15 @@ class Receipt(Enum):
     DUPLICATE  a gradient of this batch was accepted before (a retry, or a reissued lease was faster): not applied
     EXPIRED    the lease was taken back from a worker taken for dead, and the batch is due again: not applied
     DAMAGED    the gradient has a NaN or an infinity, and the batch is due again: not applied
+    LATE       the lease was given up because its worker was too late (see policy), and the batch is due again, or was
+               since computed by another worker: not applied
     """
 
     ACCEPTED = "accepted"
     DUPLICATE = "duplicate"
     EXPIRED = "expired"
     DAMAGED = "damaged"
+    LATE = "late"
 
 
 class _State(IntEnum):
@@ -42,8 +45,8 @@ class _State(IntEnum):
 class BatchAccount:
     """The ledger's counts of a run. `lost` counts batches in no known state; it must be 0.
 
-    `duplicates`, `expired` and `damaged` are refused pushes (see Receipt). `reissued` counts leases of batches that
-    were leased before. `unfinished` counts batches that were not applied.
+    `duplicates`, `expired`, `damaged` and `late` are refused pushes (see Receipt). `reissued` counts leases of batches
+    that were leased before. `unfinished` counts batches that were not applied.
     """
 
     batches: int
@@ -53,6 +56,7 @@ class BatchAccount:
     duplicates: int = 0
     expired: int = 0
     damaged: int = 0
+    late: int = 0
     unfinished: int = 0
     lost: int = 0
 
@@ -66,7 +70,7 @@ class LedgerState(Config):
     """the first batch that was never leased"""
     attempts: dict[NonNegativeInt, PositiveInt]
     """of batches leased and not applied: the attempt of the next lease"""
-    counts: dict[Literal["leased", "reissued", "duplicates", "expired", "damaged"], NonNegativeInt]
+    counts: dict[Literal["leased", "reissued", "duplicates", "expired", "damaged", "late"], NonNegativeInt]
 
 
 class Ledger:
@@ -86,6 +90,7 @@ class Ledger:
         self._returned: list[int] = []
         self._outstanding: dict[int, Lease] = {}
         self._outstanding_of: defaultdict[str, dict[int, Lease]] = defaultdict(dict)
+        self._late: dict[tuple[str, int], Lease] = {}  # the latest lease given up, by worker and slot
         self._attempts: dict[int, int] = {}
         self._counts = BatchAccount(self.batches)
         self._applied = [0] * self.plan.parts  # batches, by part of the plan
@@ -114,9 +119,8 @@ class Ledger:
         gaps = pairwise([0, *(edge for span in ranges for edge in span), self._fresh])
         out = [batch for first, last in list(gaps)[::2] for batch in range(first, last)]
         attempts = {batch: self._attempts.get(batch, 0) + (self._state[batch] != _State.PENDING) for batch in out}
-        counts = {
-            name: getattr(self._counts, name) for name in ("leased", "reissued", "duplicates", "expired", "damaged")
-        }
+        names = "leased", "reissued", "duplicates", "expired", "damaged", "late"
+        counts = {name: getattr(self._counts, name) for name in names}
         return LedgerState(applied=tuple(ranges), fresh=self._fresh, attempts=attempts, counts=counts)
 
     @property
@@ -173,6 +177,9 @@ class Ledger:
             self._remove(lease)
             self._state[lease.batch] = _State.ACCEPTED
             return Receipt.ACCEPTED
+        if self._late.get((lease.worker, lease.slot)) == lease:
+            self._counts.late += 1
+            return Receipt.LATE
         if self._state[lease.batch] in (_State.ACCEPTED, _State.APPLIED):
             self._counts.duplicates += 1
             return Receipt.DUPLICATE
@@ -198,6 +205,12 @@ class Ledger:
             self._state[lease.batch] = _State.PENDING
             self._attempts[lease.batch] = lease.attempt + 1
             heapq.heappush(self._returned, lease.batch)
+
+    def give_up(self, leases: Iterable[Lease]) -> None:
+        """Return outstanding leases to the queue: their workers, which may still push them, are too late."""
+        for lease in leases:
+            self.take_back([lease])
+            self._late[lease.worker, lease.slot] = lease
 
     def account(self) -> BatchAccount:
         """The counts of the run, recounted from the state of every batch."""

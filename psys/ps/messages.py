@@ -34,6 +34,7 @@ class Grant(NamedTuple):
     lease: Lease | None
     momentum_look_ahead: float = 0.0  # the server moves the parameters by this multiple of the momentum vector
     gradient_look_ahead: float = 0.0  # the worker moves them by this multiple of the gradient it has not pushed yet
+    late: bool = False  # the gradient pushed with the call came too late and was not applied (see ledger.Receipt)
 
 
 class Update(NamedTuple):
@@ -115,7 +116,10 @@ class Tick(NamedTuple):
 
 
 class Stop(NamedTuple):
-    """The run is to end early: leases under way are still applied, no other lease is granted."""
+    """The run is to end early: no other lease is granted, and leases under way are still applied.
+
+    Those that the policy gives up as too late stay unapplied: of each round the latest, if there are backup workers.
+    """
 
 
 class CheckpointNow(NamedTuple):

@@ -66,9 +66,12 @@ def run_controller(
     patience_from: float = 0.0,
 ) -> RunController:
     """The controller of the run, in which `awaited` workers start together (see RunController, Coordinator)."""
+    policy = make_policy(
+        config.mode, config.staleness, config.prefetch, config.backup_workers, config.max_staleness, config.sync_epochs
+    )
     coordinator = Coordinator(
         ledger,
-        make_policy(config.mode, config.staleness, config.prefetch),
+        policy,
         config.optimizer,
         config.schedule,
         config.epochs,

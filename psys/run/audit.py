@@ -1,6 +1,6 @@
 """Recomputes a run's batch accounting from events.jsonl: was every batch applied exactly once, whatever failed?"""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 from rich.console import Console
@@ -21,6 +21,7 @@ _ROWS = {
     "duplicates": "pushes refused as duplicates",
     "expired": "pushes refused as expired",
     "damaged": "pushes refused as not finite",
+    "late": "pushes refused as late",
     "unfinished": "batches not applied",
     "lost": "batches lost",
 }
@@ -38,6 +39,7 @@ class RecomputedAccount:
         self.resumes = 0
         self.changes: list[SettingsChanged] = []
         self.reported: BatchAccount | None = None
+        self.late: defaultdict[str, list[int]] = defaultdict(list)  # batches of the leases given up, by worker
         self._batches = self._returned = 0
         self._refused: Counter[str] = Counter()
         self._returns: Counter[int] = Counter()  # by batch
@@ -54,9 +56,11 @@ class RecomputedAccount:
                 self._refused[receipt] += 1
                 if receipt == "damaged":
                     self._take_back(lease)
-            case LeasesReturned(leases=leases):
+            case LeasesReturned(leases=leases, late=late):
                 for lease in leases:
                     self._take_back(lease)
+                    if late:
+                        self.late[lease.worker].append(lease.batch)
             case SettingsChanged():
                 self._change(event)
             case RunEnded():
@@ -74,6 +78,7 @@ class RecomputedAccount:
             duplicates=self._refused["duplicate"],
             expired=self._refused["expired"],
             damaged=self._refused["damaged"],
+            late=self._refused["late"],
             unfinished=missing,
             lost=missing if self.reported and not self.reported.unfinished else 0,
         )
@@ -105,7 +110,9 @@ class RecomputedAccount:
         counts = Counter(event.counts)
         self._batches = event.batches
         self._returned = counts["leased"] - sum(map(len, self._updates))
-        self._refused = Counter(duplicate=counts["duplicates"], expired=counts["expired"], damaged=counts["damaged"])
+        self._refused = Counter(
+            duplicate=counts["duplicates"], expired=counts["expired"], damaged=counts["damaged"], late=counts["late"]
+        )
         self._returns = Counter(event.attempts)
 
     def _change(self, event: SettingsChanged) -> None:
@@ -147,6 +154,8 @@ def audit(events: Path, console: Console) -> None:
     table = Table(title=title, show_header=False, title_justify="left")
     for name, value in vars(recomputed.account()).items():
         table.add_row(_ROWS[name], str(value))
+    for worker, batches in sorted(recomputed.late.items()):
+        table.add_row(f"leases of {worker} given up as late", f"{len(batches)}, of batches {_first_few(batches)}")
     table.add_row("resumes", str(recomputed.resumes))
     for change in recomputed.changes:
         table.add_row("settings changed", f"at version {change.version}: {', '.join(in_words(change.changed))}")

@@ -37,8 +37,8 @@ TOPICS = {
     ),
     "evaluation": ("snapshot_epochs", "evaluate_every", "early_stopping"),
     "parallelism": (
-        *("mode", "staleness", "workers", "threads", "servers", "remote_servers"),
-        *("wire", "topk_share", "prefetch"),
+        *("mode", "staleness", "backup_workers", "max_staleness", "sync_epochs"),
+        *("workers", "threads", "servers", "remote_servers", "wire", "topk_share", "prefetch"),
     ),
     "checkpoints and faults": ("checkpoint_every", "keep_checkpoints", "faults"),
     "network": ("listen", "port", "role", "join", "token_file"),
@@ -62,7 +62,10 @@ SYNONYMS = {
         "image_size": "imgsz img-size input-size resolution",
         "validation_share": "val-split validation-split",
         "mode": "sync async ssp consistency",
-        "staleness": "max-staleness staleness-bound slack",
+        "staleness": "staleness-bound slack",
+        "backup_workers": "backups num-backup-workers spare-workers",
+        "max_staleness": "max-delay delay-threshold staleness-limit",
+        "sync_epochs": "switch-epoch switch-epochs sync-switch",
         "workers": "w j n nproc nproc-per-node np num-processes world-size gpus num-gpus devices",
         "servers": "s ps num-ps",
         "wire": "compression compress quantize",
@@ -127,6 +130,12 @@ class RunConfig(Config):
     """sync: one update of all workers' mean gradient; async: an update per gradient; ssp: rounds, some of them ahead"""
     staleness: int = Field(2, ge=0, le=64)
     """rounds that a worker may be ahead in ssp; each needs memory for one more gradient per worker"""
+    backup_workers: int = Field(0, ge=0, lt=32_000)
+    """of sync: how many workers, the latest, an update does not wait for; their batches are computed again"""
+    max_staleness: int | None = Field(None, ge=0)
+    """of async: a gradient is not applied if more updates were made meanwhile; its batch is computed again"""
+    sync_epochs: float = Field(0.0, ge=0)
+    """epochs in mode sync, before `mode` begins"""
     prefetch: int = Field(0, ge=0, le=1)
     """1: a worker pushes and pulls while it computes its next batch, on parameters one step older"""
     servers: int = Field(1, ge=1, le=64)
@@ -203,6 +212,19 @@ class RunConfig(Config):
         return value
 
     @model_validator(mode="after")
+    def _policy_is_possible(self) -> Self:
+        if self.backup_workers and self.mode != "sync":
+            raise ValueError(f"'backup_workers' needs 'mode' sync: in {self.mode} no update waits for all workers")
+        if self.workers is not None and self.backup_workers >= self.workers:
+            raise ValueError(f"of {self.workers} 'workers' at most {self.workers - 1} can be 'backup_workers'")
+        if self.max_staleness is not None and self.mode != "async":
+            bound = "the bound of ssp is 'staleness'" if self.mode == "ssp" else "sync has no staleness"
+            raise ValueError(f"'max_staleness' needs 'mode' async: {bound}")
+        if self.sync_epochs and self.mode == "sync":
+            raise ValueError("'sync_epochs' needs 'mode' async or ssp: the mode that follows them")
+        return self
+
+    @model_validator(mode="after")
     def _server_0_is_local(self) -> Self:
         if self.remote_servers >= self.servers:
             raise ValueError(f"of {self.servers} servers at most {self.servers - 1} can be 'remote_servers'")
@@ -213,6 +235,11 @@ class RunConfig(Config):
         if self.early_stopping is not None and not self.evaluates_while_training:
             raise ValueError("'early_stopping' needs 'validation_share' above 0, and 'evaluate_every' not 0")
         return self
+
+    @property
+    def refuses_late_gradients(self) -> bool:
+        """Whether a gradient may be refused although its worker was never taken for dead."""
+        return self.backup_workers > 0 or self.max_staleness is not None
 
     @property
     def evaluates_while_training(self) -> bool:

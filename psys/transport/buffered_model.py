@@ -3,10 +3,10 @@
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from psys.compute.flat import FlatModel
-from psys.ps.codec import gradient_codec, parameter_codec
+from psys.ps.codec import TopK, gradient_codec, parameter_codec
 from psys.run.config import RunConfig
 from psys.transport.shared_memory import WorkerBuffer
 
@@ -24,6 +24,8 @@ class BufferedModel:
         layout = config.buffer_layout(parameters, statistics)
         self.buffer = WorkerBuffer(layout)
         self._gradient_codecs = [gradient_codec(config.wire, config.topk_share) for _ in layout.slices]
+        self._undoable = config.wire == "topk" and config.refuses_late_gradients
+        self._sent: dict[int, tuple[Tensor, list[Tensor]]] = {}  # of undoable slots: the gradient and its payloads
         self._parameter_codec = parameter_codec(config.wire)
         device = next(module.parameters()).device
         if config.wire == "fp32" and device.type == "cpu":
@@ -44,7 +46,18 @@ class BufferedModel:
         outgoing = model.gradient if self._outgoing is None else self._outgoing.copy_(model.gradient)
         for codec, part, payload in zip(self._gradient_codecs, self.buffer.layout.slices, place.gradient, strict=True):
             codec.encode(outgoing[part], payload)
+        if self._undoable:  # the servers put parameters where the payload lies, and models may share one gradient
+            self._sent[slot] = outgoing.clone(), [payload.clone() for payload in place.gradient]
         place.statistics.copy_(model.statistics)
+
+    def undo_send(self, slot: int) -> None:
+        """The gradient last sent from the slot was refused as late: what the wire format remembers forgets it."""
+        if not self._undoable:
+            return
+        gradient, payloads = self._sent.pop(slot)
+        for codec, part, payload in zip(self._gradient_codecs, self.buffer.layout.slices, payloads, strict=True):
+            assert isinstance(codec, TopK)
+            codec.undo(gradient[part], payload)
 
     def receive(self, slot: int) -> None:
         """Give the slot's model the parameters and the statistics that the servers have put into the slot."""

@@ -30,23 +30,25 @@ def worker_calls(model: BufferedModel, compute: Callable[[Lease], Push], prefetc
 
 def _calls_in_turn(model: BufferedModel, compute: Callable[[Lease], Push]) -> Calls:
     yield Call(None)
-    lease = (yield from _reply()).lease
+    lease = (yield from _reply(model, None)).lease
     while lease is not None:
         model.receive(lease.slot)
-        yield Call(compute(lease))
-        lease = (yield from _reply()).lease
+        push = compute(lease)
+        yield Call(push)
+        lease = (yield from _reply(model, push)).lease
 
 
 def _calls_ahead(model: BufferedModel, compute: Callable[[Lease], Push]) -> Calls:
     """One batch is computed while the gradient of the batch before is pushed and the next lease is fetched."""
     yield Call(None)
-    lease = (yield from _reply()).lease
+    lease = (yield from _reply(model, None)).lease
     while lease is not None:
         model.receive(lease.slot)
+        before: Push | None = None  # what the call under way hands in
         yield Call(None, (lease,))
         while True:
             push = compute(lease)
-            following = yield from _reply()
+            following = yield from _reply(model, before)
             if following.lease is None:
                 break
             model.receive(following.lease.slot)
@@ -54,14 +56,17 @@ def _calls_ahead(model: BufferedModel, compute: Callable[[Lease], Push]) -> Call
                 # The servers do not have this gradient yet, and will have applied it before the following one.
                 gradient = model.models[lease.slot].gradient
                 model.models[following.lease.slot].parameters.sub_(gradient, alpha=following.gradient_look_ahead)
-            lease = following.lease
+            lease, before = following.lease, push
             yield Call(push, (lease,))
         # No batch can be leased in advance: the run ends, or the last batches are leased to other workers.
         yield Call(push)
-        lease = (yield from _reply()).lease
+        lease = (yield from _reply(model, push)).lease
 
 
-def _reply() -> Generator[None, Grant | None, Grant]:
+def _reply(model: BufferedModel, push: Push | None) -> Generator[None, Grant | None, Grant]:
+    """The reply to the call that handed in `push`."""
     grant = yield None
     assert grant is not None, "a reply was needed"
+    if grant.late and push is not None and math.isfinite(push.gradient_norm):  # others were not sent
+        model.undo_send(push.lease.slot)
     return grant

@@ -77,7 +77,7 @@ def start(store: str, event: Any = "start", version: int = 0, batches: int = LAS
 def end(**counts: Any) -> RunEnded:
     """The totals of a run of LAST batches, each leased once and applied."""
     totals: dict[str, Any] = {"batches": LAST, "leased": LAST, "applied": LAST}
-    zeros = dict.fromkeys(("reissued", "duplicates", "expired", "damaged", "unfinished", "lost"), 0)
+    zeros = dict.fromkeys(("reissued", "duplicates", "expired", "damaged", "late", "unfinished", "lost"), 0)
     return RunEnded(seconds=float(LAST), **{**totals, **zeros, **counts})
 
 

@@ -1,4 +1,4 @@
-"""Random joins, pushes, lost replies, NaNs and deaths, of workers and of servers, in every mode.
+"""Random joins, pushes, lost replies, NaNs and deaths, of workers and of servers, with every policy.
 
 No batch is lost, applied twice or too stale, and no worker waits for ever.
 
@@ -23,7 +23,7 @@ from psys.ps.coordinator import Coordinator, Decision, Wait
 from psys.ps.ledger import Ledger, LedgerState, Receipt
 from psys.ps.messages import Lease, Update
 from psys.ps.optimizer import OptimizerConfig
-from psys.ps.policy import Mode, make_policy
+from psys.ps.policy import Mode, make_policy, rounds_ahead
 from psys.ps.schedule import ScheduleConfig
 from psys.ps.store import Contribution, ParameterStore, SliceState
 
@@ -40,6 +40,7 @@ class Worker:
     held: list[Lease] = field(default_factory=list)
     asking: bool = False
     answer: Lease | None = None  # the last lease it received
+    late: bool = False  # the gradient that it handed in last was
     forgotten: bool = False
 
 
@@ -61,14 +62,27 @@ class CoordinatorMachine(RuleBasedStateMachine):
         staleness=st.integers(0, 3),
         prefetch=st.integers(0, 1),
         awaited=st.integers(0, 3),
+        backup_workers=st.integers(0, 3),
+        max_staleness=st.none() | st.integers(0, 3),
+        sync_epochs=st.sampled_from([0.0, 0.3, 1.0, 2.5, 4.0]),
     )
     def start(
-        self, mode: Mode, staleness: int, prefetch: int, awaited: int, kind: Literal["constant", "cosine"] = "constant"
+        self,
+        mode: Mode,
+        staleness: int,
+        prefetch: int,
+        awaited: int,
+        backup_workers: int = 0,
+        max_staleness: int | None = None,
+        sync_epochs: float = 0.0,
+        kind: Literal["constant", "cosine"] = "constant",
     ) -> None:
-        ahead = prefetch + (staleness if mode == "ssp" else 0)
-        self.slots, self.bound = 1 + ahead, BATCHES if mode == "async" else ahead
+        self.slots = 1 + rounds_ahead(mode, staleness, prefetch)
         self.prefetch, self.expected = prefetch, awaited
         self.mode, self.staleness, self.kind = mode, staleness, kind
+        self.backup_workers = backup_workers if mode == "sync" else 0
+        self.max_staleness = max_staleness if mode == "async" else None
+        self.sync_epochs = sync_epochs if mode != "sync" else 0.0
         self.updates: list[Update] = []
         self.born = 0
         self.start_servers()
@@ -86,7 +100,10 @@ class CoordinatorMachine(RuleBasedStateMachine):
         version = checkpoint.version if checkpoint else 0
         self.coordinator = Coordinator(
             ledger,
-            make_policy(self.mode, self.staleness, self.prefetch),
+            make_policy(
+                *(self.mode, self.staleness, self.prefetch),
+                *(self.backup_workers, self.max_staleness, self.sync_epochs),
+            ),
             plain,
             ScheduleConfig(kind=self.kind, learning_rate=1.0),
             EPOCHS,
@@ -99,6 +116,7 @@ class CoordinatorMachine(RuleBasedStateMachine):
         self.slots_of: dict[tuple[str, int], Tensor] = defaultdict(lambda: torch.zeros(SERVERS * BATCHES))
         del self.updates[version:]
         self.valid: set[Lease] = set()  # granted, and neither pushed nor taken back
+        self.late: dict[tuple[str, int], Lease] = {}  # given up, by worker and slot
         self.unapplied: set[Lease] = set()  # accepted and not applied yet
         self.accepted = {lease.batch for update in self.updates for lease in update.leases}
 
@@ -108,30 +126,48 @@ class CoordinatorMachine(RuleBasedStateMachine):
         expected = None
         if pushed is not None:
             expected = Receipt.DUPLICATE if pushed.batch in self.accepted else Receipt.EXPIRED
-            if pushed in self.valid:
+            if self.late.get((pushed.worker, pushed.slot)) == pushed:
+                expected = Receipt.LATE
+            elif pushed in self.valid:
                 assert pushed.batch not in self.accepted
                 expected = Receipt.ACCEPTED if finite else Receipt.DAMAGED
-                self.valid.remove(pushed)
-                if finite:
+                if self.is_too_late(pushed):
+                    expected = Receipt.LATE
+                else:
+                    self.valid.remove(pushed)
+                if expected is Receipt.ACCEPTED:
                     self.accepted.add(pushed.batch)
                     self.unapplied.add(pushed)
-        lost = [lease for lease in self.valid if lease.worker == worker.name and lease not in worker.held]
+        lost = [lease for lease in self.valid if lease.worker == worker.name and lease not in (*worker.held, pushed)]
         self.valid.difference_update(lost)
         decision = self.coordinator.push_pull(worker.name, pushed, finite, tuple(worker.held))
         assert decision.receipt is expected
         assert sorted(decision.returned) == sorted(lost)
+        assert pushed not in self.valid or decision.late == [pushed]
+        worker.late = expected is Receipt.LATE
         self.follow(decision)
+
+    def is_too_late(self, lease: Lease) -> bool:
+        synchronous = self.coordinator.ledger.epochs_done < self.sync_epochs
+        bound = None if synchronous else self.max_staleness
+        return bound is not None and self.coordinator.version - lease.version > bound
 
     def follow(self, decision: Decision) -> None:
         self.updates += decision.updates
+        assert len(decision.late) <= max(1, self.backup_workers) * max(1, len(decision.updates))
+        assert not decision.late or self.backup_workers or self.max_staleness is not None
+        for lease in decision.late:
+            self.valid.remove(lease)
+            self.late[lease.worker, lease.slot] = lease
         self.unapplied.difference_update(lease for update in decision.updates for lease in update.leases)
         self.let_servers_follow(0)
         if any(grant.lease for grant in decision.grants.values()):  # an answer with parameters waits for all servers
             self.let_servers_follow(1)
             self.begun = True
-        for name, (lease, _, _) in decision.grants.items():
+        for name, (lease, _, _, late) in decision.grants.items():
             worker = self.workers[name]
             assert worker.asking
+            assert late == worker.late
             worker.asking, worker.answer = False, lease
             if lease is not None:
                 assert lease.worker == name
@@ -260,7 +296,14 @@ class CoordinatorMachine(RuleBasedStateMachine):
 
     @invariant()
     def staleness_is_bounded(self) -> None:
-        assert all(0 <= s <= self.bound for update in self.updates for s in update.staleness)
+        bound = BATCHES if self.mode == "async" else rounds_ahead(self.mode, self.staleness, self.prefetch)
+        if self.max_staleness is not None and not (self.sync_epochs and self.prefetch):
+            bound = self.max_staleness  # with prefetch, gradients may have been accepted before the switch
+        done = 0.0
+        for update in self.updates:
+            limit = self.prefetch if done < self.sync_epochs else bound
+            assert all(0 <= staleness <= limit for staleness in update.staleness)
+            done = update.epochs_done
 
     @invariant()
     def no_waiting_worker_could_be_answered(self) -> None:
@@ -366,7 +409,7 @@ def test_look_ahead_equals_the_staleness_of_equally_fast_workers(mode: Mode, pre
         for update in decision.updates:
             for lease, staleness in zip(update.leases, update.staleness, strict=True):
                 late.append((momentum_ahead[lease], rate * optimizer.momentum_look_ahead(staleness)))
-        for name, (granted, by_momentum, by_gradient) in decision.grants.items():
+        for name, (granted, by_momentum, by_gradient, _) in decision.grants.items():
             if granted is not None:
                 momentum_ahead[granted] = by_momentum
                 held[name].append(granted)

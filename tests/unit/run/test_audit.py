@@ -35,7 +35,7 @@ def start(
     batches: int = BATCHES,
     **counts: int,
 ) -> RunStarted:
-    zeros = dict.fromkeys(("leased", "reissued", "duplicates", "expired", "damaged"), 0)
+    zeros = dict.fromkeys(("leased", "reissued", "duplicates", "expired", "damaged", "late"), 0)
     return RunStarted(
         event=event,
         store="0a1b",
@@ -60,7 +60,7 @@ def refused(receipt: str, batch: int) -> PushRefused:
 
 
 def returned(*batches: int) -> LeasesReturned:
-    return LeasesReturned(leases=tuple(map(lease, batches)), seconds=1.0)
+    return LeasesReturned(leases=tuple(map(lease, batches)), late=False, seconds=1.0)
 
 
 def changed(version: int, **settings: tuple[Any, Any]) -> SettingsChanged:
@@ -274,7 +274,7 @@ class RandomRun:
             case "return" if self.outstanding:
                 lost = [take(self.outstanding)]
                 self.ledger.take_back(lost)
-                self.events.append(LeasesReturned(leases=tuple(lost), seconds=1.0))
+                self.events.append(LeasesReturned(leases=tuple(lost), late=False, seconds=1.0))
             case "update" if self.accepted:
                 applied, self.accepted = self.accepted[: 1 + which % 3], self.accepted[1 + which % 3 :]
                 for each in applied:

@@ -43,7 +43,7 @@ EVERY_KIND: list[RunEvent] = [
     WorkerSuspected(worker="worker0", seconds=1.0),
     WorkerLeft(worker="worker0", reason="silent", seconds=1.0),
     update(1, batches=(0, 1), attempts=(0, 2), workers=("worker0", "worker1"), gradient_norms=(1.5, math.inf)),
-    LeasesReturned(leases=LEASES, seconds=1.0),
+    LeasesReturned(leases=LEASES, late=False, seconds=1.0),
     PushRefused(receipt="damaged", lease=LEASES[0], seconds=1.0),
     FaultInjected(worker="worker0", step=5, kind="slow", duration=0.5, seconds=1.0),
     JoinRefused(address="127.0.0.1", reason="wrong token", seconds=1.0),
@@ -89,7 +89,7 @@ def test_every_kind_of_event_is_read_back_in_order_while_the_log_is_open(path: P
 
 
 def test_line_holds_the_fields_by_name_and_leases_as_lists(path: Path) -> None:
-    write(path, JOIN, LeasesReturned(leases=LEASES, seconds=1.0), update(1, loss=math.nan))
+    write(path, JOIN, LeasesReturned(leases=LEASES, late=False, seconds=1.0), update(1, loss=math.nan))
     join, returned, applied = path.read_text().splitlines()
     assert join.encode() + b"\n" == JOIN_LINE
     assert returned == (
@@ -116,8 +116,8 @@ def test_start_without_format_is_refused_as_of_another_version(path: Path) -> No
 
 def test_start_of_another_format_is_refused_as_of_another_version(path: Path) -> None:
     write(path, start("0a1b"))
-    path.write_text(path.read_text().replace('"format": 3', '"format": 4'))
-    with pytest.raises(PsysError, match="written by another version of psys: it has format 4, this version reads"):
+    path.write_text(path.read_text().replace('"format": 4', '"format": 5'))
+    with pytest.raises(PsysError, match="written by another version of psys: it has format 5, this version reads"):
         list(read_events(path))
 
 
