@@ -110,7 +110,8 @@ class Coordinator:
         """
         decision = Decision()
         if pushed is not None:
-            if pushed in self.ledger.outstanding(pushed.worker) and not self._policy.accepts(pushed, self.version):
+            outstanding = pushed in self.ledger.outstanding(pushed.worker)
+            if outstanding and finite and not self._policy.accepts(pushed, self.version):
                 self._give_up([pushed], decision)
             decision.receipt = self.ledger.accept(pushed, finite)
             if decision.receipt is Receipt.ACCEPTED:

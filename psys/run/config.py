@@ -56,7 +56,7 @@ SYNONYMS = {
         "optimizer.weight_decay": "wd decay l2",
         "augment.cutout_size": "cutout",
         "batch_size": "b bs batch batch-size-per-worker per-device-train-batch-size",
-        "epochs": "e ep iterations num-train-epochs",
+        "epochs": "e ep iterations num-epochs num-train-epochs",
         "model": "a arch architecture net network backbone",
         "source": "d data dataset data-dir data-path data-root root",
         "image_size": "imgsz img-size input-size resolution",

@@ -30,13 +30,14 @@ def replay(events: Iterable[RunEvent], config: RunConfig, workload: Workload) ->
     `config` and `workload` are those of the run that logged the events. The parameters are the same to the bit if torch
     uses as many threads here as in the run's workers.
 
-    Only runs in mode async without prefetch, whose servers did not resume, are replayed: each of their calls is
+    Only runs in mode async from the start, without prefetch, whose servers did not resume, are replayed: each of their calls is
     answered at once, so the order of the events determines the leases. Raises PsysError for other runs, and naming the
     first event that differs.
     """
     events = list(events)
-    if config.mode != "async" or config.prefetch:
-        kind = f"in mode {config.mode}" if config.mode != "async" else "with prefetch"
+    if config.mode != "async" or config.prefetch or config.sync_epochs:
+        others = "with prefetch" if config.prefetch else "with epochs in mode sync"
+        kind = others if config.mode == "async" else f"in mode {config.mode}"
         raise PsysError(f"cannot replay a run {kind}: the events do not determine the order of its calls")
     if [number for number, event in enumerate(events) if isinstance(event, RunStarted)] != [0]:
         raise PsysError("cannot replay these events: they are not those of one start of a run")

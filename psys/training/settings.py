@@ -33,9 +33,9 @@ class TrainingConfig(RunConfig):
     """file with the token that every process must have to join; by default PSYS_TOKEN of the environment"""
 
     def run_config(self, workers: int) -> RunConfig:
-        """The settings of the run, with that number of workers."""
+        """The settings of the run, with that number of workers. Raises PsysError if they are too few."""
         fields = {name: getattr(self, name) for name in RunConfig.model_fields}
-        return RunConfig(**{**fields, "workers": workers})
+        return validate(RunConfig, {**fields, "workers": workers}, where=f"a run of {workers} workers")
 
     def token(self) -> str:
         """The token from the file or the environment; "" if none was given. Raises PsysError for an unusable file."""

@@ -193,6 +193,20 @@ def test_topk_loses_nothing(numel: int, share: float, seed: int) -> None:
     assert not round_trip(codec, torch.zeros(numel)).any()
 
 
+@settings(deadline=None)
+@given(st.integers(1, 300), st.floats(0.01, 0.5), st.integers(0, 2**31))
+def test_topk_forgets_a_vector_that_is_undone_and_nothing_else(numel: int, share: float, seed: int) -> None:
+    """As if the vector had never been encoded, also if another one was encoded meanwhile."""
+    first, undone, second = torch.randn(3, numel, generator=torch.Generator().manual_seed(seed))
+    codec, payload = TopK(share), torch.zeros(TopK(share).nbytes(numel), dtype=torch.uint8)
+    sent = round_trip(codec, first)
+    codec.encode(undone, payload)
+    sent += round_trip(codec, second)
+    codec.undo(undone, payload)
+    rest = sum(round_trip(codec, torch.zeros(numel)) for _ in range(math.ceil(1 / share)))
+    torch.testing.assert_close(sent + rest, first + second, rtol=0, atol=1e-5)
+
+
 def test_topk_encodes_the_same_bytes_again_and_leaves_the_gradient_alone() -> None:
     gradients = [uneven(LONG, seed) for seed in range(3)]
     before = [gradient.clone() for gradient in gradients]

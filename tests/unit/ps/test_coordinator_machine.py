@@ -131,7 +131,7 @@ class CoordinatorMachine(RuleBasedStateMachine):
             elif pushed in self.valid:
                 assert pushed.batch not in self.accepted
                 expected = Receipt.ACCEPTED if finite else Receipt.DAMAGED
-                if self.is_too_late(pushed):
+                if finite and self.is_too_late(pushed):
                     expected = Receipt.LATE
                 else:
                     self.valid.remove(pushed)

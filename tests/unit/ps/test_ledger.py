@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from psys.ps.ledger import Ledger, LedgerState, Receipt
 from psys.ps.messages import Lease
 
-MOVES = ["lease", "lease", "accept", "apply", "take back", "damage", "push again"]
+MOVES = ["lease", "lease", "accept", "apply", "take back", "give up", "damage", "push again"]
 
 
 def test_lease_taken_back_is_reissued_first_under_another_attempt() -> None:
@@ -62,6 +62,22 @@ def test_batch_of_a_gradient_that_is_not_finite_is_due_again() -> None:
     assert (account.damaged, account.duplicates, account.expired, account.lost) == (1, 1, 2, 0)
 
 
+def test_lease_given_up_is_late_whatever_becomes_of_its_batch() -> None:
+    ledger = Ledger(1, 30, 10)
+    slow, other = ledger.lease("a", 0, slot=0), ledger.lease("a", 0, slot=1)
+    ledger.give_up([slow])
+    assert ledger.outstanding("a") == [other]
+    again = ledger.lease("b", 1, slot=0)
+    assert (again.batch, again.attempt) == (slow.batch, 1)
+    assert ledger.accept(slow) is Receipt.LATE
+    assert ledger.accept(again) is Receipt.ACCEPTED
+    assert ledger.accept(slow, finite=False) is Receipt.LATE  # of a repeated call, whose first answer was lost
+    ledger.give_up([other])
+    assert [ledger.accept(slow), ledger.accept(other)] == [Receipt.LATE] * 2
+    account = ledger.account()
+    assert (account.late, account.duplicates, account.expired, account.reissued, account.lost) == (4, 0, 0, 1, 0)
+
+
 class History:
     """A ledger, and what happened to it."""
 
@@ -87,12 +103,15 @@ class History:
                 self.applied.add(lease.batch)
             case "take back" if out:
                 ledger.take_back([out.pop(which % len(out))])
+            case "give up" if out:
+                ledger.give_up([lease := out.pop(which % len(out))])
+                assert [ledger.accept(lease), ledger.accept(lease)] == [Receipt.LATE] * 2
             case "damage" if out:
                 assert ledger.accept(out.pop(which % len(out)), finite=False) is Receipt.DAMAGED
             case "push again" if self.leased:
                 lease = self.leased[which % len(self.leased)]
                 if lease not in out:
-                    assert ledger.accept(lease) in (Receipt.DUPLICATE, Receipt.EXPIRED)
+                    assert ledger.accept(lease) in (Receipt.DUPLICATE, Receipt.EXPIRED, Receipt.LATE)
 
     def attempt_due(self, batch: int) -> int:
         """Attempt of the next lease: no attempt of a batch is used twice."""
@@ -141,7 +160,8 @@ def test_restored_ledger_leases_exactly_what_was_not_applied(
     account = ledger.account()
     assert (account.applied, account.unfinished, account.lost) == (ledger.batches, 0, 0)
     assert account.leased == before.leased + len(due) == ledger.batches + account.reissued
-    assert (account.duplicates, account.expired, account.damaged) == (before.duplicates, before.expired, before.damaged)
+    refused = [(each.duplicates, each.expired, each.damaged, each.late) for each in (before, account)]
+    assert refused[0] == refused[1]
 
 
 def test_leases_from_before_a_restart_are_expired() -> None:

@@ -1,6 +1,7 @@
 """The audit of events written by hand, with one contradiction each, and of random runs of the real ledger."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,10 @@ def returned(*batches: int) -> LeasesReturned:
     return LeasesReturned(leases=tuple(map(lease, batches)), late=False, seconds=1.0)
 
 
+def given_up(*batches: int) -> LeasesReturned:
+    return replace(returned(*batches), late=True)
+
+
 def changed(version: int, **settings: tuple[Any, Any]) -> SettingsChanged:
     return SettingsChanged(version=version, changed=settings)
 
@@ -71,7 +76,7 @@ def end(**counts: int) -> RunEvent:
     return runs.end(**{"batches": BATCHES, "leased": BATCHES, "applied": BATCHES, **counts})
 
 
-TOTALS = {"leased": 6, "reissued": 2, "damaged": 1, "duplicates": 1, "expired": 1}
+TOTALS = {"leased": 6, "reissued": 2, "damaged": 1, "duplicates": 1, "expired": 1, "late": 0}
 BEFORE_END: list[RunEvent] = [
     start(),
     WorkerJoined(worker="worker0", seconds=0.0),
@@ -122,11 +127,22 @@ def test_complete_run(tmp_path: Path) -> None:
         "pushes refused as duplicates": 1,
         "pushes refused as expired": 1,
         "pushes refused as not finite": 1,
+        "pushes refused as late": 0,
         "batches not applied": 0,
         "batches lost": 0,
         "resumes": 0,
     }
     assert "The accounting equals the totals that the run reported at its end." in printed
+
+
+def test_late_leases_are_counted_and_listed_by_worker(tmp_path: Path) -> None:
+    late: list[RunEvent] = [given_up(1, 2), update(1, 0), refused("late", 2), refused("late", 2), given_up(3)]
+    rest = [refused("late", 3), update(2, 1, 2, 3, attempts=(1, 1, 1))]
+    printed = output_of_audit(tmp_path, [start(), *late, *rest, end(leased=7, reissued=3, late=3)])
+    rows = dict(line.strip("│ ").split("│") for line in printed.splitlines() if line.startswith("│"))
+    counted = {name.strip(): value.strip() for name, value in rows.items()}
+    assert counted["pushes refused as late"] == counted["leases of batches leased before"] == "3"
+    assert counted["leases of worker0 given up as late"] == "3, of batches 1, 2, 3"
 
 
 def test_resume_undoes_later_updates(tmp_path: Path) -> None:
@@ -271,10 +287,10 @@ class RandomRun:
             case "push again" if self.granted:
                 if (lease := self.granted[which % len(self.granted)]) not in self.outstanding:
                     self.push(lease)
-            case "return" if self.outstanding:
-                lost = [take(self.outstanding)]
-                self.ledger.take_back(lost)
-                self.events.append(LeasesReturned(leases=tuple(lost), late=False, seconds=1.0))
+            case "return" | "give up" if self.outstanding:
+                lost, late = [take(self.outstanding)], move == "give up"
+                self.ledger.give_up(lost) if late else self.ledger.take_back(lost)
+                self.events.append(LeasesReturned(leases=tuple(lost), late=late, seconds=1.0))
             case "update" if self.accepted:
                 applied, self.accepted = self.accepted[: 1 + which % 3], self.accepted[1 + which % 3 :]
                 for each in applied:
@@ -297,7 +313,7 @@ class RandomRun:
 
 
 MOVES = ["lease", "lease", "lease", "push", "push", "update", "update"]
-MOVES += ["push NaN", "push again", "return", "checkpoint", "resume"]
+MOVES += ["push NaN", "push again", "return", "give up", "checkpoint", "resume"]
 
 
 @given(

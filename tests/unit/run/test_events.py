@@ -89,11 +89,12 @@ def test_every_kind_of_event_is_read_back_in_order_while_the_log_is_open(path: P
 
 
 def test_line_holds_the_fields_by_name_and_leases_as_lists(path: Path) -> None:
-    write(path, JOIN, LeasesReturned(leases=LEASES, late=False, seconds=1.0), update(1, loss=math.nan))
+    write(path, JOIN, LeasesReturned(leases=LEASES, late=True, seconds=1.0), update(1, loss=math.nan))
     join, returned, applied = path.read_text().splitlines()
     assert join.encode() + b"\n" == JOIN_LINE
     assert returned == (
-        '{"event": "returned", "leases": [[3, 0, "worker0", 2, 0], [4, 1, "worker1", 2, 1]], "seconds": 1.0, '
+        '{"event": "returned", "leases": [[3, 0, "worker0", 2, 0], [4, 1, "worker1", 2, 1]], "late": true, '
+        '"seconds": 1.0, '
         '"time": 1700000000.123}'
     )
     assert '"loss": NaN' in applied

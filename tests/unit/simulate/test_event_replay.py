@@ -47,6 +47,17 @@ def test_replay_of_a_run_with_faults_gives_the_same_bits() -> None:
         assert_same_bits(run, replay(run.log, config, workload(config, mixing)))
 
 
+def test_replay_of_a_run_with_late_gradients_gives_the_same_bits() -> None:
+    late = 0
+    for seed in range(60):
+        config = settings(servers=1 + seed % 2, wire=("fp32", "topk")[seed % 2])
+        config = config.model_copy(update={"max_staleness": seed % 2, "topk_share": 0.1})
+        run = faulty_run(config, seed)
+        assert_same_bits(run, replay(run.log, config, workload(config, mixing)))
+        late += run.ledger.account().late
+    assert late > 60
+
+
 def test_replay_of_real_images_from_the_file_gives_the_same_bits(small_store: PreparedStore, tmp_path: Path) -> None:
     config = RunConfig(mode="async", epochs=1, batch_size=16, validation_share=0, wire="topk")
     run = InProcessRun(config, workload_of(config, small_store), awaited=2)
@@ -104,6 +115,12 @@ def test_other_modes_are_refused(mode: Mode) -> None:
 def test_a_run_with_prefetch_is_refused() -> None:
     config = settings(prefetch=1)
     with pytest.raises(PsysError, match="cannot replay a run with prefetch"):
+        replay([], config, workload(config, mixing))
+
+
+def test_a_run_that_begins_in_sync_is_refused() -> None:
+    config = settings().model_copy(update={"sync_epochs": 0.5})
+    with pytest.raises(PsysError, match="cannot replay a run with epochs in mode sync"):
         replay([], config, workload(config, mixing))
 
 

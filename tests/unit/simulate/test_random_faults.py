@@ -6,13 +6,14 @@ exactly once, and that no slot was overwritten before its gradient was applied.
 
 from collections import Counter
 from random import Random
+from typing import Any
 
 import pytest
 import torch
 
 from psys.ps.events import UpdateApplied
 from psys.ps.optimizer import OptimizerConfig
-from psys.ps.policy import Mode
+from psys.ps.policy import rounds_ahead
 from psys.ps.schedule import ScheduleConfig
 from psys.run.audit import RecomputedAccount
 from psys.run.config import RunConfig
@@ -20,13 +21,12 @@ from psys.simulate.in_process import InProcessRun
 from tests.support.faulty_run import WEIGHTS, FaultyRun
 from tests.support.workloads import COPIES, MAX_BATCHES, counting, mixing, workload
 
-BATCHES, SEEDS = 12, 350
+BATCHES, SEEDS = 12, 150
 PLAIN = OptimizerConfig(momentum=0, nesterov=False)
 
 
-def settings(mode: Mode, **changes: object) -> RunConfig:
+def settings(**changes: object) -> RunConfig:
     usual: dict[str, object] = {
-        "mode": mode,
         "epochs": 2,
         "batch_size": 4,
         "optimizer": PLAIN,
@@ -68,29 +68,47 @@ def check_parameters(run: InProcessRun) -> None:
         torch.testing.assert_close(copy, expected)
 
 
-@pytest.mark.parametrize("mode", ["sync", "async", "ssp"])
+POLICIES: dict[str, dict[str, Any]] = {
+    "sync": {"mode": "sync"},
+    "async": {"mode": "async"},
+    "ssp": {"mode": "ssp"},
+    "a backup worker": {"mode": "sync", "backup_workers": 1},
+    "two backup workers": {"mode": "sync", "backup_workers": 2},
+    "bound 0": {"mode": "async", "max_staleness": 0},
+    "bound 1": {"mode": "async", "max_staleness": 1},
+    "sync, then async": {"mode": "async", "sync_epochs": 0.8},
+    "sync, then a bound": {"mode": "async", "sync_epochs": 0.8, "max_staleness": 1},
+    "sync, then ssp": {"mode": "ssp", "sync_epochs": 1.0},
+}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("prefetch", [0, 1])
-def test_every_batch_is_applied_exactly_once_whatever_fails(mode: Mode, prefetch: int) -> None:
+def test_every_batch_is_applied_exactly_once_whatever_fails(policy: str, prefetch: int) -> None:
     faults: Counter[str] = Counter()
+    late = 0
     for seed in range(SEEDS):
         draw = Random(seed)
         staleness = draw.randint(0, 3)
-        config = settings(mode, prefetch=prefetch, staleness=staleness, servers=draw.randint(1, 3))
+        changes = {"staleness": staleness, "servers": draw.randint(1, 3), "wire": draw.choice(["fp32", "bf16", "fp16"])}
+        config = settings(prefetch=prefetch, **changes, **POLICIES[policy])
         faulty = FaultyRun(InProcessRun(config, workload(config, counting), draw.randint(1, 4)), seed)
         faulty.drive()
         check_accounting(faulty.run)
         check_parameters(faulty.run)
         faults += faulty.faults
-        if mode != "async":
-            bound = prefetch + (staleness if mode == "ssp" else 0)
+        late += faulty.run.ledger.account().late
+        if config.mode != "async" and not config.sync_epochs:
+            bound = rounds_ahead(config.mode, staleness, prefetch)
             assert all(max(update.staleness) <= bound for update in surviving_updates(faulty.run))
     assert min(faults[name] for name in WEIGHTS) > SEEDS / 10
+    assert (late > SEEDS / 2) == ("backup" in policy or "bound" in policy)
 
 
 @pytest.mark.parametrize("servers", [1, 3])
 def test_sync_gives_the_same_bits_whatever_the_order_and_whenever_the_servers_restart(servers: int) -> None:
     """As long as the same number of workers take part in every round."""
-    config = settings("sync", servers=servers, optimizer=OptimizerConfig(), schedule=ScheduleConfig())
+    config = settings(mode="sync", servers=servers, optimizer=OptimizerConfig(), schedule=ScheduleConfig())
     states = []
     for seed in range(40):
         random = Random(seed)

@@ -92,6 +92,8 @@ def test_settings_of_how_a_run_runs_are_no_segment(
         ({"schedule": {"kind": "table", "table": [(2, 0.01)]}}, None),
         ({"optimizer": {"weight_decay": 0.1}, "gradient_clip": 1.0}, None),
         ({"augment": {"views": 2}, "wire": "bf16", "prefetch": 1}, None),
+        ({"mode": "sync", "backup_workers": 1}, {"mode": ("async", "sync"), "backup_workers": (0, 1)}),
+        ({"max_staleness": 0, "sync_epochs": 1.5}, {"max_staleness": (None, 0), "sync_epochs": (0.0, 1.5)}),
     ],
 )
 def test_changed_settings_are_recorded_as_a_segment(
