@@ -30,9 +30,9 @@ def replay(events: Iterable[RunEvent], config: RunConfig, workload: Workload) ->
     `config` and `workload` are those of the run that logged the events. The parameters are the same to the bit if torch
     uses as many threads here as in the run's workers.
 
-    Only runs in mode async from the start, without prefetch, whose servers did not resume, are replayed: each of their calls is
-    answered at once, so the order of the events determines the leases. Raises PsysError for other runs, and naming the
-    first event that differs.
+    Only runs in mode async from the start, without prefetch, whose servers did not resume, are replayed: each of their
+    calls is answered at once, so the order of the events determines the leases. Raises PsysError for other runs, and
+    naming the first event that differs.
     """
     events = list(events)
     if config.mode != "async" or config.prefetch or config.sync_epochs:

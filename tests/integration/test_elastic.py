@@ -179,6 +179,32 @@ def test_faults_of_a_plan_are_injected_and_cost_no_batch(
     audited(path)
 
 
+@pytest.mark.parametrize("more", [(), ("--servers", "2", "--wire", "topk", "--prefetch", "1")], ids=" ".join)
+def test_slow_worker_is_late_where_there_is_a_backup_and_its_batches_are_computed_again(
+    small_store_path: Path, tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    path, plan = tmp_path / "runs" / "r", tmp_path / "plan.yaml"
+    slow = [f"{{worker: 0, step: {step}, kind: slow, seconds: 1.5}}" for step in range(3)]
+    plan.write_text(f"faults: [{', '.join(slow)}]")
+    arguments = (*ENDLESS, "--faults", str(plan), "--mode", "sync", "--backup-workers", "1", *more)
+
+    def late() -> set[int]:
+        return {each.lease.batch for each in events(path, PushRefused) if each.receipt == "late"}
+
+    with started(PS, *small_run(small_store_path, "r", *arguments, workers=3), cwd=tmp_path) as process:
+        wait_until(lambda: len(events(path, FaultInjected)) == 3, "the last slow step", process)
+        wait_until(lambda: bool(late()), "a late gradient", process)
+        pushed = len(updates(path))
+        wait_until(lambda: "worker0" in updating(path, since=pushed), "an update of the slow worker", process)
+        process.send_signal(signal.SIGINT)
+        done = finished(process)
+    assert done.code == 130, done.err
+    assert min(len(update.batches) for update in updates(path)[:-1]) >= 2
+    assert late() <= {batch for update in updates(path) for batch in update.batches}
+    end = audited(path)
+    assert end.late == sum(each.receipt == "late" for each in events(path, PushRefused)) > 0
+
+
 def test_worker_that_is_told_to_leave_waits_for_no_reply(small_store_path: Path, tmp_path: Path) -> None:
     """Its call is answered once the other worker, which hangs, has pushed its gradient."""
     path = tmp_path / "runs" / "r"

@@ -156,9 +156,9 @@ class CoordinatorMachine(RuleBasedStateMachine):
         self.updates += decision.updates
         assert len(decision.late) <= max(1, self.backup_workers) * max(1, len(decision.updates))
         assert not decision.late or self.backup_workers or self.max_staleness is not None
-        for lease in decision.late:
-            self.valid.remove(lease)
-            self.late[lease.worker, lease.slot] = lease
+        for given_up in decision.late:
+            self.valid.remove(given_up)
+            self.late[given_up.worker, given_up.slot] = given_up
         self.unapplied.difference_update(lease for update in decision.updates for lease in update.leases)
         self.let_servers_follow(0)
         if any(grant.lease for grant in decision.grants.values()):  # an answer with parameters waits for all servers

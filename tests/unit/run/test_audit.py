@@ -137,7 +137,7 @@ def test_complete_run(tmp_path: Path) -> None:
 
 def test_late_leases_are_counted_and_listed_by_worker(tmp_path: Path) -> None:
     late: list[RunEvent] = [given_up(1, 2), update(1, 0), refused("late", 2), refused("late", 2), given_up(3)]
-    rest = [refused("late", 3), update(2, 1, 2, 3, attempts=(1, 1, 1))]
+    rest: list[RunEvent] = [refused("late", 3), update(2, 1, 2, 3, attempts=(1, 1, 1))]
     printed = output_of_audit(tmp_path, [start(), *late, *rest, end(leased=7, reissued=3, late=3)])
     rows = dict(line.strip("│ ").split("│") for line in printed.splitlines() if line.startswith("│"))
     counted = {name.strip(): value.strip() for name, value in rows.items()}

@@ -1,4 +1,4 @@
-"""Backup workers, the bound on staleness and the switch from sync: without effect they change no bit, with it no sum."""
+"""Backup workers, the bound on staleness and the switch from sync: what they compute, and that no batch is lost."""
 
 from random import Random
 from typing import Any
@@ -139,6 +139,18 @@ def test_last_batches_are_applied_with_fewer_workers_than_backups() -> None:
     run.run()
     assert run.end is not None
     assert run.end.account.unfinished == 0
+
+
+def test_stopped_run_does_not_apply_what_is_given_up() -> None:
+    run = started(3, mode="sync", backup_workers=1)
+    for name in list(run.workers):
+        run.step(name)
+    run.stop()
+    run.run()
+    assert run.end is not None
+    account = run.end.account
+    assert (account.applied, account.late, account.lost) == (2, 1, 0)
+    assert updates(run)[-1].batches == (0, 1)
 
 
 @pytest.mark.parametrize("max_staleness", [0, 1, 3])

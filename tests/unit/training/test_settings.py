@@ -68,6 +68,13 @@ def test_ranks_that_do_not_fit_the_settings(
         launch(TrainingConfig.model_validate(settings))
 
 
+def test_backup_workers_that_are_all_workers_are_refused() -> None:
+    config = TrainingConfig(mode="sync", backup_workers=2)
+    assert config.run_config(workers=3).backup_workers == 2
+    with pytest.raises(PsysError, match=r"of 2 'workers' at most 1 can be 'backup_workers' \(in a run of 2 workers\)"):
+        config.run_config(workers=2)
+
+
 def test_train_accepts_the_settings_of_a_run(tmp_path: Path) -> None:
     with pytest.raises(PsysError, match="no prepared store at"):
         train(RunConfig(store=tmp_path / "none", source=None))
