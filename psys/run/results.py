@@ -238,6 +238,8 @@ def _table(run: RunDirectory, result: dict[str, Any]) -> Table:
         "batches applied / duplicated / lost": " / ".join(map(str, counts)),
         "ONNX Runtime against torch": f"within {onnx['max_difference']:.0e} on {onnx['images']} images",
     }
+    if batches.get("late"):
+        rows["gradients refused as late"] = str(batches["late"])
     if result["segments"]:
         rows["settings changed"] = "\n".join(
             f"at epoch {segment['epoch']:.4g}: {', '.join(in_words(segment['changed']))}"

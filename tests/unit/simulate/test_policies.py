@@ -131,6 +131,20 @@ def test_worker_that_is_always_late_holds_nobody_up(prefetch: int) -> None:
     assert {lease.worker for event in run.log if isinstance(event, LeasesReturned) for lease in event.leases} == {slow}
 
 
+@pytest.mark.parametrize("prefetch", [0, 1])
+def test_late_worker_takes_the_place_of_the_next_one_that_is_slow(prefetch: int) -> None:
+    run = started(3, mode="sync", backup_workers=1, prefetch=prefetch)
+    names = list(run.workers)
+    for name in names * (1 + prefetch):
+        run.step(name)
+    for slow, version in ((names[0], 3), (names[1], 6)):
+        while run.version < version:
+            run.step(next(name for name in run.ready() if name != slow))
+        last = updates(run)[-1].workers
+        assert slow not in last
+        assert len(set(last)) == 2
+
+
 def test_last_batches_are_applied_with_fewer_workers_than_backups() -> None:
     run = started(4, mixed=False, mode="sync", backup_workers=3, **PLAIN)
     run.run(Random(1).choice, updates=3)
