@@ -61,7 +61,7 @@ class ParameterStore:
     `highest_rate`: of the schedule; gap-aware compensation measures by it.
 
     With `momentum_per_worker` each worker between `add_worker` and `remove_worker` has a momentum vector of its own. A
-    new one begins as the mean of the others; `momentum` in the state is this mean, or the last vector there was.
+    new one begins as the mean of the others; `momentum` in the state is this mean, or without workers the last vector.
     """
 
     def __init__(
