@@ -62,11 +62,9 @@ def test_sync_is_not_changed(late: dict[str, Any]) -> None:
 @pytest.mark.parametrize("late", LATE, ids=NAMES)
 @pytest.mark.parametrize("prefetch", [0, 1])
 def test_several_servers_equal_one_bit_for_bit_and_not_plain_training(late: dict[str, Any], prefetch: int) -> None:
-    one, three, plain = (
-        trained(settings(prefetch=prefetch, servers=servers, **which), 3).state()
-        for servers, which in ((1, late), (3, late), (1, {}))
-    )
+    one, three = (trained(settings(prefetch=prefetch, servers=servers, **late), 3).state() for servers in (1, 3))
     assert same(one, three)
+    plain = trained(settings(prefetch=prefetch), 3).state()
     assert not torch.equal(one.parameters, plain.parameters)
 
 
@@ -162,11 +160,11 @@ def test_training_with_four_workers_lowers_the_loss_on_real_images(
 ) -> None:
     config = settings(
         **late,
-        epochs=20,
+        epochs=6,
         batch_size=16,
         precision="fp32",
         validation_share=0.0,
-        schedule={"learning_rate": 0.05, "warmup_epochs": 2},
+        schedule={"learning_rate": 0.05, "warmup_epochs": 1},
     )
     run = InProcessRun(config, workload_of(config, small_store), awaited=4)
     for _ in range(4):
@@ -181,6 +179,4 @@ def test_training_with_four_workers_lowers_the_loss_on_real_images(
         return gradient(5, model).loss
 
     before = loss_after(1)
-    after = loss_after(150)
-    print("LOSS", before, after)
-    assert after < before - 0.4
+    assert loss_after(60) < before - 0.4
