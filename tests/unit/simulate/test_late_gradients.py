@@ -73,10 +73,8 @@ def test_several_servers_equal_one_bit_for_bit_and_not_plain_training(late: dict
 def test_rounds_compensate_each_gradient_for_any_wire_format(late: dict[str, Any], wire: str) -> None:
     """Formats that are decoded as a whole give what fp32 gives, up to their rounding."""
     changes = {"mode": "ssp", "staleness": 2, "topk_share": 1.0, **late}
-    exact, plain = (
-        trained(settings(wire="fp32", **{**changes, **which}), 3).state() for which in ({}, {"compensation": {}})
-    )
-    got = trained(settings(wire=wire, **changes), 3).state()
+    got, exact = (trained(settings(wire=each, **changes), 3).state() for each in (wire, "fp32"))
+    plain = trained(settings(**{**changes, "compensation": {}}), 3).state()
     effect = (exact.parameters - plain.parameters).norm()
     assert (got.parameters - exact.parameters).norm() < effect / 2
 
