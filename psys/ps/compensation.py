@@ -14,7 +14,7 @@ class CompensationConfig(Config):
     """
 
     staleness_power: float = Field(0.0, ge=0, le=2)
-    """a gradient is multiplied by staleness^-power (Zhang et al. 2016); 0: left as it is; 1: divided by its staleness"""
+    """a gradient is multiplied by staleness^-power (Zhang et al. 2016); 0: not at all; 1: divided by its staleness"""
     anneal_share: float = Field(0.0, ge=0, le=1)
     """share of the epochs over which the power falls linearly to 0; 0: it stays"""
     delay: Literal["none", "constant", "adaptive"] = "none"
