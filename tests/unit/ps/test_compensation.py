@@ -177,6 +177,20 @@ def test_update_of_several_late_gradients_follows_the_formulas(name: str, optimi
         check_close(plain.parameters, expected)
 
 
+def test_damping_does_not_move_the_running_statistics() -> None:
+    found = []
+    for damping in (1.0, 0.1):
+        store = ParameterStore(draw(0), DECAYED, torch.zeros(2), SGD)
+        gradients = [
+            Contribution(draw(1), torch.ones(2), 0.5, damping),
+            Contribution(draw(2), torch.ones(2), 0.5, damping),
+        ]
+        store.update(gradients, 0.05, 0.5)
+        found.append(store.snapshot())
+    assert torch.equal(found[0].statistics, found[1].statistics)
+    assert not torch.equal(found[0].parameters, found[1].parameters)
+
+
 class Rig:
     """Servers and workers without processes: each worker reads, and pushes what it read moved at random."""
 

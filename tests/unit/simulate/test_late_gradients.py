@@ -146,6 +146,23 @@ def test_every_batch_is_applied_once_with_its_damping_whatever_fails(mode: Mode,
     assert damped[True] > 100 or mode == "sync"
 
 
+def test_annealed_damping_follows_the_epochs() -> None:
+    config = settings(**COUNTING, **PLAIN, compensation={"staleness_power": 1.0, "anneal_share": 0.5})
+    run = InProcessRun(config, workload(config, counting), awaited=4)
+    for _ in range(4):
+        run.join()
+    run.run(Random(0).choice)
+    expected, progress, undamped = torch.zeros(MAX_BATCHES), 0.0, 0
+    for update in (event for event in run.log if isinstance(event, UpdateApplied)):
+        (batch,), (staleness,) = update.batches, update.staleness
+        expected[batch] = staleness ** -max(0.0, 1 - progress / 0.5) if staleness else 1
+        undamped += staleness > 1 and progress >= 0.5
+        progress = update.epochs / config.epochs
+    torch.testing.assert_close(run.state().parameters[:MAX_BATCHES], expected, rtol=0, atol=1e-5)
+    assert expected[: run.ledger.batches].min() < 0.7
+    assert undamped
+
+
 def test_run_with_compensation_is_replayed_from_its_events_bit_for_bit() -> None:
     config = settings(**DANA, **ALL)
     run = trained(config, 3)
