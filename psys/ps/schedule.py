@@ -32,6 +32,11 @@ class ScheduleConfig(Config):
         return self
 
 
+def highest_rate(config: ScheduleConfig) -> float:
+    """The highest rate that the schedule reaches."""
+    return max(config.learning_rate, *(rate for _, rate in config.table), 0.0)
+
+
 def learning_rate(config: ScheduleConfig, epochs_done: float, epochs: int) -> float:
     """Rate of the update made when `epochs_done` (fractional) of `epochs` have been applied."""
     rate = config.learning_rate

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 from torch import Tensor
 
+from psys.ps.compensation import CompensationConfig
 from psys.ps.coordinator import Coordinator, Decision, Wait
 from psys.ps.ledger import Ledger, LedgerState, Receipt
 from psys.ps.messages import Lease, Update
@@ -65,6 +66,7 @@ class CoordinatorMachine(RuleBasedStateMachine):
         backup_workers=st.integers(0, 3),
         max_staleness=st.none() | st.integers(0, 3),
         sync_epochs=st.sampled_from([0.0, 0.3, 1.0, 2.5, 4.0]),
+        power=st.sampled_from([0.0, 1.0]),
     )
     def start(
         self,
@@ -76,7 +78,9 @@ class CoordinatorMachine(RuleBasedStateMachine):
         max_staleness: int | None = None,
         sync_epochs: float = 0.0,
         kind: Literal["constant", "cosine"] = "constant",
+        power: float = 0.0,
     ) -> None:
+        self.compensation = CompensationConfig(staleness_power=power)
         self.slots = 1 + rounds_ahead(mode, staleness, prefetch)
         self.prefetch, self.expected = prefetch, awaited
         self.mode, self.staleness, self.kind = mode, staleness, kind
@@ -110,6 +114,7 @@ class CoordinatorMachine(RuleBasedStateMachine):
             self.expected,
             self.slots,
             version,
+            self.compensation,
         )
         self.awaited, self.begun = self.expected, False
         self.workers: dict[str, Worker] = {}
@@ -188,7 +193,7 @@ class CoordinatorMachine(RuleBasedStateMachine):
             # As on a server: the gradients themselves, which `update` may overwrite.
             gradients = [self.slots_of[lease.worker, lease.slot][SLICES[server]] for lease in update.leases]
             statistics = [torch.full((1,), float(lease.batch + 1)) for lease in update.leases]
-            contributions = list(map(Contribution, gradients, statistics, update.shares))
+            contributions = list(map(Contribution, gradients, statistics, update.shares, update.damping))
             store.update(contributions, update.learning_rate, update.statistics_share)
 
     def act(self, worker: Worker) -> Lease | None:
@@ -324,8 +329,8 @@ class CoordinatorMachine(RuleBasedStateMachine):
             expected = torch.zeros(BATCHES)
             for update in self.updates[: store.version]:
                 sizes = {lease.batch: self.coordinator.ledger.size(lease.batch) for lease in update.leases}
-                for batch, size in sizes.items():
-                    expected[batch] += size / sum(sizes.values())
+                for (batch, size), staleness in zip(sizes.items(), update.staleness, strict=True):
+                    expected[batch] += self.compensation.damping(staleness, 0) * size / sum(sizes.values())
             torch.testing.assert_close(store.snapshot().parameters, expected)
 
     def teardown(self) -> None:
