@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -36,10 +37,10 @@ _WORST = 2  # classes that the table names
 def evaluate_run(run: RunDirectory, console: Console) -> dict[str, Any]:
     """Evaluate every snapshot on the held-out images, choose the best, test it, export it, draw curves, print a table.
 
-    Leaves best.safetensors, last.safetensors, model.json, model.onnx, curves.png, confusion.png and result.json in the
-    run's directory, adds evaluations to events.jsonl, and removes all snapshots but the best and the last. Of a run
-    whose training diverged only the sound snapshots count. Returns the content of result.json. Raises PsysError if the
-    run was evaluated before, has no snapshot, or no sound one, or is still going on.
+    Leaves best.safetensors, last.safetensors, model.json, model.onnx, curves.png, confusion.png, right.npz and
+    result.json in the run's directory, adds evaluations to events.jsonl, and removes all snapshots but the best and the
+    last. Of a run whose training diverged only the sound snapshots count. Returns the content of result.json. Raises
+    PsysError if the run was evaluated before, has no snapshot, or no sound one, or is still going on.
     """
     if run.complete:
         raise PsysError(f"{run.path} was evaluated before: see {run.result_file}")
@@ -67,6 +68,7 @@ def _evaluate(run: RunDirectory, events: list[RunEvent], log: EventLog, console:
     best, last = max(saved, key=lambda version: _merit(version, points[version])), max(saved)
     result = {"mode": config.mode, "model": config.model, **_summary(events)}
     _draw(run, config, list(points.values()), result)
+    right: dict[str, NDArray[np.bool_]] = {}
     # The best comes last, for it stays loaded for the export.
     for role, version in (("last", last), ("best", best)):
         evaluator.load(version)
@@ -79,11 +81,13 @@ def _evaluate(run: RunDirectory, events: list[RunEvent], log: EventLog, console:
         description = describe_model(run, store, version)
         save_module(evaluator.module, run.path / f"{role}.safetensors", as_metadata(description))
         figures = {"loss": tested.loss, "accuracy": tested.accuracy, "images": tested.images}
+        right[role] = tested.right
         result[role] = {"version": version, **points[version]._asdict(), "test": figures}
     result["best"]["test"] |= {"classes": _by_class(tested, store.classes), "confusion": tested.confusion.tolist()}
     title = f"{run.path.name}: test images, best snapshot, {tested.accuracy:.1%} right"
     draw_confusion(tested.confusion, store.classes, run.path / "confusion.png", title)
     run.write_model(description)
+    run.write_right(right)
     result["onnx"] = _export(run, store, evaluator.module, description, tested.accuracy)
     result["points"] = [point._asdict() for point in points.values()]
     run.write_result(result)
