@@ -5,6 +5,7 @@ import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -110,9 +111,10 @@ class _Steps:
 
     def __call__(self, lease: Lease) -> Push:
         """Leave the gradient of the batch in the lease's slot."""
-        model = self._model.models[lease.slot]
+        model, response, began = self._model.models[lease.slot], self._run.response, time.monotonic()
         result = self._compute(lease.batch, model)
-        response = self._run.response
+        slowdown = response.faults.slowdown(response.number, self._step, self._run.config.seed)
+        time.sleep(max(0.0, slowdown - 1) * (time.monotonic() - began))
         for fault in response.faults.at(response.number, self._step):
             self._run.announce_fault(fault.model_dump(mode="json"))
             match fault.kind:

@@ -77,11 +77,15 @@ class RunDirectory:
         return run
 
     def begin(self, config: RunConfig) -> None:
-        """Write the settings of a new run. Raises PsysError if there is a run in the directory already."""
+        """Write the settings of a new run.
+
+        Raises PsysError if there is a run in the directory already, or if its fault plan names a worker too many.
+        """
         if self.begun:
             raise PsysError(
                 f"{self.path} holds a run already: continue it with --resume {self.path}, or choose another --name"
             )
+        read_plan(config.faults, config.workers)
         try:
             self.snapshots.mkdir(exist_ok=True)
             self.logs.mkdir(exist_ok=True)
