@@ -29,6 +29,7 @@ from psys.run.evaluator import Evaluator
 from psys.run.events import EventLog, read_events, surviving
 from psys.run.segments import in_words, segments
 from psys.run.snapshots import save_module
+from psys.run.worker_times import shares, worker_times
 
 _PARITY_IMAGES = 500
 _WORST = 2  # classes that the table names
@@ -184,6 +185,7 @@ def _summary(events: list[RunEvent]) -> dict[str, Any]:
         "diverged": {"version": sound, "epoch": epochs_at(sound, events)} if sound is not None else None,
         "segments": [segment._asdict() for segment in segments(events)],
         "images_per_second": sum(update.images for update in updates) / seconds,
+        "time": worker_times(updates),
         "staleness_mean": float(np.mean(staleness)),
         "staleness_max": max(staleness),
         # Of a run that was killed nobody knows them.
@@ -238,6 +240,7 @@ def _table(run: RunDirectory, result: dict[str, Any]) -> Table:
         "wall-clock of training": f"{result['train_seconds']:.1f} s",
         "speed": f"{result['images_per_second']:.0f} images/s",
         "workers": str(result["workers"]),
+        "workers computed / waited / communicated": shares(result["time"]),
         "staleness mean / max": f"{result['staleness_mean']:.2f} / {result['staleness_max']} updates",
         "batches applied / duplicated / lost": " / ".join(map(str, counts)),
         "ONNX Runtime against torch": f"within {onnx['max_difference']:.0e} on {onnx['images']} images",

@@ -226,30 +226,15 @@ def test_result_has_accuracy_by_class_and_confusion_matrix(
     result = evaluate_run(run, Console(file=printed, width=100))
     test = result["best"]["test"]
     assert test["confusion"] == [[5, 0], [5, 0]]
+    right = np.load(run.path / "right.npz", allow_pickle=False)
+    assert right["best"].mean() == test["accuracy"] == 0.5
+    assert np.array_equal(right["best"], tiny_store.split("test").labels == 0)
     assert test["classes"] == [
         {"class": "dark", "images": 5, "accuracy": 1.0},
         {"class": "bright", "images": 5, "accuracy": 0.0},
     ]
     assert "bright 0.0%, dark 100.0%" in printed.getvalue()
     assert (run.path / "confusion.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_right_predictions_are_kept_by_test_image_and_add_up_to_the_accuracy(
-    tmp_path: Path, tiny_store: PreparedStore, evaluate: Evaluate
-) -> None:
-    run = trained_run(tmp_path, tiny_store)
-    model = brightness_model(True)
-    with torch.no_grad():
-        list(model.module.parameters())[-1].copy_(torch.tensor([1e3, 0.0]))  # every image is taken for dark
-    save_snapshot(model.parameters, model.statistics, run.snapshot_path(LAST))
-    result = evaluate(run, trained_events(tiny_store))
-    with np.load(run.path / "right.npz", allow_pickle=False) as right:
-        assert sorted(right) == ["best", "last"]
-        assert right["best"].dtype == right["last"].dtype == np.bool_
-        assert right["best"].all()
-        assert np.array_equal(right["last"], tiny_store.split("test").labels == 0)
-        for role in ("best", "last"):
-            assert right[role].mean() == result[role]["test"]["accuracy"]
 
 
 def test_files_of_the_network_describe_their_use(tmp_path: Path, tiny_store: PreparedStore, evaluate: Evaluate) -> None:
