@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 class Lease(NamedTuple):
     """One batch assigned to one worker. `attempt` tells a reissued lease from the lease that was taken back."""
 
-    batch: int  # position in the run: see BatchPlan
+    batch: int  # position in the run: see BatchPlan; with local steps, the position of a lease of several batches
     attempt: int
     worker: str
     version: int  # version of the parameters that the worker reads for this batch
@@ -22,6 +22,10 @@ class Push(NamedTuple):
     correct: int
     views: int
     gradient_norm: float  # Euclidean, before clipping
+    # Where the worker's time went, in seconds, as the worker measured it.
+    compute_seconds: float = 0.0  # on this gradient
+    wait_seconds: float = 0.0  # of call_seconds: see Grant
+    call_seconds: float = 0.0  # that it stood still for the push_pull that brought the lease; its first call counts 0
 
 
 class Grant(NamedTuple):
@@ -35,6 +39,8 @@ class Grant(NamedTuple):
     momentum_look_ahead: float = 0.0  # the server moves the parameters by this multiple of the momentum vector
     gradient_look_ahead: float = 0.0  # the worker moves them by this multiple of the gradient it has not pushed yet
     late: bool = False  # the gradient pushed with the call came too late and was not applied (see ledger.Receipt)
+    learning_rate: float = 0.0  # of the worker's own steps, if it takes any
+    wait_seconds: float = 0.0  # from the request to the decision to answer it
 
 
 class Update(NamedTuple):

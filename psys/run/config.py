@@ -38,7 +38,7 @@ TOPICS = {
     ),
     "evaluation": ("snapshot_epochs", "evaluate_every", "early_stopping"),
     "parallelism": (
-        *("mode", "staleness", "backup_workers", "max_staleness", "sync_epochs"),
+        *("mode", "staleness", "backup_workers", "max_staleness", "sync_epochs", "local_steps"),
         *("workers", "threads", "servers", "remote_servers", "wire", "topk_share", "prefetch"),
     ),
     "checkpoints and faults": ("checkpoint_every", "keep_checkpoints", "faults"),
@@ -70,6 +70,7 @@ SYNONYMS = {
         "backup_workers": "backups num-backup-workers spare-workers",
         "max_staleness": "max-delay delay-threshold staleness-limit",
         "sync_epochs": "switch-epoch switch-epochs sync-switch",
+        "local_steps": "sync-every inner-steps local-sgd",
         "workers": "w j n nproc nproc-per-node np num-processes world-size gpus num-gpus devices",
         "servers": "s ps num-ps",
         "wire": "compression compress quantize",
@@ -152,6 +153,8 @@ class RunConfig(Config):
     """share of a gradient's elements that `topk` sends"""
     workers: int | None = Field(None, ge=1)
     """processes that compute gradients; by default one a GPU, or one a core up to 8"""
+    local_steps: int = Field(1, ge=1, le=10_000)
+    """batches that a worker takes an SGD step with, one after the other, before it pushes the sum of their gradients"""
     threads: int | None = Field(None, ge=1)
     """threads that each worker computes with; by default this machine's cores, shared by its workers"""
     epochs: int = Field(20, ge=1, le=100_000)
@@ -194,7 +197,7 @@ class RunConfig(Config):
     keep_checkpoints: int = Field(3, ge=1)
     """how many of the latest stay"""
     faults: Path | None = None
-    """YAML file of faults to inject into workers: {faults: [{worker: 1, step: 5, kind: kill}]}"""
+    """YAML file of faults and stragglers: {faults: [{worker: 1, step: 5, kind: kill}], slow_workers: [{factor: 2}]}"""
     listen: str = Field("127.0.0.1", min_length=1)
     """address that servers listen on; anything but loopback opens them to that network"""
     port: int = Field(0, ge=0, le=65535)
@@ -233,6 +236,15 @@ class RunConfig(Config):
     def _server_0_is_local(self) -> Self:
         if self.remote_servers >= self.servers:
             raise ValueError(f"of {self.servers} servers at most {self.servers - 1} can be 'remote_servers'")
+        return self
+
+    @model_validator(mode="after")
+    def _local_steps_are_sgd(self) -> Self:
+        if self.local_steps > 1 and self.optimizer.kind != "sgd":
+            raise ValueError(
+                f"'local_steps' above 1 needs 'optimizer.kind' sgd, got {self.optimizer.kind}: workers step by SGD, at "
+                "the rate of the run"
+            )
         return self
 
     @model_validator(mode="after")

@@ -55,7 +55,7 @@ def test_sync_run_with_prefetch_equals_a_run_in_one_process(small_store_path: Pa
     assert same_bits(snapshot(path, version), computed_again(path, version))
 
 
-@pytest.mark.parametrize("late", [(), LATE], ids=["plain", "late gradients"])
+@pytest.mark.parametrize("late", [(), LATE, ("--local-steps", "2")], ids=["plain", "late gradients", "local steps"])
 def test_async_run_with_faults_is_replayed(late: tuple[str, ...], small_store_path: Path, tmp_path: Path) -> None:
     path, plan = tmp_path / "runs" / "r", tmp_path / "plan.yaml"
     faults = [
