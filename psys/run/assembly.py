@@ -122,7 +122,7 @@ def batch_gradient(config: RunConfig, store: PreparedStore, *models: FlatModel) 
         batch_size=config.batch_size,
         validation_share=config.validation_share,
         seed=config.seed,
-        guess=not config.prefetch or config.local_steps > 1,
+        guess=not config.prefetch or config.local_steps > 1,  # within a lease nobody tells which batch comes next
         earlier_batch_sizes=config.earlier_batch_sizes,
     )
     weights = loss_weights(config, store)

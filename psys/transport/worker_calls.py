@@ -53,7 +53,7 @@ def _calls_ahead(model: BufferedModel, compute: Callable[[Lease, Grant], Push]) 
                 break
             model.receive(following.lease.slot)
             if math.isfinite(push.gradient_norm):
-                # The servers do not have this gradient yet, and will have applied it before the following one.
+                # The servers do not have this gradient yet, and apply it before the following one, unless it is late.
                 gradient = model.models[lease.slot].gradient
                 model.models[following.lease.slot].parameters.sub_(gradient, alpha=following.gradient_look_ahead)
             grant, lease, before = following, following.lease, push

@@ -177,7 +177,7 @@ SOUND: dict[str, Any] = {
     "applied": [[1, 3], [4, 6]],
     "fresh": 8,
     "attempts": {0: 1, 3: 2, 6: 1, 7: 1},
-    "counts": {"leased": 9, "reissued": 1, "duplicates": 0, "expired": 0, "damaged": 0},
+    "counts": {"leased": 9, "reissued": 1, "duplicates": 0, "expired": 0, "damaged": 0, "late": 2},
 }
 
 

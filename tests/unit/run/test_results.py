@@ -262,7 +262,7 @@ def test_training_figures_are_means_by_images_since_the_previous_snapshot(
     assert (result["staleness_mean"], result["staleness_max"], result["images_per_second"]) == (2.0, 3, 2.0)
     assert result["batches"] == {
         **{"batches": 6, "leased": 6, "applied": 6, "reissued": 0, "duplicates": 0},
-        **{"expired": 0, "damaged": 0, "unfinished": 0, "lost": 0},
+        **{"expired": 0, "damaged": 0, "late": 0, "unfinished": 0, "lost": 0},
     }
 
 
