@@ -241,7 +241,7 @@ class Coordinator:
         # A round has other workers' gradients too, and must not depend on who computed which of them.
         ahead = self._optimizer.gradient_look_ahead(period) if computing and period == len(self._members) else 0.0
         momentum_ahead = self._optimizer.momentum_look_ahead((under_way + 1) * period - 1)
-        return Grant(lease, rate * momentum_ahead, rate * ahead, rate)
+        return Grant(lease, rate * momentum_ahead, rate * ahead, learning_rate=rate)
 
     def _apply(self, leases: Sequence[Lease]) -> Update:
         rate, progress = self.rate, self.ledger.epochs_done / self._epochs
