@@ -25,10 +25,7 @@ _OF_THE_STUDY = {
     "early_stopping": "all trials train for their epochs",
     "remote_servers": "a trial runs on one machine",
 }
-_SHARED = {
-    "snapshot_epochs": "all arms have the same evaluation points",
-    "validation_share": "all arms have the same held-out images",
-}
+_OF_BASE = {"validation_share": "all arms have the same held-out images"}
 
 
 def _seeds(value: object) -> object:
@@ -81,7 +78,7 @@ class StudyConfig(Config):
     """directory of the study below `studies`"""
     studies: Path = Path("studies")
     """where study directories are made"""
-    base: RunSettings = {}
+    base: RunSettings = Field({})
     """settings of all runs, as `psys train` has them"""
     arms: dict[str, RunSettings] = Field(min_length=1)
     """name: settings over those of `base`, nested or by dotted names"""
@@ -141,17 +138,24 @@ class StudyConfig(Config):
         """Raises PsysError, which names the arm or the condition, for settings that no run can have."""
         for where, settings, reserved in (
             ("base", self.base, _OF_THE_STUDY),
-            *((f"arm '{arm}'", settings, _OF_THE_STUDY | _SHARED) for arm, settings in self.arms.items()),
+            *((f"arm '{arm}'", settings, _OF_THE_STUDY | _OF_BASE) for arm, settings in self.arms.items()),
         ):
             for name in nested(settings).keys() & reserved.keys():
                 raise PsysError(f"'{name}' cannot be set in {where}: {reserved[name]}")
-        for arm in self.arms:
+        runs = {arm: self.run_config(arm) for arm in self.arms}
+        points = {arm: run.epochs / run.snapshot_epochs for arm, run in runs.items()}
+        for arm, run in runs.items():
             try:
-                build(self.run_config(arm).model, num_classes=2)
+                build(run.model, num_classes=2)
             except PsysError as error:
                 raise PsysError(f"{error} (in arm '{arm}')") from None
             for value in self.tuning.values_of(arm) if self.tuning else ():
                 self.run_config(arm, value)
+            if points[arm] != points[self.reference]:
+                raise PsysError(
+                    f"arm '{arm}' has {points[arm]:g} evaluation points, arm '{self.reference}' has "
+                    f"{points[self.reference]:g}: set 'snapshot_epochs', for the best of equally many is to be compared"
+                )
         for condition in self.stragglers:
             self._check_condition(condition)
         return self
@@ -194,9 +198,8 @@ class StudyCommand(StudyConfig):
 
     def study(self) -> StudyConfig:
         """The settings of the study without those of this command."""
-        return StudyConfig(
-            **{name: getattr(self, name) for name in self.model_fields_set & {*StudyConfig.model_fields}}
-        )
+        names = self.model_fields_set & StudyConfig.model_fields.keys()
+        return StudyConfig(**{name: getattr(self, name) for name in names})
 
 
 def nested(settings: Mapping[str, Any]) -> RunSettings:

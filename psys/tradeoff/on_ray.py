@@ -100,9 +100,7 @@ def _store_here(store: Path, content: str, packed: bytes) -> Path:
     if store.exists() and PreparedStore.open(store).content_hash == content:
         return store
     if not packed:
-        raise PsysError(
-            f"{socket.gethostname()} needs a copy of the prepared store at {store}: it is too large to send"
-        )
+        raise PsysError(f"{socket.gethostname()} needs a copy of the store at {store}, which is too large to send")
     own = Path(tempfile.gettempdir()) / f"psys-stores-{os.getuid()}" / content[:40]
     own.parent.mkdir(mode=0o700, exist_ok=True)
     with (own.parent / "lock").open("wb") as lock:  # other trials may start on this node at the same time

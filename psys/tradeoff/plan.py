@@ -54,8 +54,10 @@ def choose(config: StudyConfig, accuracies: Mapping[str, float | None]) -> dict[
     failed have no value.
     """
     chosen: dict[str, Any] = {}
+    if config.tuning is None:
+        return chosen
     trials = tuning_trials(config)
-    for arm in config.arms if config.tuning else ():
+    for arm in config.arms:
         totals = [
             (sum(accuracies[trial.name] or 0.0 for trial in trials if (trial.arm, trial.tuning) == (arm, value)), value)
             for value in config.tuning.values_of(arm)

@@ -9,7 +9,7 @@ from psys.tradeoff.record import TrialLog, TrialRecord
 
 
 class StudyProgress:
-    """Shows the trials of a study that are to run, as a context manager. `at_once`: how many run at a time, if known."""
+    """Shows the trials of a study that are to run, as a context manager."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -35,15 +35,13 @@ class StudyProgress:
             how = f"{result['best']['test']['accuracy']:.1%}, {result['train_seconds']:.1f} s of training"
         else:
             how = f"failed: {record.reason}"
-        seconds = remaining(list(log.records.values()), total)
-        line = f"{len(log.records)}/{total} {record.trial}: {how}, {record.seconds:.0f} s in all; {seconds} left"
+        line = f"{len(log.records)}/{total} {record.trial}: {how}, {record.seconds:.0f} s in all"
+        if left := remaining(list(log.records.values()), total):
+            line += f"; about {left / 60:.0f} min left"
         self._console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
-def remaining(records: Sequence[TrialRecord], total: int) -> str:
-    """How long the trials without a record take one after the other, in words, from those that are done."""
+def remaining(records: Sequence[TrialRecord], total: int) -> float:
+    """Seconds that the trials without a record take one after the other, by the mean of those done; 0: none is."""
     done = [record.seconds for record in records if record.status == "done"]
-    if not done or len(records) >= total:
-        return f"{total - len(records)} trials"
-    seconds = (total - len(records)) * sum(done) / len(done)
-    return f"{total - len(records)} trials, about {seconds / 60:.0f} min"
+    return (total - len(records)) * sum(done) / len(done) if done else 0.0

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import signal
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +165,9 @@ def _show_plan(config: StudyConfig, log: TrialLog, console: Console) -> None:
     for name in names:
         status = log.records[name].status if name in log.records else "to run"
         console.print(f"{name}: {status}", soft_wrap=True, highlight=False)
-    console.print(remaining(list(log.records.values()), len(names)), highlight=False)
+    seconds = remaining(list(log.records.values()), len(names))
+    estimate = f"about {seconds / 60:.0f} min, as long as trials so far took" if seconds else "no trial is done yet"
+    console.print(f"{len(names) - len(log.records)} of {len(names)} trials are to run: {estimate}", highlight=False)
 
 
 @contextlib.contextmanager

@@ -45,11 +45,8 @@ def run_trial(trial: Trial, folder: Path, idle_wait: float) -> Finished:
     Leaves `trials/NAME/` (its run directory), `configs/NAME.yaml` and `logs/NAME.log` in `folder`. However the call
     ends, no process of the trial is left.
     """
-    runs, spec, log = (
-        folder / "trials",
-        folder / "configs" / f"{trial.name}.yaml",
-        folder / "logs" / f"{trial.name}.log",
-    )
+    runs = folder / "trials"
+    spec, log = folder / "configs" / f"{trial.name}.yaml", folder / "logs" / f"{trial.name}.log"
     shutil.rmtree(runs / trial.name, ignore_errors=True)
     for path in (runs, spec.parent, log.parent):
         path.mkdir(parents=True, exist_ok=True)
