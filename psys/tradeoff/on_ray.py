@@ -41,7 +41,7 @@ def run_trials(config: StudyConfig, trials: Sequence[Trial], folder: Path) -> It
         import ray
 
         stores = {run.store: run.image_size for run in runs.values()}
-        sent = {path: ray.put(_packed_store(path)) for path in stores}
+        sent = {path: ray.put(packed_store(path)) for path in stores}
         tasks = {}
         for trial in trials:
             run, store = runs[trial.name], runs[trial.name].store
@@ -73,7 +73,7 @@ def run_on_node(trial: Trial, store: Path, content: str, packed: bytes) -> tuple
     with tempfile.TemporaryDirectory(prefix="psys-trial-") as temporary:
         folder = Path(temporary)
         try:
-            settings = trial.settings | {"store": str(_store_here(store, content, packed))}
+            settings = trial.settings | {"store": str(store_here(store, content, packed))}
         except PsysError as error:
             now = time.time()
             return Finished(str(error), now, now, 0.0, socket.gethostname()), b""
@@ -87,7 +87,8 @@ def run_on_node(trial: Trial, store: Path, content: str, packed: bytes) -> tuple
         return finished, archive.getvalue()
 
 
-def _packed_store(store: Path) -> bytes:
+def packed_store(store: Path) -> bytes:
+    """A prepared store as a tar archive; b"" if it is too large to be sent."""
     if sum(file.stat().st_size for file in store.iterdir()) > _SENT_BYTES:
         return b""
     archive = io.BytesIO()
@@ -96,7 +97,11 @@ def _packed_store(store: Path) -> bytes:
     return archive.getvalue()
 
 
-def _store_here(store: Path, content: str, packed: bytes) -> Path:
+def store_here(store: Path, content: str, packed: bytes) -> Path:
+    """A store on this node with the `content` hash: the one in the driver's place, or the `packed` one, unpacked.
+
+    Raises PsysError if there is neither.
+    """
     if store.exists() and PreparedStore.open(store).content_hash == content:
         return store
     if not packed:

@@ -127,7 +127,7 @@ def test_a_start_ends_what_the_trials_of_a_killed_study_left(tmp_path: Path) -> 
     ("changes", "words"),
     [
         ({"targets": [1.5]}, "'targets.0'"),
-        ({"arms": {"a": {"modle": "mlp8"}}}, "did you mean 'model'"),
+        ({"arms": {"a": {"modell": "mlp8"}}}, "did you mean 'model'"),
         ({"base": {"workers": 1, "store": "no/store", "source": "no/source"}}, "no/source does not exist"),
         ({"base": {"workers": 1, "store": "no/store", "source": None}}, "no prepared store at no/store"),
     ],

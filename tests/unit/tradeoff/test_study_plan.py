@@ -31,7 +31,7 @@ def test_each_arm_tries_its_values_in_the_first_condition() -> None:
 
 def test_the_value_of_the_highest_mean_accuracy_is_chosen_and_a_failure_counts_as_zero() -> None:
     config = study(tuning=TUNING)
-    accuracies = {trial.name: 0.5 for trial in tuning_trials(config)}
+    accuracies: dict[str, float | None] = {trial.name: 0.5 for trial in tuning_trials(config)}
     accuracies |= {"first.uniform.seed0.value1": 0.9, "first.uniform.seed1.value1": None}
     accuracies |= {"second.uniform.seed1.value1": 0.6}
     assert choose(config, accuracies) == {"first": 0.1, "second": 0.4}
