@@ -18,7 +18,7 @@ from psys.files import lock_file
 from psys.segment.actors import checked_interrupts, ray_session
 from psys.tradeoff.config import StudyConfig
 from psys.tradeoff.plan import Trial
-from psys.tradeoff.trial import Finished, run_trial
+from psys.tradeoff.trial import Finished, run_trial, stop_signals_interrupt
 
 _SENT_BYTES = 2 * 2**30
 """of a store that nodes get from this machine; nodes need a copy of a larger one in the same place"""
@@ -36,6 +36,7 @@ def run_trials(config: StudyConfig, trials: Sequence[Trial], folder: Path) -> It
     cores = {name: config.cores_per_trial or (run.workers or 1) * (run.threads or 1) for name, run in runs.items()}
     with (
         ray_session(max(cores.values()), config.ray_address),
+        stop_signals_interrupt(),  # once more: Ray has taken the signals over
         checked_interrupts() as raise_if_interrupted,
     ):
         import ray

@@ -1,15 +1,12 @@
 """`psys tradeoff`: a study is run, or continued where it was stopped, and its report is written."""
 
-import contextlib
 import os
-import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from psys.cluster.processes import leave_signals
 from psys.config import validate, write_yaml
 from psys.data.source import open_source
 from psys.data.store import PreparedStore
@@ -24,7 +21,7 @@ from psys.tradeoff.plan import Trial, choose, study_trials, tuning_trials
 from psys.tradeoff.progress import StudyProgress, remaining
 from psys.tradeoff.record import TrialLog
 from psys.tradeoff.report import write_report
-from psys.tradeoff.trial import Finished, end_trials, read_settings, run_trial
+from psys.tradeoff.trial import Finished, end_trials, read_settings, run_trial, stop_signals_interrupt
 
 
 def run_study(command: StudyCommand, console: Console) -> bool:
@@ -41,7 +38,7 @@ def run_study(command: StudyCommand, console: Console) -> bool:
     if command.dry_run:
         _show_plan(config, TrialLog(folder), console)
         return True
-    with _stop_signals_interrupt(), run_lock(folder, what="study"):
+    with stop_signals_interrupt(), run_lock(folder, what="study"):
         if not (folder / "study.yaml").exists() and set(os.listdir(folder)) - {"lock"}:
             raise PsysError(f"{folder} holds other files than those of a study: choose another --name")
         end_trials(folder)
@@ -166,14 +163,3 @@ def _show_plan(config: StudyConfig, log: TrialLog, console: Console) -> None:
     seconds = remaining(list(log.records.values()), len(names))
     estimate = f"about {seconds / 60:.0f} min, as long as trials so far took" if seconds else "no trial is done yet"
     console.print(f"{len(names) - len(log.records)} of {len(names)} trials are to run: {estimate}", highlight=False)
-
-
-@contextlib.contextmanager
-def _stop_signals_interrupt() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise KeyboardInterrupt within the block, as SIGINT does."""
-    before = {number: signal.signal(number, signal.default_int_handler) for number in leave_signals()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

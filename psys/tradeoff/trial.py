@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from typing import NamedTuple
 import psutil
 import yaml
 
-from psys.cluster.processes import kill_when_parent_ends
+from psys.cluster.processes import kill_when_parent_ends, leave_signals
 from psys.config import read_yaml, validate
 from psys.errors import ERROR
 from psys.run.config import RunConfig
@@ -94,6 +95,17 @@ def read_settings(name: str, folder: Path) -> tuple[RunConfig, FaultPlan]:
     settings = read_yaml(file)
     settings.pop("faults", None)
     return validate(RunConfig, settings, str(file)), read_plan(faults if faults.exists() else None)
+
+
+@contextlib.contextmanager
+def stop_signals_interrupt() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise KeyboardInterrupt within the block, as SIGINT does."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in leave_signals()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def end_trials(folder: Path) -> None:
