@@ -1,16 +1,19 @@
-"""What may be changed of a study that has finished trials."""
+"""What may be changed of a study that has finished trials, and what a dry run shows."""
 
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from psys.errors import PsysError
+from psys.tradeoff.config import StudyCommand
 from psys.tradeoff.plan import study_trials
 from psys.tradeoff.record import TrialLog
-from psys.tradeoff.study import check_unchanged
+from psys.tradeoff.study import check_unchanged, run_study
 from psys.tradeoff.trial import Finished, write_settings
-from tests.support.studies import study
+from tests.support.studies import study, study_settings
 
 ARMS: dict[str, dict[str, Any]] = {"first": {"mode": "sync"}, "second": {"mode": "async"}}
 KILL = {"faults": [{"worker": 0, "step": 3, "kind": "kill"}]}
@@ -63,3 +66,15 @@ def test_what_finished_trials_were_trained_with_cannot_change(
 def test_failed_trials_that_are_to_run_again_may_change(log: TrialLog) -> None:
     log.forget_failed()
     check_unchanged(study(arms={"first": {"epochs": 5}}), log)
+
+
+def test_dry_run_shows_the_trials_and_runs_nothing(small_store_path: Path, tmp_path: Path) -> None:
+    shown = io.StringIO()
+    settings = study_settings(small_store_path, studies=tmp_path / "studies", seeds=2, dry_run=True)
+    assert run_study(StudyCommand(**settings), Console(file=shown))
+    assert shown.getvalue().splitlines() == [
+        *("first.uniform.seed0: to run", "second.uniform.seed0: to run"),
+        *("first.uniform.seed1: to run", "second.uniform.seed1: to run"),
+        "4 of 4 trials are to run: no trial is done yet",
+    ]
+    assert not list(tmp_path.iterdir())

@@ -77,7 +77,7 @@ def test_a_wrong_study_is_refused_in_one_line(changes: dict[str, Any], message: 
 def test_a_setting_that_every_study_needs(missing: str) -> None:
     settings = study_settings("no/store")
     del settings[missing]
-    with pytest.raises(PsysError, match=f"setting '{missing}' is missing"):
+    with pytest.raises(PsysError, match=f"setting '{missing}': Field required [(]in test"):
         validate(StudyConfig, settings, "test")
 
 
