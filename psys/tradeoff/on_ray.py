@@ -18,12 +18,12 @@ from psys.files import lock_file
 from psys.segment.actors import checked_interrupts, ray_session
 from psys.tradeoff.config import StudyConfig
 from psys.tradeoff.plan import Trial
-from psys.tradeoff.trial import Finished, run_trial, stop_signals_interrupt
+from psys.tradeoff.trial import Finished, run_trial, stop_signals_interrupt, write_settings
 
 _SENT_BYTES = 2 * 2**30
 """of a store that nodes get from this machine; nodes need a copy of a larger one in the same place"""
 _WAIT_SECONDS, _UNPACK_SECONDS = 1.0, 600.0
-_PARTS = ("trials/{}", "configs/{}.yaml", "configs/{}.faults.yaml", "logs/{}.log")
+_PARTS = ("trials/{}", "logs/{}.log")
 
 
 def run_trials(config: StudyConfig, trials: Sequence[Trial], folder: Path) -> Iterator[tuple[Trial, Finished]]:
@@ -41,20 +41,20 @@ def run_trials(config: StudyConfig, trials: Sequence[Trial], folder: Path) -> It
     ):
         import ray
 
-        stores = {run.store: run.image_size for run in runs.values()}
-        sent = {path: ray.put(packed_store(path)) for path in stores}
+        sent = {store: ray.put(packed_store(store)) for store in {run.store for run in runs.values()}}
         tasks = {}
         for trial in trials:
             run, store = runs[trial.name], runs[trial.name].store
             threads = {"threads": run.threads or max(1, cores[trial.name] // (run.workers or 1))}
             task = ray.remote(num_cpus=cores[trial.name], num_gpus=config.gpus_per_trial)(run_on_node)
-            content = PreparedStore.open(store, stores[store]).content_hash
-            alike = replace(trial, settings=trial.settings | threads)
-            tasks[task.remote(alike, store.absolute(), content, sent[store])] = trial
+            on_node = replace(trial, settings=trial.settings | threads)
+            content = PreparedStore.open(store).content_hash
+            tasks[task.remote(on_node, store.absolute(), content, sent[store])] = trial
         while tasks:
             raise_if_interrupted()
             for reference in ray.wait([*tasks], timeout=_WAIT_SECONDS)[0]:
                 trial = tasks.pop(reference)
+                write_settings(trial, folder)  # without what depends on the node
                 try:
                     finished, left = ray.get(reference)
                 except ray.exceptions.RayError as error:

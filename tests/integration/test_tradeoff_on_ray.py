@@ -12,6 +12,7 @@ from psys.tradeoff import on_ray
 from psys.tradeoff.config import StudyConfig
 from psys.tradeoff.plan import study_trials
 from psys.tradeoff.record import TrialLog
+from psys.tradeoff.study import check_unchanged
 from tests.support.processes import audited
 from tests.support.studies import study_settings
 
@@ -20,7 +21,8 @@ ARMS = {"good": {"mode": "sync"}, "bad": {"mode": "sync", "schedule.learning_rat
 
 @pytest.fixture
 def config(small_store_path: Path) -> StudyConfig:
-    return validate(StudyConfig, study_settings(small_store_path, arms=ARMS), "test")
+    base = {"store": str(small_store_path), "model": "mlp8", "workers": 1, "epochs": 1}
+    return validate(StudyConfig, study_settings(small_store_path, base=base, arms=ARMS), "test")
 
 
 def test_trials_of_a_local_ray_come_back_to_the_study(config: StudyConfig, tmp_path: Path) -> None:
@@ -34,6 +36,7 @@ def test_trials_of_a_local_ray_come_back_to_the_study(config: StudyConfig, tmp_p
     run = RunDirectory(tmp_path / "trials" / "good.uniform.seed0")
     assert audited(run.path).unfinished == 0
     assert run.config().threads == 1
+    check_unchanged(config, TrialLog(tmp_path))
     assert (tmp_path / "logs" / "bad.uniform.seed0.log").exists()
     assert not list(tmp_path.glob(".node-*"))
 
