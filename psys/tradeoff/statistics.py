@@ -10,8 +10,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-
-from psys.tradeoff import student
+from scipy.special import stdtr, stdtrit  # Student's t distribution and its inverse
 
 LEVEL = 0.95
 SEEDS_FOR_A_CLAIM = 4
@@ -53,7 +52,7 @@ class Difference:
         """The t-interval of the difference."""
         if self.se is None or self.df is None:
             return None
-        half = student.quantile((1 + LEVEL) / 2, self.df) * self.se
+        half = float(stdtrit(self.df, (1 + LEVEL) / 2)) * self.se
         return self.mean - half, self.mean + half
 
     def p_greater(self, than: float = 0.0) -> float | None:
@@ -66,7 +65,7 @@ class Difference:
             return None
         if self.se == 0:
             return 0.5 if self.mean == than else float(self.mean > than)
-        return student.cdf((self.mean - than) / self.se, self.df)
+        return float(stdtr(self.df, (self.mean - than) / self.se))
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ def summarize(figures: ArrayLike) -> Summary:
     if len(values) == 1:
         return Summary(1, mean, None, None, None)
     sd = float(values.std(ddof=1))
-    half = student.quantile((1 + LEVEL) / 2, len(values) - 1) * sd / math.sqrt(len(values))
+    half = float(stdtrit(len(values) - 1, (1 + LEVEL) / 2)) * sd / math.sqrt(len(values))
     return Summary(len(values), mean, sd, mean - half, mean + half)
 
 
