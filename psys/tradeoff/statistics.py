@@ -4,9 +4,9 @@ Accuracies, differences and margins are shares: 0.01 is one percentage point. Al
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,6 +17,7 @@ SEEDS_FOR_A_CLAIM = 4
 """With three seeds even a test that is exact without assumptions, by changes of sign, cannot go below p = 0.25."""
 
 Verdict = Literal["better", "worse", "equivalent", "undecided"]
+ArmT = TypeVar("ArmT", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def claims(differences: Mapping[str, Difference], margin: float | None = None) -> dict[str, Claim]:
+def claims(differences: Mapping[ArmT, Difference], margin: float | None = None) -> dict[ArmT, Claim]:
     """What may be said of the accuracy of each arm, given all `differences` of a study to the reference arm.
 
     "better" or "worse" if the two-sided t-test rejects "no difference"; otherwise "equivalent" if two one-sided tests
@@ -204,10 +205,12 @@ def claims(differences: Mapping[str, Difference], margin: float | None = None) -
     if margin is not None and not 0 < margin < 1:
         raise ValueError(f"a margin of equivalence is a share between 0 and 1; got {margin}")
     if unfit := [arm for arm, paired in differences.items() if paired.images is None]:
-        raise ValueError(f"a claim on accuracy needs right/wrong bits per test image; missing for {', '.join(unfit)}")
+        raise ValueError(
+            f"a claim on accuracy needs right/wrong bits per test image; missing for {', '.join(map(str, unfit))}"
+        )
     tested = {arm: paired for arm, paired in differences.items() if paired.seeds >= SEEDS_FOR_A_CLAIM}
     two_sided = dict(zip(tested, holm([_p_two_sided(paired) for paired in tested.values()]), strict=True))
-    equivalent: dict[str, float] = {}
+    equivalent: dict[ArmT, float] = {}
     if margin is not None:
         p_values = [_p_equivalent(paired, margin) for paired in tested.values()]
         equivalent = dict(zip(tested, holm(p_values), strict=True))
