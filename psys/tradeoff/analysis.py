@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from psys.run.curves import EpochPoint
-from psys.tradeoff.outcome import Outcome, Study, Trial, WorkerTime
+from psys.tradeoff.outcome import EndedTrial, Outcome, Study, WorkerTime
 from psys.tradeoff.statistics import (
     Claim,
     Difference,
@@ -31,12 +31,11 @@ from psys.tradeoff.times import (
     pareto_front,
     scaling_efficiency,
     summarize_times,
-    time_to_target,
 )
 
 
 @dataclass(frozen=True)
-class Figure:
+class OverSeeds:
     """A figure of an arm: the value of each seed, and their summary."""
 
     by_seed: Mapping[int, float]
@@ -50,7 +49,8 @@ class Target:
     target: float
     by_seed: Mapping[int, TimeToTarget]
     summary: TargetSummary
-    of_mean_curve: TimeToTarget
+    of_mean_curve: TimeToTarget | None
+    """None: no evaluation has all seeds"""
     times_as_fast: Ratio | None
     """as the reference arm, paired by seed; None if a trial of either never reached the target: no time is known"""
 
@@ -83,10 +83,10 @@ class ArmResult:
 
     workers: int
     learning_rate: float
-    accuracy: Figure
-    seconds: Figure
-    images_per_second: Figure
-    worker_hours: Figure
+    accuracy: OverSeeds
+    seconds: OverSeeds
+    images_per_second: OverSeeds
+    worker_hours: OverSeeds
     curves: Mapping[int, tuple[EpochPoint, ...]]
     """by seed"""
     curve: tuple[MeanPoint, ...]
@@ -124,11 +124,19 @@ class Condition:
 class SweepPoint:
     """One trial of a tuning sweep: the value tried, and the best accuracy on held-out images."""
 
-    value: float | str
+    value: Any
     seed: int
-    condition: str
     held_out_accuracy: float | None
-    """None: the trial failed, or has no held-out images"""
+    """None: the trial failed"""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The values that an arm tried of the setting that was tuned, and the one that its trials have."""
+
+    points: tuple[SweepPoint, ...]
+    chosen: Any
+    """None: the arm has no finished trial"""
 
 
 @dataclass(frozen=True)
@@ -139,9 +147,9 @@ class Analysis:
     conditions: tuple[Condition, ...]
     comparisons: int
     """claims on accuracy that Holm's correction counts"""
-    sweep: Mapping[str, tuple[SweepPoint, ...]]
+    sweeps: Mapping[str, Sweep]
     """by arm"""
-    failed: tuple[Trial, ...]
+    failed: tuple[EndedTrial, ...]
     missing: tuple[tuple[str, str, int], ...]
     """arm, condition and seed of the trials that have not ended"""
 
@@ -162,7 +170,7 @@ def analyze(study: Study) -> Analysis:
         study=study,
         conditions=tuple(_with_claims(condition, claimed) for condition in conditions),
         comparisons=sum(claim.p is not None for claim in claimed.values()),
-        sweep={arm: points for arm in study.arms if (points := _sweep(study, arm))},
+        sweeps={arm: sweep for arm in study.arms if (sweep := _sweep(study, arm)).points},
         failed=tuple(trial for trial in study.trials if trial.outcome is None),
         missing=tuple(
             (arm, condition, seed)
@@ -174,7 +182,7 @@ def analyze(study: Study) -> Analysis:
     )
 
 
-def _condition(study: Study, name: str, trials: Sequence[Trial]) -> Condition:
+def _condition(study: Study, name: str, trials: Sequence[EndedTrial]) -> Condition:
     outcomes: dict[str, dict[int, Outcome]] = {arm: {} for arm in study.arms}
     for trial in sorted(trials, key=lambda trial: trial.seed):
         if trial.condition == name and trial.outcome:
@@ -191,25 +199,20 @@ def _condition(study: Study, name: str, trials: Sequence[Trial]) -> Condition:
 
 def _arm(study: Study, outcomes: Mapping[int, Outcome], reference: Mapping[int, Outcome] | None) -> ArmResult:
     """The result of an arm from its outcomes by seed; `reference` is None for the reference arm itself."""
-    curve, held_out = _mean_curve(list(outcomes.values())), _held_out_points(outcomes)
-    targets = tuple(
-        _target(target, held_out, _held_out_points(reference or {}))
-        for target in study.targets
-        if len(held_out) == len(outcomes)
-    )
+    timed = [target for target in study.targets if all(o.time_to(target) for o in outcomes.values())]
     staleness: Counter[int] = Counter()
     for outcome in outcomes.values():
         staleness.update(outcome.staleness)
     return ArmResult(
         workers=max(outcome.workers for outcome in outcomes.values()),
         learning_rate=max(outcome.learning_rate for outcome in outcomes.values()),
-        accuracy=_figure(outcomes, lambda outcome: outcome.accuracy),
-        seconds=_figure(outcomes, lambda outcome: outcome.seconds),
-        images_per_second=_figure(outcomes, lambda outcome: outcome.images_per_second),
-        worker_hours=_figure(outcomes, lambda outcome: outcome.worker_hours),
+        accuracy=_over_outcomes(outcomes, lambda outcome: outcome.accuracy),
+        seconds=_over_outcomes(outcomes, lambda outcome: outcome.seconds),
+        images_per_second=_over_outcomes(outcomes, lambda outcome: outcome.images_per_second),
+        worker_hours=_over_outcomes(outcomes, lambda outcome: outcome.worker_hours),
         curves={seed: outcome.points for seed, outcome in outcomes.items()},
-        curve=curve,
-        targets=targets,
+        curve=_mean_curve(list(outcomes.values())),
+        targets=tuple(_target(target, outcomes, reference or {}) for target in timed),
         staleness=dict(sorted(staleness.items())),
         worker_times=_mean_worker_times([outcome.worker_times for outcome in outcomes.values()]),
         versus=_versus(outcomes, reference) if reference else None,
@@ -217,9 +220,11 @@ def _arm(study: Study, outcomes: Mapping[int, Outcome], reference: Mapping[int, 
     )
 
 
-def _figure(outcomes: Mapping[int, Outcome], figure: Callable[[Outcome], float]) -> Figure:
+def _over_outcomes(outcomes: Mapping[int, Outcome], figure: Callable[[Outcome], float]) -> OverSeeds:
+    """A figure that cannot be negative: its interval is cut at 0."""
     by_seed = {seed: figure(outcome) for seed, outcome in outcomes.items()}
-    return Figure(by_seed, summarize(list(by_seed.values())))
+    summary = summarize(list(by_seed.values()))
+    return OverSeeds(by_seed, summary if summary.low is None else replace(summary, low=max(0.0, summary.low)))
 
 
 def _versus(outcomes: Mapping[int, Outcome], reference: Mapping[int, Outcome]) -> Versus | None:
@@ -253,19 +258,6 @@ def _with_claims(condition: Condition, claimed: Mapping[tuple[str, str], Claim])
     return replace(condition, arms=arms)
 
 
-def _held_out_points(outcomes: Mapping[int, Outcome]) -> dict[int, dict[int, tuple[float, float]]]:
-    """By seed and evaluation point: seconds and accuracy on held-out images; without the seeds that have none."""
-    by_seed = {
-        seed: {
-            number: (point.train_seconds, point.validation_accuracy)
-            for number, point in _evaluations(outcome).items()
-            if point.validation_accuracy is not None
-        }
-        for seed, outcome in outcomes.items()
-    }
-    return {seed: points for seed, points in by_seed.items() if points}
-
-
 def _evaluations(outcome: Outcome) -> dict[int, EpochPoint]:
     """The points of a run by the number of the evaluation that they belong to, which all seeds share.
 
@@ -275,41 +267,43 @@ def _evaluations(outcome: Outcome) -> dict[int, EpochPoint]:
     return {round(point.epoch / interval): point for point in outcome.points}
 
 
-def _target(
-    target: float,
-    points: Mapping[int, Mapping[int, tuple[float, float]]],
-    reference: Mapping[int, Mapping[int, tuple[float, float]]],
-) -> Target:
-    def times(curves: Mapping[int, Mapping[int, tuple[float, float]]]) -> dict[int, TimeToTarget]:
-        by_seed = {seed: np.array(list(curve.values())) for seed, curve in curves.items()}
-        return {seed: time_to_target(curve[:, 0], curve[:, 1], target) for seed, curve in by_seed.items()}
-
-    by_seed, of_reference = times(points), times(reference)
+def _target(target: float, outcomes: Mapping[int, Outcome], reference: Mapping[int, Outcome]) -> Target:
+    """Of outcomes that all have held-out images."""
+    by_seed, of_reference = (
+        {seed: time for seed, outcome in each.items() if (time := outcome.time_to(target))}
+        for each in (outcomes, reference)
+    )
     shared = [seed for seed in by_seed if seed in of_reference]
     all_reached = all(time.reached for time in (*by_seed.values(), *of_reference.values()))
-    common = sorted(set.intersection(*(set(curve) for curve in points.values())))
-    aligned = np.array([[curve[number] for number in common] for curve in points.values()])
+    evaluations = [_evaluations(outcome) for outcome in outcomes.values()]
+    common = _common(evaluations)
+    seconds = [[points[number].train_seconds for number in common] for points in evaluations]
+    accuracies = [[points[number].validation_accuracy for number in common] for points in evaluations]
     return Target(
         target,
         by_seed,
         summarize_times(list(by_seed.values())),
-        mean_time_to_target(aligned[:, :, 0], aligned[:, :, 1], target),
+        mean_time_to_target(seconds, np.array(accuracies, np.float64), target) if common else None,
         ratio([of_reference[seed].seconds for seed in shared], [by_seed[seed].seconds for seed in shared])
         if shared and all_reached
         else None,
     )
 
 
+def _common(evaluations: Sequence[Mapping[int, EpochPoint]]) -> list[int]:
+    """Evaluations that all seeds have."""
+    return sorted(set.intersection(*(set(points) for points in evaluations)))
+
+
 def _mean_curve(outcomes: Sequence[Outcome]) -> tuple[MeanPoint, ...]:
     evaluations = [_evaluations(outcome) for outcome in outcomes]
-    common = sorted(set.intersection(*(set(points) for points in evaluations)))
     return tuple(
-        MeanPoint(*(_over_seeds([points[number] for points in evaluations], of) for of in (np.mean, np.min, np.max)))
-        for number in common
+        MeanPoint(*(_over_points([points[number] for points in evaluations], of) for of in (np.mean, np.min, np.max)))
+        for number in _common(evaluations)
     )
 
 
-def _over_seeds(points: Sequence[EpochPoint], of: Callable[[Sequence[float]], np.floating]) -> EpochPoint:
+def _over_points(points: Sequence[EpochPoint], of: Callable[[Sequence[float]], np.floating]) -> EpochPoint:
     figures: list[Any] = [None if None in values else float(of(values)) for values in zip(*points, strict=True)]
     return EpochPoint(*figures)
 
@@ -345,13 +339,12 @@ def _scaling(study: Study, arms: Mapping[str, ArmResult]) -> tuple[Scaling, ...]
     )
 
 
-def _sweep(study: Study, arm: str) -> tuple[SweepPoint, ...]:
-    def best(trial: Trial) -> float | None:
+def _sweep(study: Study, arm: str) -> Sweep:
+    def best(trial: EndedTrial) -> float | None:
         points = trial.outcome.points if trial.outcome else ()
         return max((p.validation_accuracy for p in points if p.validation_accuracy is not None), default=None)
 
-    return tuple(
-        SweepPoint(trial.tuning, trial.seed, trial.condition, best(trial))
-        for trial in study.trials
-        if trial.arm == arm and trial.tuning is not None
-    )
+    of_arm = [trial for trial in study.trials if trial.arm == arm]
+    points = [SweepPoint(trial.tuning, trial.seed, best(trial)) for trial in of_arm if trial.tuning is not None]
+    used = [trial.outcome.settings for trial in of_arm if trial.tuning is None and trial.outcome]
+    return Sweep(tuple(points), used[0].get(study.tuned or "") if used else None)

@@ -16,6 +16,7 @@ from psys.ps.events import SnapshotEvaluated, UpdateApplied
 from psys.run.curves import EpochPoint
 from psys.run.directory import RunDirectory
 from psys.run.events import read_events, surviving
+from psys.tradeoff.times import TimeToTarget, time_to_target
 
 
 class WorkerTime(NamedTuple):
@@ -58,16 +59,24 @@ class Outcome:
         """Workers times hours: what the training cost."""
         return self.workers * self.seconds / 3600
 
+    def time_to(self, target: float) -> TimeToTarget | None:
+        """When the accuracy on held-out images reached the target; None: the run has no held-out images."""
+        points = [(point.train_seconds, point.validation_accuracy) for point in self.points]
+        held_out = [(seconds, accuracy) for seconds, accuracy in points if accuracy is not None]
+        if not held_out:
+            return None
+        return time_to_target([seconds for seconds, _ in held_out], [accuracy for _, accuracy in held_out], target)
+
 
 @dataclass(frozen=True)
-class Trial:
+class EndedTrial:
     """One run of one arm, condition and seed; without an outcome it failed, for `reason`."""
 
     name: str
     arm: str
     condition: str
     seed: int
-    tuning: float | str | None
+    tuning: Any
     """the value that a sweep tried; None: a trial of the comparison"""
     reason: str | None
     load: float
@@ -90,7 +99,7 @@ class Study:
     margin: float | None
     tuned: str | None
     """the setting that a sweep tuned"""
-    trials: tuple[Trial, ...]
+    trials: tuple[EndedTrial, ...]
 
 
 def read_outcome(path: Path) -> Outcome:
@@ -142,12 +151,12 @@ def read_study(folder: Path) -> Study:
         seeds=tuple(config["seeds"]),
         targets=tuple(config["targets"]),
         margin=config["margin"],
-        tuned=None,
+        tuned=config["tuning"]["setting"] if config["tuning"] else None,
         trials=tuple(_trial(folder, record) for record in records.values()),
     )
 
 
-def _trial(folder: Path, record: dict[str, Any]) -> Trial:
+def _trial(folder: Path, record: dict[str, Any]) -> EndedTrial:
     outcome, reason = None, record["reason"]
     if record["status"] == "done":
         try:
@@ -155,7 +164,7 @@ def _trial(folder: Path, record: dict[str, Any]) -> Trial:
         except PsysError as error:
             reason = str(error)
     fields = ("arm", "condition", "seed", "tuning", "load", "host")
-    return Trial(record["trial"], **{name: record[name] for name in fields}, reason=reason, outcome=outcome)
+    return EndedTrial(record["trial"], **{name: record[name] for name in fields}, reason=reason, outcome=outcome)
 
 
 def _right(path: Path) -> NDArray[np.bool_] | None:

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtr, stdtrit  # Student's t distribution and its inverse
 
+from psys.tradeoff.words import margin_name
+
 LEVEL = 0.95
 SEEDS_FOR_A_CLAIM = 4
 """With three seeds even a test that is exact without assumptions, by changes of sign, cannot go below p = 0.25."""
@@ -224,8 +226,7 @@ def _claim(paired: Difference, p: float | None, p_equivalent: float | None, marg
         verdict: Verdict = "better" if paired.mean > 0 else "worse"
         return Claim(verdict, verdict, p, p_equivalent)
     if margin is not None and p_equivalent is not None and p_equivalent < 1 - LEVEL:
-        points = f"{100 * margin:g} point{'' if margin == 0.01 else 's'}"
-        return Claim("equivalent", f"equivalent within {points}", p, p_equivalent)
+        return Claim("equivalent", f"equivalent within {margin_name(margin)}", p, p_equivalent)
     return Claim("undecided", "undecided", p, p_equivalent)
 
 

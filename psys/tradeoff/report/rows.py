@@ -55,9 +55,7 @@ def rows(
     tops = _tops(width, [(row.name, row.figures) for row in content], _TRACK)
     height = tops[-1] + _AXIS
     if margin is not None and origin is not None:
-        parts.append(
-            f'<path class="shade" d="M{x(origin - margin):.1f} 0V{tops[-1]}H{x(origin + margin):.1f}V0Z"/>'
-        )
+        parts.append(f'<path class="shade" d="M{x(origin - margin):.1f} 0V{tops[-1]}H{x(origin + margin):.1f}V0Z"/>')
     parts.append(_axis(x, tops[-1], axis, width))
     if origin is not None:
         parts.append(f'<path class="note" d="M{x(origin):.1f} 0V{tops[-1]}"/>')
@@ -105,12 +103,13 @@ def histograms(
 ) -> str:
     """A histogram for each row (arm, name, figures, share by whole number), a bar for each number, over one axis."""
     track, largest = 66, max(max(shares) for *_, shares in content)
+    highest = max(max(shares.values()) for *_, shares in content)
     x = Scale((-0.5, largest + 0.5), _LEFT, width - 14)
     tops = _tops(width, [(name, figures) for _, name, figures, _ in content], track)
     parts = [_axis(x, tops[-1], axis, width, whole=True)]
     bar = max(1.0, 0.8 * (x(1) - x(0)))
     for (arm, name, figures, by_number), top, bottom in zip(content, tops, tops[1:], strict=False):
-        y = Scale((0.0, max(by_number.values())), bottom - 2, bottom - track + 18)
+        y = Scale((0.0, highest), bottom - 2, bottom - track + 14)
         marks = [f'<path class="axis" d="M{_LEFT} {bottom - 2}H{width - 14}"/>']
         for number, share in by_number.items():
             tip = f"{name}\nstaleness {number}: {share:.2%} of the gradients"
@@ -118,6 +117,11 @@ def histograms(
                 f'<rect class="bar" x="{x(number) - bar / 2:.2f}" y="{y(share):.1f}" width="{bar:.2f}" '
                 f'height="{bottom - 2 - y(share):.1f}" data-tip="{escape(tip)}"/>'
             )
+            if bar > 6 * CHARACTER:
+                marks.append(
+                    f'<text class="faint" x="{x(number):.1f}" y="{y(share) - 3:.1f}" text-anchor="middle">'
+                    f"{share:.1%}</text>"
+                )
         parts.append(_row(arm, name, figures, top, width, marks))
     return picture(width, tops[-1] + _AXIS, label, parts)
 
@@ -142,9 +146,7 @@ def _fit(name: str, figures: str, width: int) -> bool:
 
 def _row(arm: int, name: str, figures: str, top: float, width: int, marks: Sequence[str]) -> str:
     beside = _fit(name, figures, width)
-    place = (
-        f'x="{width - 10}" y="{top + 14}" text-anchor="end"' if beside else f'x="{_LEFT}" y="{top + 14 + _LINE}"'
-    )
+    place = f'x="{width - 10}" y="{top + 14}" text-anchor="end"' if beside else f'x="{_LEFT}" y="{top + 14 + _LINE}"'
     return (
         f'<g class="arm arm{arm % COLOURS}" data-arm="{arm}"><text class="name" x="{_LEFT}" y="{top + 14}">'
         f"{escape(name)}</text><text {place}>{escape(figures)}</text>{''.join(marks)}</g>"

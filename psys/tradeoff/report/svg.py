@@ -46,9 +46,10 @@ class Scale:
     def ticks(self, pixels: float) -> list[float]:
         """Round values about `pixels` apart."""
         number = max(2, int(abs(self.end - self.start) / pixels))
-        locator = LogLocator(subs=(1, 2, 5), numticks=99) if self._log else MaxNLocator(number, steps=[1, 2, 2.5, 5, 10])
+        linear = MaxNLocator(number, steps=[1, 2, 2.5, 5, 10])
+        values = (LogLocator(subs=(1, 2, 5), numticks=99) if self._log else linear).tick_values(self.low, self.high)
         slack = 1e-9 * (self.high - self.low)
-        return [float(t) for t in locator.tick_values(self.low, self.high) if self.low - slack <= t <= self.high + slack]
+        return [float(value) for value in values if self.low - slack <= value <= self.high + slack]
 
 
 Format = Callable[[float], str]
@@ -65,12 +66,13 @@ class Chart:
         labels: tuple[str, str],
         formats: tuple[Format, Format],
         *,
-        log_x: bool = False,
+        x_ticks: Sequence[float] = (),
     ) -> None:
+        """x_ticks: values named at the axis, instead of round ones."""
         self.width, self.height = size
-        self.x = Scale(x, 48, self.width - 12, log=log_x)
+        self.x = Scale(x, 48, self.width - 12)
         self.y = Scale(y, self.height - 38, 26)
-        self._parts = [self._axes(labels, formats)]
+        self._parts = [self._axes(labels, formats, x_ticks or self.x.ticks(70))]
 
     def add(self, arm: int, *elements: str) -> None:
         """Draw the elements of an arm over what is there."""
@@ -88,22 +90,35 @@ class Chart:
         """The marker of an arm, which shows `tip` to whoever points at it."""
         return mark(arm, self.x(point[0]), self.y(point[1]), tip, kind)
 
+    def dots(self, points: Sequence[Point], seed: int) -> str:
+        """A dot at each point of a trial's curve; the page's script finds their read-outs in the embedded figures."""
+        places = "".join(f"M{self.x(x):.1f} {self.y(y):.1f}h0" for x, y in points)
+        return f'<path class="dots" data-seed="{seed}" d="{places}"/>'
+
     def note_line(self, value: float, text: str) -> None:
-        """A horizontal line with a text above its right end."""
+        """A horizontal line with a text above its left end."""
         y = self.y(value)
         self._parts.append(
             f'<path class="note" d="M{self.x.start:.1f} {y:.1f}H{self.x.end:.1f}"/>'
-            f'<text class="faint" x="{self.x.end:.1f}" y="{y - 4:.1f}" text-anchor="end">{escape(text)}</text>'
+            f'<text class="faint" x="{self.x.start + 4:.1f}" y="{y - 4:.1f}">{escape(text)}</text>'
         )
 
-    def svg(self, label: str) -> str:
-        """The picture; `label` says to screen readers what it shows."""
-        return picture(self.width, self.height, label, self._parts)
+    def front(self, points: Sequence[Point], text: str = "") -> None:
+        """A dashed line of no arm through points, with a text at its end."""
+        x, y = self.x(points[-1][0]) - 8, self.y(points[-1][1]) + 4
+        self._parts.append(
+            f'<path class="note" d="{self._path(points)}"/>'
+            f'<text class="faint" x="{x:.1f}" y="{y:.1f}" text-anchor="end">{escape(text)}</text>'
+        )
+
+    def svg(self, label: str, **data: object) -> str:
+        """The picture; `label` says to screen readers what it shows, `data` to the page's script."""
+        return picture(self.width, self.height, label, self._parts, **data)
 
     def _path(self, points: Sequence[Point]) -> str:
         return "M" + "L".join(f"{self.x(x):.1f} {self.y(y):.1f}" for x, y in points)
 
-    def _axes(self, labels: tuple[str, str], formats: tuple[Format, Format]) -> str:
+    def _axes(self, labels: tuple[str, str], formats: tuple[Format, Format], x_ticks: Sequence[float]) -> str:
         left, right, bottom, top = self.x.start, self.x.end, self.y.start, self.y.end
         rows = "".join(
             f'<path class="grid" d="M{left} {self.y(t):.1f}H{right}"/>'
@@ -113,7 +128,7 @@ class Chart:
         columns = "".join(
             f'<path class="grid" d="M{self.x(t):.1f} {bottom}v4"/>'
             f'<text x="{self.x(t):.1f}" y="{bottom + 17}" text-anchor="middle">{escape(formats[0](t))}</text>'
-            for t in self.x.ticks(70)
+            for t in x_ticks
         )
         return (
             f'{rows}{columns}<path class="axis" d="M{left} {bottom}H{right}"/>'
@@ -124,8 +139,9 @@ class Chart:
 
 def mark(arm: int, x: float, y: float, tip: str, kind: str = "mark") -> str:
     """The marker of an arm at a place in pixels."""
+    size = " scale(1.5)" if "large" in kind else ""
     return (
-        f'<path class="{kind}" d="{MARKERS[arm % len(MARKERS)]}" transform="translate({x:.1f} {y:.1f})" '
+        f'<path class="{kind}" d="{MARKERS[arm % len(MARKERS)]}" transform="translate({x:.1f} {y:.1f}){size}" '
         f'data-tip="{escape(tip)}"/>'
     )
 
@@ -144,11 +160,12 @@ def swatch(arm: int) -> str:
     )
 
 
-def picture(width: int, height: float, label: str, parts: Iterable[str]) -> str:
-    """An SVG element of `width` x `height` pixels."""
+def picture(width: int, height: float, label: str, parts: Iterable[str], **data: object) -> str:
+    """An SVG element of `width` x `height` pixels, with `data` as data- attributes."""
+    attributes = "".join(f' data-{name}="{escape(str(value))}"' for name, value in data.items())
     return (
         f'<svg class="chart" role="img" aria-label="{escape(label)}" viewBox="0 0 {width} {height:.0f}" '
-        f'style="max-width:{width * 1.25:.0f}px">{"".join(parts)}</svg>'
+        f'style="max-width:{width * 1.25:.0f}px"{attributes}>{"".join(parts)}</svg>'
     )
 
 
