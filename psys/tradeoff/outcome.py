@@ -59,6 +59,13 @@ class Outcome:
         """Workers times hours: what the training cost."""
         return self.workers * self.seconds / 3600
 
+    @property
+    def staleness_mean(self) -> float:
+        """Over all gradients."""
+        return sum(versions * gradients for versions, gradients in self.staleness.items()) / sum(
+            self.staleness.values()
+        )
+
     def time_to(self, target: float) -> TimeToTarget | None:
         """When the accuracy on held-out images reached the target; None: the run has no held-out images."""
         points = [(point.train_seconds, point.validation_accuracy) for point in self.points]
@@ -79,8 +86,8 @@ class EndedTrial:
     tuning: Any
     """the value that a sweep tried; None: a trial of the comparison"""
     reason: str | None
-    load: float
-    """the machine's load average over one minute, divided by its cores, before the start"""
+    load: float | None
+    """the machine's load average over one minute, divided by its cores, before the start; None: not recorded"""
     host: str
     outcome: Outcome | None
 
@@ -105,6 +112,8 @@ class Study:
 def read_outcome(path: Path) -> Outcome:
     """The outcome of the run in a directory. Raises PsysError if it is none, or was not evaluated yet."""
     run = RunDirectory(path)
+    if not run.config_file.exists():
+        raise PsysError(f"{path} is not the directory of a run: it has no {run.config_file.name}")
     config, result = run.config(), run.result()
     events = surviving(read_events(run.events))
     updates = [event for event in events if isinstance(event, UpdateApplied)]

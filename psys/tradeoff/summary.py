@@ -187,7 +187,7 @@ def _cautions(analysis: Analysis) -> list[str]:
         )
     if study.tuned is None and len(study.arms) > 1:
         cautions.append("No setting was tuned: the arms are compared at the settings given, which may suit one better.")
-    if busy := [trial.name for trial in study.trials if trial.load > BUSY]:
+    if busy := [trial.name for trial in study.trials if (trial.load or 0) > BUSY]:
         cautions.append(
             f"The machine was busy with something else before {len(busy)} of {count(len(study.trials), 'trial')} (load "
             f"above {BUSY:g} for each core): their times may be too long."

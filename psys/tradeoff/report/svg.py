@@ -71,7 +71,7 @@ class Chart:
         """x_ticks: values named at the axis, instead of round ones."""
         self.width, self.height = size
         self.x = Scale(x, 48, self.width - 12)
-        self.y = Scale(y, self.height - 38, 26)
+        self.y = Scale(y, self.height - 38, 36)
         self._parts = [self._axes(labels, formats, x_ticks or self.x.ticks(70))]
 
     def add(self, arm: int, *elements: str) -> None:
@@ -133,7 +133,7 @@ class Chart:
         return (
             f'{rows}{columns}<path class="axis" d="M{left} {bottom}H{right}"/>'
             f'<text class="faint" x="{right}" y="{self.height - 3}" text-anchor="end">{escape(labels[0])}</text>'
-            f'<text class="faint" x="4" y="{top - 13}">{escape(labels[1])}</text>'
+            f'<text class="faint" x="4" y="{top - 24}">{escape(labels[1])}</text>'
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from psys.tradeoff.analysis import Analysis, Condition
 from psys.tradeoff.outcome import EndedTrial
 from psys.tradeoff.report.figures import with_interval
-from psys.tradeoff.words import PERCENT, Unit, duration, hours_unit, percent, points, seconds_unit, times
+from psys.tradeoff.words import IMAGES_PER_SECOND, PERCENT, duration, hours_unit, percent, points, seconds_unit, times
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,9 @@ class Table:
             value = f' data-value="{content.value!r}"' if content.value is not None else ""
             return f"<td{kind}{value}>{before}{escape(content.text)}</td>"
 
-        head = "".join(f"<th>{escape(title)}</th>" for title in self.header)
+        numbers = [cell.value is not None for cell in self.rows[-1]] if self.rows else [False] * len(self.header)
+        kinds = ["" if number else ' class="text"' for number in numbers]
+        head = "".join(f"<th{kind}>{escape(title)}</th>" for title, kind in zip(self.header, kinds, strict=True))
         body = "".join(
             f"<tr>{''.join(cell(each, first[i] if first and not j else '') for j, each in enumerate(row))}</tr>"
             for i, row in enumerate(self.rows)
@@ -67,10 +69,10 @@ def key_figures(condition: Condition, reference: str | None) -> Table:
         for figure, unit in (
             (result.accuracy, PERCENT),
             (result.seconds, seconds_unit(result.seconds.summary.mean)),
-            (result.images_per_second, Unit("", decimals=0)),
-            (result.worker_hours, hours_unit(result.worker_hours.summary.mean)),
         ):
             line.append(Cell(with_interval(figure.summary, unit), figure.summary.mean))
+        rate, cost = result.images_per_second.summary.mean, result.worker_hours.summary.mean
+        line += [Cell(IMAGES_PER_SECOND.number(rate), rate), Cell(hours_unit(cost).number(cost), cost)]
         if versus := result.versus:
             difference, ratio = points(versus.accuracy.mean), times(versus.times_as_fast.mean)
             if versus.interval:
@@ -81,7 +83,7 @@ def key_figures(condition: Condition, reference: str | None) -> Table:
                 Cell(difference, versus.accuracy.mean),
                 Cell("" if versus.p_better is None else percent(versus.p_better), versus.p_better),
                 Cell(ratio, versus.times_as_fast.mean),
-                Cell(versus.claim.text),
+                Cell(versus.claim.text, kind="text"),
             ]
         elif reference:
             line += [Cell("reference" if arm == reference else "no shared seed"), *[Cell("")] * 3]
@@ -120,7 +122,7 @@ def trial_values(analysis: Analysis, trial: EndedTrial) -> dict[str, Any]:
         "workers": outcome and outcome.workers,
         "worker_hours": outcome and outcome.worker_hours,
         "learning_rate": outcome and outcome.learning_rate,
-        "staleness_mean": outcome and _mean(outcome.staleness),
+        "staleness_mean": outcome and outcome.staleness_mean,
         "staleness_max": outcome and max(outcome.staleness),
     }
     for name in ("applied", "reissued", "late", "duplicates", "lost"):
@@ -139,10 +141,6 @@ def as_csv(analysis: Analysis) -> str:
     writer.writeheader()
     writer.writerows(lines)
     return text.getvalue()
-
-
-def _mean(counts: Mapping[int, int]) -> float:
-    return sum(number * gradients for number, gradients in counts.items()) / sum(counts.values())
 
 
 def _shown(name: str, value: Any) -> str:
