@@ -5,6 +5,7 @@ import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -103,16 +104,22 @@ class _Steps:
     def __init__(self, run: ReconnectingWorker, model: BufferedModel, compute: BatchGradient) -> None:
         self._run, self._model, self._compute = run, model, compute
         self._step = 0
+        self._call_seconds = 0.0
 
     def expect(self, lease: Lease) -> None:
         """This lease is computed next: where images are decoded, decoding begins now."""
         self._compute.batches.expect(lease.batch)
 
-    def __call__(self, lease: Lease) -> Push:
+    def called(self, seconds: float) -> None:
+        """The worker stood still that long for the call that brought the next lease."""
+        self._call_seconds = round(seconds, 6)
+
+    def __call__(self, lease: Lease, grant: Grant) -> Push:
         """Leave the gradient of the batch in the lease's slot."""
-        model = self._model.models[lease.slot]
+        model, response, began = self._model.models[lease.slot], self._run.response, time.monotonic()
         result = self._compute(lease.batch, model)
-        response = self._run.response
+        slowdown = response.faults.slowdown(response.number, self._step, self._run.config.seed)
+        time.sleep(max(0.0, slowdown - 1) * (time.monotonic() - began))
         for fault in response.faults.at(response.number, self._step):
             self._run.announce_fault(fault.model_dump(mode="json"))
             match fault.kind:
@@ -127,7 +134,8 @@ class _Steps:
         if math.isfinite(result.gradient_norm):
             self._model.send(lease.slot)
         self._step += 1
-        return Push(lease, *result)
+        wait_seconds = min(grant.wait_seconds, self._call_seconds)
+        return Push(lease, *result, round(time.monotonic() - began, 6), wait_seconds, self._call_seconds)
 
 
 def _call_until_the_end(run: ReconnectingWorker, calls: Calls, steps: _Steps, prefetch: int) -> None:
@@ -143,13 +151,17 @@ def _call_until_the_end(run: ReconnectingWorker, calls: Calls, steps: _Steps, pr
 
     if prefetch:
         with _Background(push_pull) as background:
-            _drive(calls, background.start)
+            _drive(calls, background.start, steps.called)
     else:
-        _drive(calls, call_at_once)
+        _drive(calls, call_at_once, steps.called)
 
 
-def _drive(calls: Calls, start: Callable[[Call], Callable[[], Grant]]) -> None:
-    """Make the worker's calls: `start` begins a call and returns the function that waits for its reply."""
+def _drive(calls: Calls, start: Callable[[Call], Callable[[], Grant]], called: Callable[[float], None]) -> None:
+    """Make the worker's calls: `start` begins a call and returns the function that waits for its reply.
+
+    `called` is told how many seconds the worker stood still for each call, 0 for the first: it waits for the run's
+    start.
+    """
     reply: Grant | None = None
     with contextlib.suppress(StopIteration):
         while True:
@@ -157,9 +169,13 @@ def _drive(calls: Calls, start: Callable[[Call], Callable[[], Grant]]) -> None:
             assert call is not None
             if _leave_requests:  # Python drops an exception that a signal handler raises within a finalizer
                 raise LeaveRequested
+            began = time.monotonic()
             wait = start(call)
+            starting = time.monotonic() - began
             assert next(calls) is None  # with prefetch, a batch is computed here
+            began, first = time.monotonic(), reply is None
             reply = wait()
+            called(0.0 if first else starting + time.monotonic() - began)
 
 
 class _Background:

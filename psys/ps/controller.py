@@ -109,7 +109,8 @@ class RunController:
         self._seconds_before = self._applied_seconds = seconds
         self._first_request: float | None = None
         self._first_lease: float | None = None
-        self._asking: dict[str, tuple[Lease, ...]] = {}  # workers without an answer, and the leases they are holding
+        # Workers without an answer, the leases they are holding, and since when they ask.
+        self._asking: dict[str, tuple[tuple[Lease, ...], float]] = {}
         self._accepted: dict[Lease, Push] = {}
         self._damaged: defaultdict[int, list[Lease]] = defaultdict(list)  # leases of damaged gradients, by batch
         self._gone: set[str] = set()  # workers whose buffers are to be released
@@ -187,7 +188,8 @@ class RunController:
         if self._first_request is None:
             self._first_request = now
         self._follow(now, self._membership.asked(worker, now), effects)
-        self._asking[worker] = holding
+        _, since = self._asking.get(worker, ((), now))
+        self._asking[worker] = holding, since
         finite = push is None or math.isfinite(push.gradient_norm)
         decision = self._coordinator.push_pull(worker, push.lease if push else None, finite, holding)
         if push is not None:
@@ -217,7 +219,8 @@ class RunController:
         if self._membership.state(worker) is State.DEAD and worker in self._asking:
             # It was taken for dead while it waited for an answer, and does not ask again by itself.
             self._follow(now, self._membership.asked(worker, now), effects)
-            self._carry_out(now, self._coordinator.push_pull(worker, None, holding=self._asking[worker]), effects)
+            holding, _ = self._asking[worker]
+            self._carry_out(now, self._coordinator.push_pull(worker, None, holding=holding), effects)
         else:
             self._follow(now, self._membership.heard(worker, now), effects)
 
@@ -292,7 +295,9 @@ class RunController:
             snapshot = bool(decision.updates) and self._snapshot_due(decision.updates[-1])
             self._add_step(effects, decision.updates, readers, released, keep="snapshot" if snapshot else None)
         for worker, grant in decision.grants.items():
-            del self._asking[worker]
+            _, since = self._asking.pop(worker)
+            if since < now:
+                grant = grant._replace(wait_seconds=round(now - since, 6))
             effects.replies.append(Reply(worker, grant, after=self._steps - 1))
 
     def _released(self) -> tuple[str, ...]:
@@ -364,6 +369,9 @@ class RunController:
             workers=tuple(lease.worker for lease in update.leases),
             staleness=update.staleness,
             gradient_norms=tuple(push.gradient_norm for push in pushes),
+            compute_seconds=tuple(push.compute_seconds for push in pushes),
+            wait_seconds=tuple(push.wait_seconds for push in pushes),
+            call_seconds=tuple(push.call_seconds for push in pushes),
             loss=round(sum(push.loss * push.views for push in pushes) / views, 6),
             accuracy=round(sum(push.correct for push in pushes) / views, 6),
             images=sum(self._coordinator.ledger.size(lease.batch) for lease in update.leases),

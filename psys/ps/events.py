@@ -12,7 +12,7 @@ from pydantic import JsonValue
 
 from psys.ps.messages import Lease
 
-FORMAT = 3
+FORMAT = 4
 """Version of the format of `events.jsonl`, in every `start` event."""
 
 
@@ -84,6 +84,12 @@ class UpdateApplied(Record):
     staleness: tuple[int, ...]
     gradient_norms: tuple[float, ...]
     """Euclidean, before clipping"""
+    compute_seconds: tuple[float, ...] = field(compare=False)
+    """what the worker took to compute the gradient; time decides nothing"""
+    wait_seconds: tuple[float, ...] = field(compare=False)
+    """of call_seconds: the worker waited for the mode, a batch or a slot"""
+    call_seconds: tuple[float, ...] = field(compare=False)
+    """the worker stood still for the call that brought the batch"""
     loss: float
     """mean over the views"""
     accuracy: float

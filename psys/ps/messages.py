@@ -22,6 +22,10 @@ class Push(NamedTuple):
     correct: int
     views: int
     gradient_norm: float  # Euclidean, before clipping
+    # Where the worker's time went, in seconds, as the worker measured it.
+    compute_seconds: float = 0.0  # on this gradient
+    wait_seconds: float = 0.0  # of call_seconds: see Grant
+    call_seconds: float = 0.0  # that it stood still for the push_pull that brought the lease; its first call counts 0
 
 
 class Grant(NamedTuple):
@@ -34,6 +38,7 @@ class Grant(NamedTuple):
     lease: Lease | None
     momentum_look_ahead: float = 0.0  # the server moves the parameters by this multiple of the momentum vector
     gradient_look_ahead: float = 0.0  # the worker moves them by this multiple of the gradient it has not pushed yet
+    wait_seconds: float = 0.0  # from the request to the decision to answer it
 
 
 class Update(NamedTuple):

@@ -181,7 +181,7 @@ class RunConfig(Config):
     keep_checkpoints: int = Field(3, ge=1)
     """how many of the latest stay"""
     faults: Path | None = None
-    """YAML file of faults to inject into workers: {faults: [{worker: 1, step: 5, kind: kill}]}"""
+    """YAML file of faults and stragglers: {faults: [{worker: 1, step: 5, kind: kill}], slow_workers: [{factor: 2}]}"""
     listen: str = Field("127.0.0.1", min_length=1)
     """address that servers listen on; anything but loopback opens them to that network"""
     port: int = Field(0, ge=0, le=65535)

@@ -2,7 +2,8 @@
 
 config.yaml environment.json events.jsonl faults.yaml logs/ snapshots/ checkpoints/   written while the run trains
 segments/<version>/ result-<version>.json   the files of before, of a run that was resumed with other settings there
-best.safetensors last.safetensors model.json model.onnx curves.png confusion.png result.json   once it is evaluated
+best.safetensors last.safetensors model.json model.onnx                               once it is evaluated
+curves.png confusion.png right.npz result.json                                        once it is evaluated
 """
 
 import contextlib
@@ -12,9 +13,13 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from psys.config import NAME, read_yaml, validate, write_yaml
 from psys.data.source_name import source_location
@@ -72,11 +77,15 @@ class RunDirectory:
         return run
 
     def begin(self, config: RunConfig) -> None:
-        """Write the settings of a new run. Raises PsysError if there is a run in the directory already."""
+        """Write the settings of a new run.
+
+        Raises PsysError if there is a run in the directory already, or if its fault plan names a worker too many.
+        """
         if self.begun:
             raise PsysError(
                 f"{self.path} holds a run already: continue it with --resume {self.path}, or choose another --name"
             )
+        read_plan(config.faults, config.workers)
         try:
             self.snapshots.mkdir(exist_ok=True)
             self.logs.mkdir(exist_ok=True)
@@ -191,6 +200,13 @@ class RunDirectory:
     def write_model(self, description: dict[str, Any]) -> None:
         """Write model.json (see psys.run.description), whole or not at all."""
         _write_json(description, self.path / "model.json")
+
+    def write_right(self, right: Mapping[str, NDArray[np.bool_]]) -> None:
+        """Write right.npz, whole or not at all: by snapshot, whether each test image is predicted right."""
+        temporary = self.path / "right.tmp"
+        with temporary.open("wb") as file:
+            np.savez(file, allow_pickle=False, **right)
+        temporary.replace(self.path / "right.npz")
 
     def checkpoints(self, keep: int) -> Checkpoints:
         """The run's checkpoints, of which the latest `keep` stay."""

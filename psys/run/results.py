@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -28,6 +29,7 @@ from psys.run.evaluator import Evaluator
 from psys.run.events import EventLog, read_events, surviving
 from psys.run.segments import in_words, segments
 from psys.run.snapshots import save_module
+from psys.run.worker_times import shares, worker_times
 
 _PARITY_IMAGES = 500
 _WORST = 2  # classes that the table names
@@ -36,10 +38,10 @@ _WORST = 2  # classes that the table names
 def evaluate_run(run: RunDirectory, console: Console) -> dict[str, Any]:
     """Evaluate every snapshot on the held-out images, choose the best, test it, export it, draw curves, print a table.
 
-    Leaves best.safetensors, last.safetensors, model.json, model.onnx, curves.png, confusion.png and result.json in the
-    run's directory, adds evaluations to events.jsonl, and removes all snapshots but the best and the last. Of a run
-    whose training diverged only the sound snapshots count. Returns the content of result.json. Raises PsysError if the
-    run was evaluated before, has no snapshot, or no sound one, or is still going on.
+    Leaves best.safetensors, last.safetensors, model.json, model.onnx, curves.png, confusion.png, right.npz and
+    result.json in the run's directory, adds evaluations to events.jsonl, and removes all snapshots but the best and the
+    last. Of a run whose training diverged only the sound snapshots count. Returns the content of result.json. Raises
+    PsysError if the run was evaluated before, has no snapshot, or no sound one, or is still going on.
     """
     if run.complete:
         raise PsysError(f"{run.path} was evaluated before: see {run.result_file}")
@@ -67,6 +69,7 @@ def _evaluate(run: RunDirectory, events: list[RunEvent], log: EventLog, console:
     best, last = max(saved, key=lambda version: _merit(version, points[version])), max(saved)
     result = {"mode": config.mode, "model": config.model, **_summary(events)}
     _draw(run, config, list(points.values()), result)
+    right: dict[str, NDArray[np.bool_]] = {}
     # The best comes last, for it stays loaded for the export.
     for role, version in (("last", last), ("best", best)):
         evaluator.load(version)
@@ -79,11 +82,13 @@ def _evaluate(run: RunDirectory, events: list[RunEvent], log: EventLog, console:
         description = describe_model(run, store, version)
         save_module(evaluator.module, run.path / f"{role}.safetensors", as_metadata(description))
         figures = {"loss": tested.loss, "accuracy": tested.accuracy, "images": tested.images}
+        right[role] = tested.right
         result[role] = {"version": version, **points[version]._asdict(), "test": figures}
     result["best"]["test"] |= {"classes": _by_class(tested, store.classes), "confusion": tested.confusion.tolist()}
     title = f"{run.path.name}: test images, best snapshot, {tested.accuracy:.1%} right"
     draw_confusion(tested.confusion, store.classes, run.path / "confusion.png", title)
     run.write_model(description)
+    run.write_right(right)
     result["onnx"] = _export(run, store, evaluator.module, description, tested.accuracy)
     result["points"] = [point._asdict() for point in points.values()]
     run.write_result(result)
@@ -180,6 +185,7 @@ def _summary(events: list[RunEvent]) -> dict[str, Any]:
         "diverged": {"version": sound, "epoch": epochs_at(sound, events)} if sound is not None else None,
         "segments": [segment._asdict() for segment in segments(events)],
         "images_per_second": sum(update.images for update in updates) / seconds,
+        "time": worker_times(updates),
         "staleness_mean": float(np.mean(staleness)),
         "staleness_max": max(staleness),
         # Of a run that was killed nobody knows them.
@@ -234,6 +240,7 @@ def _table(run: RunDirectory, result: dict[str, Any]) -> Table:
         "wall-clock of training": f"{result['train_seconds']:.1f} s",
         "speed": f"{result['images_per_second']:.0f} images/s",
         "workers": str(result["workers"]),
+        "workers computed / waited / communicated": shares(result["time"]),
         "staleness mean / max": f"{result['staleness_mean']:.2f} / {result['staleness_max']} updates",
         "batches applied / duplicated / lost": " / ".join(map(str, counts)),
         "ONNX Runtime against torch": f"within {onnx['max_difference']:.0e} on {onnx['images']} images",

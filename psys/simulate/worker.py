@@ -76,7 +76,7 @@ class Worker:
         self.reply = None
         return self.call
 
-    def _compute(self, lease: Lease) -> Push:
+    def _compute(self, lease: Lease, grant: Grant) -> Push:
         model = self.model.models[lease.slot]
         result = self._gradient(lease.batch, model)
         if self._damaged:

@@ -71,7 +71,8 @@ def test_sync_run_leaves_results_and_a_network_for_onnx_runtime(
     path, done = sync_run
     assert done.code == 0, done.err
     names = {"config.yaml", "environment.json", "events.jsonl", "curves.png", "best.safetensors", "last.safetensors"}
-    names |= {"model.json", "model.onnx", "confusion.png", "result.json", "checkpoints", "snapshots", "logs"}
+    names |= {"model.json", "model.onnx", "confusion.png", "right.npz", "result.json"}
+    names |= {"checkpoints", "snapshots", "logs"}
     assert names == set(os.listdir(path))
     result = result_of(path, epochs=6)
     check_learned(result)

@@ -17,4 +17,6 @@ def test_evaluation_in_pieces_is_evaluation_of_the_whole(small_store: PreparedSt
     assert whole.accuracy == pieces.accuracy
     assert whole.loss == pytest.approx(pieces.loss, rel=1e-5)
     logits = module(normalise(torch.tensor(test.images), *colours))
-    assert whole.accuracy == np.mean(logits.argmax(1).numpy() == test.labels)
+    assert np.array_equal(whole.right, logits.argmax(1).numpy() == test.labels)
+    assert np.array_equal(whole.right, pieces.right)
+    assert whole.accuracy == whole.right.mean() == whole.confusion.trace() / 40

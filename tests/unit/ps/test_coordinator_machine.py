@@ -129,7 +129,7 @@ class CoordinatorMachine(RuleBasedStateMachine):
         if any(grant.lease for grant in decision.grants.values()):  # an answer with parameters waits for all servers
             self.let_servers_follow(1)
             self.begun = True
-        for name, (lease, _, _) in decision.grants.items():
+        for name, (lease, *_) in decision.grants.items():
             worker = self.workers[name]
             assert worker.asking
             worker.asking, worker.answer = False, lease
@@ -366,7 +366,7 @@ def test_look_ahead_equals_the_staleness_of_equally_fast_workers(mode: Mode, pre
         for update in decision.updates:
             for lease, staleness in zip(update.leases, update.staleness, strict=True):
                 late.append((momentum_ahead[lease], rate * optimizer.momentum_look_ahead(staleness)))
-        for name, (granted, by_momentum, by_gradient) in decision.grants.items():
+        for name, (granted, by_momentum, by_gradient, *_) in decision.grants.items():
             if granted is not None:
                 momentum_ahead[granted] = by_momentum
                 held[name].append(granted)

@@ -116,8 +116,8 @@ def test_start_without_format_is_refused_as_of_another_version(path: Path) -> No
 
 def test_start_of_another_format_is_refused_as_of_another_version(path: Path) -> None:
     write(path, start("0a1b"))
-    path.write_text(path.read_text().replace('"format": 3', '"format": 4'))
-    with pytest.raises(PsysError, match="written by another version of psys: it has format 4, this version reads"):
+    path.write_text(path.read_text().replace('"format": 4', '"format": 5'))
+    with pytest.raises(PsysError, match="written by another version of psys: it has format 5, this version reads"):
         list(read_events(path))
 
 

@@ -1,12 +1,24 @@
 """Fault plans, valid and invalid."""
 
+import math
 from pathlib import Path
+from statistics import mean, stdev
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from psys.config import write_yaml
 from psys.errors import PsysError
+from psys.run.config import RunConfig
+from psys.run.directory import RunDirectory
 from psys.run.faults import FaultPlan, read_plan
+
+STRAGGLERS = """
+slow_workers:
+  - {worker: 0, factor: 5}
+  - {factor: 1.5, spread: 0.5}
+"""
 
 PLAN = """
 faults:
@@ -35,6 +47,31 @@ def test_plan_lists_the_faults_of_a_worker_at_a_step(tmp_path: Path) -> None:
     assert read_plan(tmp_path / "again.yaml") == plan
 
 
+def test_factors_of_a_slow_worker_multiply_and_are_the_same_for_the_same_seed(tmp_path: Path) -> None:
+    plan = read_plan(write_plan(tmp_path, STRAGGLERS))
+    slow, other = ([plan.slowdown(worker, step, seed=3) for step in range(4000)] for worker in (0, 1))
+    assert slow == [plan.slowdown(0, step, seed=3) for step in range(4000)]
+    assert plan.slowdown(0, 0, seed=4) != slow[0]
+    assert mean(slow) == pytest.approx(7.5, rel=0.05)
+    assert mean(other) == pytest.approx(1.5, rel=0.05)
+    assert stdev(other) / mean(other) == pytest.approx(0.5, rel=0.1)
+    assert slow[0] / 5 != pytest.approx(other[0])  # each worker has draws of its own
+
+
+@given(st.floats(0, 10), st.integers(0, 2**32 - 1), st.integers(0, 100))
+def test_every_spread_gives_a_finite_slowdown(spread: float, seed: int, step: int) -> None:
+    plan = FaultPlan.model_validate({"slow_workers": [{"worker": 1, "factor": 2, "spread": spread}]})
+    assert 0 <= plan.slowdown(1, step, seed) < math.inf
+    assert plan.slowdown(0, step, seed) == 1
+
+
+def test_slow_worker_that_a_new_run_does_not_have_is_refused(tmp_path: Path) -> None:
+    path = write_plan(tmp_path, STRAGGLERS.replace("worker: 0", "worker: 2"))
+    with pytest.raises(PsysError, match=r"'slow_workers' names worker 2, and the run has workers 0 to 1 \(in .*faults"):
+        RunDirectory.create(RunConfig(runs=tmp_path, name="r", faults=path, workers=2))
+    RunDirectory.create(RunConfig(runs=tmp_path, name="r", faults=path, workers=3))
+
+
 def test_missing_and_empty_plans_have_no_faults(tmp_path: Path) -> None:
     assert read_plan(None) == FaultPlan()
     assert read_plan(write_plan(tmp_path, "")) == FaultPlan()
@@ -57,6 +94,10 @@ def test_missing_and_empty_plans_have_no_faults(tmp_path: Path) -> None:
         ("faults: [{worker: 0, step: 1, kind: slow, seconds: .inf}]", "setting 'faults.0.seconds': .*, got inf"),
         ("faults: [{worker: 0, step: 1, kind: slow, seconds: 9999}]", "setting 'faults.0.seconds': .*, got 9999"),
         ("faults: [{worker: 0, step: 1, kind: kill, at: 3}]", "unknown setting 'faults.0.at'"),
+        ("slow_workers: [{factor: 0.5}]", "setting 'slow_workers.0.factor': .*, got 0.5"),
+        ("slow_workers: [{worker: -1}]", "setting 'slow_workers.0.worker': .*, got -1"),
+        ("slow_workers: [{spread: .nan}]", "setting 'slow_workers.0.spread': .*, got nan"),
+        ("slow_workers: [{step: 3}]", "unknown setting 'slow_workers.0.step'"),
         (f"{PLAN}  - {{worker: x, step: 1, kind: kill}}", "setting 'faults.4.worker': .*, got 'x'"),
         ("[kill]", "expected a mapping"),
         ("faults: [", "is not YAML"),

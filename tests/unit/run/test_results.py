@@ -116,7 +116,7 @@ def test_best_snapshot_is_chosen_tested_and_exported(tmp_path: Path, tiny_store:
     assert run.result() == json.loads(json.dumps(result))
     assert {path.name for path in run.path.iterdir()} == {
         *("best.safetensors", "last.safetensors", "model.json", "model.onnx"),
-        *("curves.png", "confusion.png", "result.json"),
+        *("curves.png", "confusion.png", "right.npz", "result.json"),
         *("config.yaml", "environment.json", "events.jsonl", "logs", "snapshots"),
     }
     with pytest.raises(PsysError, match="was evaluated before"):
@@ -226,6 +226,9 @@ def test_result_has_accuracy_by_class_and_confusion_matrix(
     result = evaluate_run(run, Console(file=printed, width=100))
     test = result["best"]["test"]
     assert test["confusion"] == [[5, 0], [5, 0]]
+    right = np.load(run.path / "right.npz", allow_pickle=False)
+    assert right["best"].mean() == test["accuracy"] == 0.5
+    assert np.array_equal(right["best"], tiny_store.split("test").labels == 0)
     assert test["classes"] == [
         {"class": "dark", "images": 5, "accuracy": 1.0},
         {"class": "bright", "images": 5, "accuracy": 0.0},
