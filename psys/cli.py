@@ -1,4 +1,4 @@
-"""The `psys` command: train, fetch data, prepare images, evaluate and audit runs."""
+"""The `psys` command: train, compare settings, fetch data, prepare images, evaluate and audit runs."""
 
 import os
 import platform
@@ -76,8 +76,21 @@ def _compare(argv: Sequence[str]) -> None:
         compare(arguments.runs, arguments.out, Console())
 
 
+def tradeoff(argv: Sequence[str], prog: str = "psys tradeoff") -> None:
+    """Run a study with the settings of a command line; exit code 1 if trials failed."""
+    protect_output()
+    with exit_with_message():
+        from psys.run.config import CONFIGS
+        from psys.tradeoff.config import StudyCommand
+        from psys.tradeoff.study import run_study
+
+        if not run_study(parse(StudyCommand, argv, prog, CONFIGS / "tradeoff.yaml"), Console()):
+            sys.exit(1)
+
+
 _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "train": (train, "train with a parameter server: psys train --config sample"),
+    "tradeoff": (tradeoff, "compare settings over seeds, accuracy against wall-clock: psys tradeoff --config tradeoff"),
     "data": (_data, "fetch a data set: psys data fetch cifar10"),
     "prepare": (_prepare, "decode, resize and segment images into a store that training reads"),
     "evaluate": (_evaluate, "evaluate and export what a stopped run has trained"),

@@ -32,8 +32,8 @@ class Config(BaseModel):
     """Base of every settings class: immutable, and closed to names it does not know."""
 
     model_config = _MODEL_CONFIG
-    named_files: ClassVar[Path | None] = None
-    """folder of the YAML files that `--config NAME` selects"""
+    named_files: ClassVar[Sequence[Path]] = ()
+    """the YAML files that `--config NAME` selects"""
     topics: ClassVar[Mapping[str, Sequence[str]]] = {}
     """groups of `--help`: title, settings; a setting without a group is among the options on top"""
     synonyms: ClassVar[Mapping[str, str]] = {}
@@ -96,7 +96,7 @@ def parse(
         + (f" The defaults shown are those of config {label}." if label else ""),
         examples=model.examples,
     )
-    named = f": one of {', '.join(_named_files(model))}, or a path" if model.named_files else ""
+    named = f": one of {', '.join(file.stem for file in model.named_files)}, or a path" if model.named_files else ""
     shown = f" (default: {label})" if label else ""
     parser.add_argument("--config", metavar="FILE", help=f"YAML file of settings{named}{shown}".replace("%", "%%"))
     source = _add_flags(parser, model, defaults)
@@ -115,7 +115,8 @@ def validate(model: type[ConfigT], settings: dict[str, Any], where: str) -> Conf
     try:
         return model.model_validate(settings)
     except ValidationError as error:
-        first = error.errors()[:SHOWN_ERRORS]
+        # A default that is made from a setting is not made if that one is wrong.
+        first = [e for e in error.errors() if e["type"] != "default_factory_not_called"][:SHOWN_ERRORS]
         wrong = "; ".join(_explain(model, e["loc"], e["type"], e["msg"], e["input"]) for e in first)
         raise PsysError(f"{wrong} (in {where})") from None
 
@@ -146,13 +147,25 @@ def write_yaml(config: Config, path: Path) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values only: no aliases, a few of which can stand for billions of values, and no number without end."""
+    """Plain values only: no aliases, a few of which can stand for billions of values, and no number without end.
+
+    A key that a mapping has twice is refused: PyYAML would take its last value.
+    """
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             alias: Any = self.get_event()  # type: ignore[no-untyped-call]
             raise yaml.MarkedYAMLError(problem="settings have no aliases", problem_mark=alias.start_mark)
         return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(problem=f"'{key.value}' is there twice", problem_mark=key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         number = super().construct_yaml_int(node)
@@ -173,10 +186,6 @@ def overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _named_files(model: type[Config]) -> list[str]:
-    return sorted(path.stem for path in model.named_files.glob("*.yaml")) if model.named_files else []
-
-
 def _config_file(
     model: type[Config], argv: Sequence[str], prog: str, default_file: Path | None
 ) -> tuple[Path | None, str]:
@@ -185,15 +194,16 @@ def _config_file(
     parser.add_argument("--config")
     value = parser.parse_known_args(argv)[0].config
     if value is None:
-        named = default_file is not None and default_file.parent == model.named_files
+        named = default_file in model.named_files
         return default_file, "" if default_file is None else default_file.stem if named else str(default_file)
-    if model.named_files is None or "/" in value or value.endswith((".yaml", ".yml")):
+    names = {file.stem: file for file in model.named_files}
+    if not names or "/" in value or value.endswith((".yaml", ".yml")):
         return Path(value), value
-    if value not in (names := _named_files(model)):
+    if value not in names:
         close = get_close_matches(value, names, n=1)
         meant = f"did you mean '{close[0]}'?" if close else f"the names are {', '.join(names)};"
         raise PsysError(f"unknown config '{value}': {meant} the path of a file has a / or ends in .yaml")
-    return model.named_files / f"{value}.yaml", value
+    return names[value], value
 
 
 def _kebab_case(argument: str) -> str:
@@ -259,6 +269,8 @@ def _explain(model: type[Config], location: tuple[int | str, ...], kind: str, me
     if kind == "extra_forbidden":
         meant = " or ".join(f"'{name}'" for name in closest_settings(model, path))
         return f"unknown setting '{path}'" + (f", did you mean {meant}?" if meant else " (see --help)")
+    if kind == "missing":
+        return f"setting '{path}' is missing"
     if kind == "model_type":
         below = next((f", such as '{name}'" for name, _ in _leaves(model) if name.startswith(f"{path}.")), "")
         message = f"expected a mapping of settings{below}"

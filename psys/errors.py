@@ -7,6 +7,8 @@ import resource
 import sys
 from collections.abc import Iterator
 
+ERROR = "psys: error: "
+"""how the line of a PsysError begins"""
 TOO_MANY_OPEN_FILES = "too many open files: raise the limit with `ulimit -n`"
 
 

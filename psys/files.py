@@ -1,9 +1,11 @@
-"""Files that are read up to a stated size, and files that one process at a time may write."""
+"""Files that are read up to a stated size or written as a whole, and files that one process at a time may write."""
 
 import errno
 import fcntl
+import json
 import time
 from pathlib import Path
+from typing import Any
 
 _POLL_SECONDS = 0.2
 
@@ -15,6 +17,13 @@ def read_bounded(path: Path, limit_bytes: int) -> bytes:
     if len(data) > limit_bytes:
         raise OSError(errno.EFBIG, f"more than {limit_bytes:,} bytes", str(path))
     return data
+
+
+def write_json(content: dict[str, Any], path: Path) -> None:
+    """Write a JSON file, whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
 
 
 def lock_file(file: int, wait: float = 0.0) -> bool:

@@ -100,7 +100,7 @@ class RestartConfig(Config):
 class RunConfig(Config):
     """Train an image classifier with many workers around a parameter server."""
 
-    named_files: ClassVar[Path | None] = CONFIGS
+    named_files: ClassVar[Sequence[Path]] = tuple(CONFIGS / f"{name}.yaml" for name in ("cifar10", "paper", "sample"))
     topics: ClassVar[Mapping[str, Sequence[str]]] = TOPICS
     synonyms: ClassVar[Mapping[str, str]] = SYNONYMS
     examples: ClassVar[Sequence[str]] = (

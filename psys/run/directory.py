@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from psys.config import NAME, read_yaml, validate, write_yaml
 from psys.data.source_name import source_location
 from psys.errors import PsysError
+from psys.files import write_json
 from psys.run.checkpoint import Checkpoints
 from psys.run.config import RunConfig
 from psys.run.environment import environment
@@ -128,7 +129,7 @@ class RunDirectory:
                 write_yaml(plan, self.path / "faults.yaml")
                 paths["faults"] = here / "faults.yaml"
             write_yaml(config.model_copy(update=paths), self.config_file)
-            _write_json(environment(), self.path / "environment.json")
+            write_json(environment(), self.path / "environment.json")
         except OSError as error:
             raise PsysError(f"cannot write the run directory {self.path}: {error.strerror}") from None
 
@@ -195,11 +196,11 @@ class RunDirectory:
 
     def write_result(self, content: dict[str, Any]) -> None:
         """Write result.json, whole or not at all."""
-        _write_json(content, self.result_file)
+        write_json(content, self.result_file)
 
     def write_model(self, description: dict[str, Any]) -> None:
         """Write model.json (see psys.run.description), whole or not at all."""
-        _write_json(description, self.path / "model.json")
+        write_json(description, self.path / "model.json")
 
     def write_right(self, right: Mapping[str, NDArray[np.bool_]]) -> None:
         """Write right.npz, whole or not at all: by snapshot, whether each test image is predicted right."""
@@ -244,9 +245,3 @@ def _moved(store: Path, before: Path, here: Path) -> Path:
         return store
     together = Path(os.path.normpath(here / os.path.relpath(store, before)))
     return together if together.exists() else store
-
-
-def _write_json(content: dict[str, Any], path: Path) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)

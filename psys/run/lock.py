@@ -1,4 +1,4 @@
-"""The right to start, change and end a run, which one process at a time has."""
+"""The right to start, change and end a run or a study, which one process at a time has."""
 
 import contextlib
 import os
@@ -13,17 +13,17 @@ _NAME_BYTES = 256
 
 
 @contextlib.contextmanager
-def run_lock(folder: Path, wait: float = 0.0) -> Iterator[None]:
-    """Hold the lock of the run in `folder` within the block.
+def run_lock(folder: Path, wait: float = 0.0, what: str = "run") -> Iterator[None]:
+    """Hold the lock of the run in `folder` within the block; `what` messages call it.
 
     The operating system releases the lock of a process that dies. Raises PsysError if another process, of this host or
     of one that shares the folder, still holds the lock after `wait` seconds, or if the folder cannot be written.
     """
     path = folder / "lock"
     try:
-        file = _acquire(path, wait)
+        file = _acquire(path, wait, what)
     except OSError as error:
-        raise PsysError(f"cannot lock the run in {folder}: {error.strerror}") from None
+        raise PsysError(f"cannot lock the {what} in {folder}: {error.strerror}") from None
     try:
         with contextlib.suppress(OSError):  # on a full disk others are not told who has the lock
             os.truncate(file, 0)
@@ -35,17 +35,17 @@ def run_lock(folder: Path, wait: float = 0.0) -> Iterator[None]:
         os.close(file)
 
 
-def _acquire(path: Path, wait: float) -> int:
+def _acquire(path: Path, wait: float, what: str) -> int:
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)  # a start that failed may have removed it
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         if not lock_file(file):
             holder = os.read(file, _NAME_BYTES).decode(errors="replace") or "another process"
             if wait:
-                say(f"waiting up to {wait:g} s for the end of {holder}, which has the run in {path.parent}")
+                say(f"waiting up to {wait:g} s for the end of {holder}, which has the {what} in {path.parent}")
             if not wait or not lock_file(file, wait):
                 os.close(file)
-                raise PsysError(f"{path.parent}: the run is still going on, in {holder}")
+                raise PsysError(f"{path.parent}: the {what} is still going on, in {holder}")
         if _is_at(path, file):
             return file
         os.close(file)  # removed by the process that had the lock before

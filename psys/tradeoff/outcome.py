@@ -1,6 +1,5 @@
 """What the runs of a study left on disk, as values."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,12 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from psys.config import read_yaml
+from psys.config import read_yaml, validate
 from psys.errors import PsysError
 from psys.ps.events import SnapshotEvaluated, UpdateApplied
 from psys.run.curves import EpochPoint
 from psys.run.directory import RunDirectory
 from psys.run.events import read_events, surviving
+from psys.tradeoff.config import StudyConfig
+from psys.tradeoff.record import TrialLog, TrialRecord
 from psys.tradeoff.times import TimeToTarget, time_to_target
 
 
@@ -87,7 +88,7 @@ class EndedTrial:
     """the value that a sweep tried; None: a trial of the comparison"""
     reason: str | None
     load: float | None
-    """the machine's load average over one minute, divided by its cores, before the start; None: not recorded"""
+    """share of the machine's cores that were busy before the start, 0 to 1; None: not recorded"""
     host: str
     outcome: Outcome | None
 
@@ -140,40 +141,43 @@ def read_outcome(path: Path) -> Outcome:
 
 
 def read_study(folder: Path) -> Study:
-    """The study in a directory, with the outcomes of its trials.
+    """The study in a directory, with the outcomes of its trials that have ended.
 
-    Raises PsysError if study.yaml or trials.jsonl cannot be read. A trial whose run cannot be read counts as failed.
+    Raises PsysError if there is no study. A trial whose run cannot be read counts as failed.
     """
-    config = read_yaml(folder / "study.yaml")
-    try:
-        lines = (folder / "trials.jsonl").read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        lines = []
-    except OSError as error:
-        raise PsysError(f"cannot read {folder / 'trials.jsonl'}: {error.strerror}") from None
-    records = {record["trial"]: record for record in map(json.loads, lines)}  # the last of a repeated trial
+    file = folder / "study.yaml"
+    config = validate(StudyConfig, read_yaml(file), str(file))
     return Study(
-        name=config["name"],
-        arms=config["arms"],
-        reference=config["reference"],
-        conditions=tuple(config["stragglers"]),
-        seeds=tuple(config["seeds"]),
-        targets=tuple(config["targets"]),
-        margin=config["margin"],
-        tuned=config["tuning"]["setting"] if config["tuning"] else None,
-        trials=tuple(_trial(folder, record) for record in records.values()),
+        name=config.name,
+        arms=config.arms,
+        reference=config.reference,
+        conditions=tuple(config.stragglers),
+        seeds=config.seeds,
+        targets=config.targets,
+        margin=config.margin,
+        tuned=config.tuning.setting if config.tuning else None,
+        trials=tuple(_trial(folder, record) for record in TrialLog(folder).records.values()),
     )
 
 
-def _trial(folder: Path, record: dict[str, Any]) -> EndedTrial:
-    outcome, reason = None, record["reason"]
-    if record["status"] == "done":
+def _trial(folder: Path, record: TrialRecord) -> EndedTrial:
+    outcome, reason = None, record.reason
+    if record.status == "done":
         try:
-            outcome = read_outcome(folder / "trials" / record["trial"])
+            outcome = read_outcome(folder / "trials" / record.trial)
         except PsysError as error:
             reason = str(error)
-    fields = ("arm", "condition", "seed", "tuning", "load", "host")
-    return EndedTrial(record["trial"], **{name: record[name] for name in fields}, reason=reason, outcome=outcome)
+    return EndedTrial(
+        name=record.trial,
+        arm=record.arm,
+        condition=record.condition,
+        seed=record.seed,
+        tuning=record.tuning,
+        reason=reason,
+        load=record.load,
+        host=record.host,
+        outcome=outcome,
+    )
 
 
 def _right(path: Path) -> NDArray[np.bool_] | None:
@@ -185,8 +189,8 @@ def _right(path: Path) -> NDArray[np.bool_] | None:
 
 
 def _worker_times(result: Mapping[str, Any]) -> dict[str, WorkerTime] | None:
-    times = result.get("time")
-    return {worker: WorkerTime(**seconds) for worker, seconds in times.items()} if times else None
+    workers = {worker: WorkerTime(**seconds) for worker, seconds in result["time"]["workers"].items()}
+    return workers if any(map(any, workers.values())) else None
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -18,8 +18,8 @@ from psys.tradeoff.words import (
     times,
 )
 
-BUSY = 1.5
-"""Load a core before a trial: what the trial before it leaves in the average over a minute is at most about 1."""
+BUSY = 0.25
+"""Share of the cores in use before a trial, above which the trial shared the machine with something else."""
 FEW_IMAGES = 2000
 """With fewer test images, their choice alone moves an accuracy by more than a point (one standard error)."""
 
@@ -189,8 +189,8 @@ def _cautions(analysis: Analysis) -> list[str]:
         cautions.append("No setting was tuned: the arms are compared at the settings given, which may suit one better.")
     if busy := [trial.name for trial in study.trials if (trial.load or 0) > BUSY]:
         cautions.append(
-            f"The machine was busy with something else before {len(busy)} of {count(len(study.trials), 'trial')} (load "
-            f"above {BUSY:g} for each core): their times may be too long."
+            f"The machine was busy with something else before {len(busy)} of {count(len(study.trials), 'trial')} (more "
+            f"than {100 * BUSY:g} % of its cores): their times may be too long."
         )
     if diverged := [trial.name for trial in done if trial.outcome and trial.outcome.diverged is not None]:
         cautions.append(f"The training of {join(diverged)} diverged: their best snapshot before that counts.")

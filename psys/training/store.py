@@ -12,13 +12,12 @@ from functools import partial
 from psys.cluster.processes import kill_when_parent_ends
 from psys.data.source_name import CIFAR10, SAMPLE, source_location
 from psys.data.store import PREPARED_FROM, PreparedStore
-from psys.errors import PsysError, say
+from psys.errors import ERROR, PsysError, say
 from psys.temporary import check_temporary_directory
 from psys.training.settings import TrainingConfig
 from psys.training.signals import stop_signals_recorded
 
 _POLL_SECONDS, _STOP_SECONDS = 0.1, 10.0  # between looks at a program, and for the program to end after SIGINT
-_ERROR = "psys: error: "  # how psys.errors.exit_with_message begins a line
 
 
 class PreparationError(PsysError):
@@ -79,8 +78,8 @@ def run_program(command: list[str]) -> tuple[int, str]:
         errors.seek(0)
         message = ""
         for line in errors.read().decode(errors="replace").splitlines():
-            if line.startswith(_ERROR):
-                message = line.removeprefix(_ERROR)
+            if line.startswith(ERROR):
+                message = line.removeprefix(ERROR)
             else:
                 print(line, file=sys.stderr)
     if received:

@@ -223,8 +223,8 @@ def all_trials(analysis: Analysis) -> Section:
     """The table of trials."""
     return Section(
         "All trials",
-        "In the order in which they ended. A failed trial has its reason. Load is the machine's load for each core "
-        "before the start.",
+        "In the order in which they ended. A failed trial has its reason. Load is the share of the machine's cores "
+        "that were busy before the start.",
         {},
         tables.trials(analysis).html(),
     )

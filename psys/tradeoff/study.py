@@ -1,0 +1,181 @@
+"""`psys tradeoff`: a study is run, or continued where it was stopped, and its report is written."""
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from psys.cluster.processes import leave_signals
+from psys.config import read_yaml, validate, write_yaml
+from psys.data.source import open_source
+from psys.data.store import PreparedStore
+from psys.errors import PsysError, say
+from psys.files import write_json
+from psys.run.config import RunConfig
+from psys.run.environment import environment
+from psys.run.faults import FaultPlan, read_plan
+from psys.run.lock import run_lock
+from psys.tradeoff.config import StudyCommand, StudyConfig
+from psys.tradeoff.plan import Trial, choose, study_trials, tuning_trials
+from psys.tradeoff.progress import StudyProgress, remaining
+from psys.tradeoff.record import TrialLog
+from psys.tradeoff.report import write_report
+from psys.tradeoff.trial import Finished, end_trials, run_trial
+
+
+def run_study(command: StudyCommand, console: Console) -> bool:
+    """Run the trials of a study that have not finished, and write its report. Returns whether all trials are done.
+
+    SIGINT, SIGTERM and SIGHUP end the trial that runs, which the next start repeats, and raise KeyboardInterrupt when
+    the report of the finished trials is written. Raises PsysError for what the user must mend.
+    """
+    config = command.study()
+    folder = config.studies / config.name
+    stores = {run.store: run for run in (config.run_config(arm) for arm in config.arms)}
+    for run in stores.values():
+        _check_store(run)
+    if command.dry_run:
+        _show_plan(config, TrialLog(folder), console)
+        return True
+    with _stop_signals_interrupt(), run_lock(folder, what="study"):
+        if not (folder / "study.yaml").exists() and set(os.listdir(folder)) - {"lock"}:
+            raise PsysError(f"{folder} holds other files than those of a study: choose another --name")
+        end_trials(folder)
+        log = TrialLog(folder)
+        if command.retry_failed:
+            log.forget_failed()
+        _check_unchanged(config, log)
+        write_yaml(config, folder / "study.yaml")
+        write_json(environment(), folder / "environment.json")
+        for run in stores.values():
+            _prepare(run)
+        try:
+            _run_missing(config, log, console)
+        finally:
+            if log.records:
+                write_report(folder)
+        console.print(f"the report is {folder / 'report.html'}", soft_wrap=True, highlight=False)
+        return all(record.status == "done" for record in log.records.values())
+
+
+def _run_missing(config: StudyConfig, log: TrialLog, console: Console) -> None:
+    total = len(_names(config))
+    with StudyProgress(console) as progress:
+        # The study's trials are known when those that choose their settings have finished.
+        while missing := [trial for trial in _trials(config, log) if trial.name not in log.records]:
+            for trial, finished in _run(config, log, missing, progress, total):
+                progress.report(log.add(trial, finished), log, total)
+            _check_unchanged(config, log)
+
+
+def _run(
+    config: StudyConfig, log: TrialLog, trials: list[Trial], progress: StudyProgress, total: int
+) -> Iterator[tuple[Trial, Finished]]:
+    """Run `trials`, and yield each with how it went."""
+    if config.ray_address:
+        from psys.tradeoff.on_ray import run_trials
+
+        progress.show(log, total, f"trials on the Ray cluster at {config.ray_address}")
+        yield from run_trials(config, trials, log.folder)
+        return
+    for trial in trials:
+        progress.show(log, total, trial.name)
+        yield trial, run_trial(trial, log.folder, config.idle_wait)
+
+
+def _trials(config: StudyConfig, log: TrialLog) -> list[Trial]:
+    """The trials that choose settings and, when these have finished, the study's: of arms that have a setting."""
+    tuning = tuning_trials(config)
+    if any(trial.name not in log.records for trial in tuning):
+        return tuning
+    chosen = choose(config, {trial.name: _held_out_accuracy(log, trial.name) for trial in tuning})
+    return tuning + [trial for trial in study_trials(config, chosen) if not tuning or trial.arm in chosen]
+
+
+def _held_out_accuracy(log: TrialLog, name: str) -> float | None:
+    if log.records[name].status == "failed":
+        return None
+    return float(log.run(name).result()["best"]["validation_accuracy"])
+
+
+def _names(config: StudyConfig) -> list[str]:
+    return [trial.name for trial in (*tuning_trials(config), *study_trials(config, {}))]
+
+
+def _check_unchanged(config: StudyConfig, log: TrialLog) -> None:
+    """Raises PsysError if finished trials are not those of the study: arms, conditions and seeds can only be added."""
+    another = "choose another --name for a changed study"
+    names = set(_names(config))
+    if gone := [record for record in log.records.values() if record.trial not in names]:
+        what = f"arm '{gone[0].arm}', condition '{gone[0].condition}', seed {gone[0].seed}"
+        raise PsysError(f"{log.folder} has a finished trial of {what}, which is not in the study any more: {another}")
+    for trial in _trials(config, log):
+        if trial.name not in log.records:
+            continue
+        file = log.folder / "configs" / f"{trial.name}.yaml"
+        faults = file.with_suffix(".faults.yaml")
+        before = validate(RunConfig, {**read_yaml(file), "faults": None}, str(file)).model_dump()
+        now = validate(RunConfig, trial.settings, f"arm '{trial.arm}'").model_dump()
+        if changed := list(_differences(before, now)):
+            what = f"arm '{trial.arm}' with another {', '.join(changed)}"
+        elif read_plan(faults if faults.exists() else None) != validate(FaultPlan, trial.faults, trial.condition):
+            what = f"condition '{trial.condition}' with other stragglers"
+        else:
+            continue
+        raise PsysError(f"{log.folder} has finished trials of {what}: {another}")
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """Dotted names of the settings that differ."""
+    for name, value in now.items():
+        if isinstance(value, dict) and isinstance(before[name], dict):
+            yield from _differences(before[name], value, f"{above}{name}.")
+        elif value != before[name]:
+            yield f"{above}{name}"
+
+
+def _check_store(run: RunConfig) -> None:
+    """Raises PsysError if the store of a run is damaged, or missing and there is nothing to prepare it from."""
+    if run.store.exists():
+        PreparedStore.open(run.store, run.image_size)
+    elif run.source is None:
+        raise PsysError(f"no prepared store at {run.store}, and no 'source' to prepare it from")
+    else:
+        open_source(run.source, Path("datasets"), test_share=0.2, seed=0)
+
+
+def _prepare(run: RunConfig) -> None:
+    if run.store.exists():
+        return
+    # Imported here: a study of prepared stores needs neither Ray nor OpenCV.
+    from psys.segment.prepare import PrepareConfig, prepare
+
+    assert run.source is not None
+    say(f"{run.store} does not exist yet: it is prepared from {run.source} (once)")
+    size = {"image_size": run.image_size} if run.image_size else {}
+    prepare(PrepareConfig(source=run.source, stores=run.store.parent, name=run.store.name, **size))
+
+
+def _show_plan(config: StudyConfig, log: TrialLog, console: Console) -> None:
+    names = _names(config)
+    for name in names:
+        status = log.records[name].status if name in log.records else "to run"
+        console.print(f"{name}: {status}", soft_wrap=True, highlight=False)
+    seconds = remaining(list(log.records.values()), len(names))
+    estimate = f"about {seconds / 60:.0f} min, as long as trials so far took" if seconds else "no trial is done yet"
+    console.print(f"{len(names) - len(log.records)} of {len(names)} trials are to run: {estimate}", highlight=False)
+
+
+@contextlib.contextmanager
+def _stop_signals_interrupt() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise KeyboardInterrupt within the block, as SIGINT does."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in leave_signals()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
