@@ -44,7 +44,9 @@ def _names(runs: Sequence[Path]) -> list[str]:
 
 
 def _table(outcomes: Mapping[str, Outcome], names: Sequence[str]) -> Table:
-    table = Table("", *outcomes, title=f"{count(len(outcomes), 'run')} compared", title_justify="left")
+    table = Table("", title=f"{count(len(outcomes), 'run')} compared", title_justify="left")
+    for run in outcomes:
+        table.add_column(run, overflow="fold")
     for name in names:
         table.add_row(name, *(str(outcome.settings.get(name, "")) for outcome in outcomes.values()))
     table.add_section()
@@ -79,5 +81,5 @@ def _page(outcomes: Mapping[str, Outcome], names: Sequence[str]) -> str:
         sections.accuracy_against_time(analysis),
         *sections.of_runs(analysis),
     ]
-    lead = f"{count(len(outcomes), 'run')}, each of one seed: differences may be chance."
+    lead = f"{count(len(outcomes), 'run')}, each an arm of its own with one seed: differences may be chance."
     return page(study.name, lead, list(outcomes), study.conditions, content, as_json(analysis))

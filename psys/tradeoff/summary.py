@@ -144,7 +144,7 @@ def _targets(condition: Condition, reference: str) -> list[str]:
             sentences.append(f"No arm reached {name} of the held-out images.")
         elif never or some:
             reached = f"{name} of the held-out images was reached by {join(some)}" if some else ""
-            missed = f"{name} was never reached by {join(never)}" if never else ""
+            missed = f"{name} of the held-out images was never reached by {join(never)}" if never else ""
             sentences += [f"{text}." for text in (reached, missed) if text]
     return sentences
 
@@ -176,9 +176,7 @@ def _cautions(analysis: Analysis) -> list[str]:
     if unpaired:
         cautions.append(f"Left out of the comparison with {study.reference}, for lack of a pair: {join(unpaired)}.")
     if analysis.missing:
-        cautions.append(
-            f"{count(len(analysis.missing), 'trial')} of the plan have not ended: this report is of a part."
-        )
+        cautions.append(f"This report is of a part: {len(analysis.missing)} of the planned trials have not ended.")
     if images and images[0] < FEW_IMAGES:
         error = percent((0.25 / images[0]) ** 0.5)
         cautions.append(

@@ -22,18 +22,25 @@ def write_report(study: Path) -> None:
     The study may still be going on. Raises PsysError if the directory has no study, or cannot be written.
     """
     analysis = analyze(read_study(study))
-    found = findings(analysis)
-    environment = _environment(study / "environment.json")
     text = (study / "study.yaml").read_text(encoding="utf-8")
-    figures = as_json(analysis) | {"findings": plain(found), "environment": environment}
     try:
-        (study / "report.html").write_text(_html(analysis, found, text, environment, figures), encoding="utf-8")
-        (study / "report.md").write_text(_markdown(analysis, found, environment), encoding="utf-8")
-        (study / "report.json").write_text(json.dumps(figures, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        (study / "report.csv").write_text(tables.as_csv(analysis), encoding="utf-8")
+        for name, content in render(analysis, text, _environment(study / "environment.json")).items():
+            (study / name).write_text(content, encoding="utf-8")
         draw(analysis, study)
     except OSError as error:
         raise PsysError(f"cannot write the report in {study}: {error.strerror}") from None
+
+
+def render(analysis: Analysis, settings: str, environment: Mapping[str, Any]) -> dict[str, str]:
+    """The texts of a report by file name. settings: the study's, as YAML; environment: what it ran on, JSON values."""
+    found = findings(analysis)
+    figures = as_json(analysis) | {"findings": plain(found), "environment": environment}
+    return {
+        "report.html": _html(analysis, found, settings, environment, figures),
+        "report.md": _markdown(analysis, found, environment),
+        "report.json": json.dumps(figures, indent=1, allow_nan=False) + "\n",
+        "report.csv": tables.as_csv(analysis),
+    }
 
 
 def as_json(analysis: Analysis) -> dict[str, Any]:
@@ -51,14 +58,14 @@ def as_json(analysis: Analysis) -> dict[str, Any]:
 
 
 def _html(
-    analysis: Analysis, found: Findings, text: str, environment: Mapping[str, Any], figures: Mapping[str, Any]
+    analysis: Analysis, found: Findings, settings: str, environment: Mapping[str, Any], figures: Mapping[str, Any]
 ) -> str:
     study = analysis.study
     content = [
         sections.summary(found),
         *sections.of_study(analysis),
         sections.all_trials(analysis),
-        sections.setup(text, _machine(environment)),
+        sections.setup(settings, _machine(environment)),
     ]
     lead = (
         f"A study of accuracy against wall-clock: {count(len(study.arms), 'arm')}, "
@@ -73,7 +80,8 @@ def _markdown(analysis: Analysis, found: Findings, environment: Mapping[str, Any
     for condition in analysis.conditions:
         sentences = [f"- {tables.markdown_text(sentence)}" for sentence in found.by_condition[condition.name]]
         lines += ["", f"## {tables.markdown_text(condition.name)}", "", *sentences]
-        lines += ["", tables.key_figures(condition, study.reference).markdown()] if condition.arms else []
+        shown = tables.key_figures(condition), tables.comparison(condition, study.reference or "")
+        lines += [line for table in shown if table.rows for line in ("", table.markdown())]
     lines += [
         "",
         "## Limits of these findings",

@@ -154,8 +154,8 @@ def accuracy_against_time(condition: Condition, arms: Sequence[str], size: tuple
     ]
     chart = Chart(
         size,
-        [x for x, _ in every],
-        [y for _, y in every],
+        _padded([x for x, _ in every]),
+        _padded([y for _, y in every]),
         (clock.axis("training time")[0], "test accuracy"),
         (lambda value: f"{value:g}", target_name),
     )
@@ -344,6 +344,12 @@ def sweep(arm: str, number: int, tried: Sweep, include: Sequence[float], width: 
         name = f"{value}  ← chosen" if value == str(tried.chosen) else value
         content.append(Row(number, name, figures, dots, None if mean is None else Dot(mean, f"mean {figures}")))
     return rows(width, content, ("best held-out accuracy", target_name), f"tuning of {arm}", include=include)
+
+
+def _padded(values: Sequence[float]) -> list[float]:
+    """The values' range with room for the marks at its ends."""
+    room = 0.04 * (max(values) - min(values))
+    return [min(values) - room, max(values) + room]
 
 
 def _read(quantity: str, value: float) -> str:

@@ -59,6 +59,10 @@ def of_study(analysis: Analysis) -> list[Section]:
     def each(draw: Callable[[Condition], str]) -> dict[str, str]:
         return {condition.name: draw(condition) for condition in conditions if condition.arms}
 
+    def differences(condition: Condition) -> str:
+        picture = _both(lambda width: figures.differences(condition, arms, reference, study.margin, width))
+        return picture and picture + tables.comparison(condition, reference).html()
+
     margin = ""
     if study.margin is not None:
         margin = (
@@ -84,11 +88,7 @@ def of_study(analysis: Analysis) -> list[Section]:
             "seeds, the large mark is their mean, the bar its 95 % interval for new seeds and new test images. A bar "
             "that crosses the line shows no difference. P(better) is the confidence that the true difference is above "
             f"0.{margin}{tests}",
-            each(
-                lambda condition: _both(
-                    lambda width: figures.differences(condition, arms, reference, study.margin, width)
-                )
-            ),
+            each(differences),
         ),
         Section(
             f"Training speed relative to {reference}",
@@ -114,10 +114,9 @@ def key_figures(analysis: Analysis) -> Section:
         "Means over seeds, with 95 % intervals in brackets where there are two seeds or more. Test accuracy is that of "
         "each run's best snapshot, which is chosen on held-out images.",
         {
-            condition.name: tables.key_figures(condition, analysis.study.reference).html(
-                [swatches[arm] for arm in condition.arms]
-            )
+            condition.name: tables.key_figures(condition).html([swatches[arm] for arm in condition.arms])
             for condition in analysis.conditions
+            if condition.arms
         },
     )
 

@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
@@ -58,37 +58,45 @@ def markdown_text(text: str) -> str:
     return "".join(f"\\{character}" if character in "*_`[" else character for character in escaped)
 
 
-def key_figures(condition: Condition, reference: str | None) -> Table:
-    """The figures of each arm, with 95 % intervals, and its comparison with the reference."""
-    header = ["arm", "seeds", "test accuracy", "training time", "images/s", "worker-hours"]
-    if reference:
-        header += [f"points over {reference}", "P(better)", f"times as fast as {reference}", "claim on accuracy"]
+def key_figures(condition: Condition) -> Table:
+    """The figures of each arm, with 95 % intervals."""
     content = []
     for arm, result in condition.arms.items():
-        line = [Cell(arm), Cell(str(len(result.curves)), len(result.curves))]
+        line = [Cell(arm), Cell(str(len(result.curves)), len(result.curves)), Cell(str(result.workers), result.workers)]
         for figure, unit in (
             (result.accuracy, PERCENT),
             (result.seconds, seconds_unit(result.seconds.summary.mean)),
+            (result.images_per_second, replace(IMAGES_PER_SECOND, name="")),
+            (result.worker_hours, replace(hours_unit(result.worker_hours.summary.mean), name="")),
         ):
             line.append(Cell(with_interval(figure.summary, unit), figure.summary.mean))
-        rate, cost = result.images_per_second.summary.mean, result.worker_hours.summary.mean
-        line += [Cell(IMAGES_PER_SECOND.number(rate), rate), Cell(hours_unit(cost).number(cost), cost)]
+        content.append(line)
+    header = ["arm", "seeds", "workers", "test accuracy", "training time", "images/s", "worker-hours"]
+    return Table(header, content)
+
+
+def comparison(condition: Condition, reference: str) -> Table:
+    """Each arm against the reference arm, with 95 % intervals and claims."""
+    content = []
+    for arm, result in condition.arms.items():
         if versus := result.versus:
             difference, ratio = points(versus.accuracy.mean), times(versus.times_as_fast.mean)
             if versus.interval:
                 difference += f" ({points(versus.interval[0])} to {points(versus.interval[1])})"
             if versus.times_as_fast.low is not None and versus.times_as_fast.high is not None:
                 ratio += f" ({times(versus.times_as_fast.low)} to {times(versus.times_as_fast.high)})"
-            line += [
-                Cell(difference, versus.accuracy.mean),
-                Cell("" if versus.p_better is None else percent(versus.p_better), versus.p_better),
-                Cell(ratio, versus.times_as_fast.mean),
-                Cell(versus.claim.text, kind="text"),
-            ]
-        elif reference:
-            line += [Cell("reference" if arm == reference else "no shared seed"), *[Cell("")] * 3]
-        content.append(line)
-    return Table(header, content)
+            content.append(
+                [
+                    Cell(arm),
+                    Cell(str(len(versus.seeds)), len(versus.seeds)),
+                    Cell(difference, versus.accuracy.mean),
+                    Cell("–" if versus.p_better is None else percent(versus.p_better), versus.p_better),
+                    Cell(ratio, versus.times_as_fast.mean),
+                    Cell(versus.claim.text),
+                ]
+            )
+    header = ["arm", "pairs", f"points over {reference}", "P(better)", f"times as fast as {reference}"]
+    return Table([*header, "claim on accuracy"], content)
 
 
 def trials(analysis: Analysis) -> Table:
