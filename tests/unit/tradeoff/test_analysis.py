@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from psys.tradeoff.analysis import ArmResult, Condition, analyze
-from psys.tradeoff.outcome import EndedTrial, WorkerTime
+from psys.tradeoff.outcome import EndedTrial, Outcome, WorkerTime
 from psys.tradeoff.statistics import holm
 from psys.tradeoff.times import TimeToTarget
 from tests.support.outcomes import bits, outcome, study, trial
@@ -117,11 +117,12 @@ def test_an_arm_that_shares_no_seed_with_the_reference_is_not_compared() -> None
 
 @pytest.mark.parametrize(("recorded", "verdict"), [(True, "better"), (False, "undecided")])
 def test_without_bits_a_difference_is_shown_and_nothing_is_claimed(recorded: bool, verdict: str) -> None:
-    trials = [
-        trial(arm, seed, replace(outcome(right=bits(base + seed / 100)), **({} if recorded else {"right": None})))
-        for arm, base in (("sync", 0.4), ("async", 0.6))
-        for seed in range(5)
-    ]
+    def ended(accuracy: float) -> Outcome:
+        found = outcome(right=bits(accuracy))
+        return found if recorded else replace(found, right=None)
+
+    arms = (("sync", 0.4), ("async", 0.6))
+    trials = [trial(arm, seed, ended(base + seed / 100)) for arm, base in arms for seed in range(5)]
     versus = only(trials).arms["async"].versus
     assert versus is not None
     assert versus.accuracy.mean == pytest.approx(0.2)
