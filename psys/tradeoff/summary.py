@@ -1,9 +1,10 @@
 """What a study says in plain sentences: only what its intervals carry, and what limits it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from psys.tradeoff.analysis import Analysis, ArmResult, Condition, Versus
+from psys.tradeoff.outcome import Outcome
 from psys.tradeoff.statistics import SEEDS_FOR_A_CLAIM, Ratio
 from psys.tradeoff.words import (
     count,
@@ -52,7 +53,18 @@ def _about(analysis: Analysis) -> list[str]:
         f"({join(study.conditions)}), {count(len(study.seeds), 'seed')} each: {done} of {planned} trials finished.",
         f"Every arm is compared with {study.reference}, seed by seed: the same seed has the same initial weights and "
         "order of data in all arms.",
+        *_images([trial.outcome for trial in compared if trial.outcome]),
     ]
+
+
+def _images(outcomes: Sequence[Outcome]) -> list[str]:
+    if not outcomes:
+        return []
+    held_out = max(outcome.held_out_images for outcome in outcomes)
+    during = f"accuracy during training is that on {held_out:,} held-out images, which choose the best snapshot; "
+    tested = f"final accuracy is that of this snapshot on {outcomes[0].test_images:,} test images."
+    sentence = (during if held_out else "") + tested
+    return [sentence[0].upper() + sentence[1:]]
 
 
 def _of_condition(analysis: Analysis, condition: Condition) -> list[str]:

@@ -22,8 +22,8 @@ PROBE = """<script>
   const shownOf = selector => [...document.querySelectorAll(selector)].filter(each => each.getClientRects().length);
   for (const chart of shownOf('.chart[data-by="seconds"]')) {
     const box = chart.getBoundingClientRect(), scale = box.width / chart.viewBox.baseVal.width;
-    for (const dots of chart.querySelectorAll(".dots")) {
-      const last = [...dots.getAttribute("d").matchAll(/M(\\S+) (\\S+)h0/g)].pop();
+    for (const line of chart.querySelectorAll("[data-seed]")) {
+      const last = [...line.getAttribute("d").matchAll(/[ML]([^ ]+) ([^L]+)/g)].pop();
       chart.dispatchEvent(new PointerEvent("pointermove", {clientX: box.left + scale * last[1],
         clientY: box.top + scale * last[2]}));
       seen.tips.push(document.getElementById("tip").textContent);
@@ -91,8 +91,10 @@ def test_page_shows_the_figures_of_a_condition_and_reads_them_out(
             assert arm[name]["summary"]["mean"] in page["cells"]
     assert condition["arms"]["2"]["versus"]["p_better"] in page["cells"]
     tips = [re.split(r", seed |\nepoch |, | s\n|: ", tip) for tip in page["tips"]]
+    of_condition = [each for each in figures["trials"] if each["condition"] == "one-slow"]
     points = {
-        (t["arm"], t["seed"]): t["outcome"]["points"][-1] for t in figures["trials"] if t["condition"] == "one-slow"
+        (each["arm"], each["seed"]): {name: values[-1] for name, values in each["outcome"]["points"].items()}
+        for each in of_condition
     }
     assert {(arm, int(seed)) for arm, seed, *_ in tips} == points.keys()
     for arm, seed, epoch, seconds, quantity, shown in tips:

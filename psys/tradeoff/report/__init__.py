@@ -80,7 +80,8 @@ def _markdown(analysis: Analysis, found: Findings, environment: Mapping[str, Any
     for condition in analysis.conditions:
         sentences = [f"- {tables.markdown_text(sentence)}" for sentence in found.by_condition[condition.name]]
         lines += ["", f"## {tables.markdown_text(condition.name)}", "", *sentences]
-        shown = tables.key_figures(condition), tables.comparison(condition, study.reference or "")
+        compared = tables.comparison(condition, study.reference or "")
+        shown = tables.key_figures(condition), compared, tables.targets(condition)
         lines += [line for table in shown if table.rows for line in ("", table.markdown())]
     lines += [
         "",

@@ -89,7 +89,7 @@ def curves(condition: Condition, arms: Sequence[str], quantity: str, by: str, si
         chart.add(
             number,
             *([chart.band(low, high)] if len(result.curves) > 1 and line else []),
-            *(chart.line(curve, "thin") + chart.dots(curve, seed) for seed, curve in seeds[arm].items() if curve),
+            *(chart.curve(curve, seed) for seed, curve in seeds[arm].items() if curve),
             *([chart.line(line, "line", dash_of(number))] if line else []),
             *(
                 chart.mark(number, (x, y), f"{read_out}\n{x_label}: {x:.4g}\n{_read(quantity, y)}")

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from psys.run.curves import EpochPoint
 from psys.tradeoff.report.sections import Section
 from psys.tradeoff.report.svg import swatch
 
@@ -38,12 +39,17 @@ def page(
             for number, name in enumerate(arms)
         ),
         sections="\n".join(section.html(conditions) for section in sections),
-        figures=json.dumps(figures, allow_nan=False).replace("<", "\\u003c"),
+        figures=json.dumps(figures, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
     )
 
 
 def plain(value: Any) -> Any:
-    """A value of a study as JSON values; right/wrong bits and curves, which trials have, are left out."""
+    """A value of a study as JSON values: points as lists by name, right/wrong bits left out.
+
+    An arm's `curves` are left out as well: its trials have them.
+    """
+    if isinstance(value, tuple) and value and isinstance(value[0], EpochPoint):
+        return dict(zip(EpochPoint._fields, map(list, zip(*value, strict=True)), strict=True))
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
         value = value._asdict()
     if is_dataclass(value):

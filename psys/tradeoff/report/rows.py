@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 from psys.tradeoff.report.svg import CHARACTER, COLOURS, Format, Scale, mark, picture
+from psys.tradeoff.words import percent
 
 _LEFT, _LINE, _TRACK, _AXIS = 8, 17, 26, 40
 
@@ -50,7 +51,7 @@ def rows(
     on both sides of it shaded.
     """
     values = [value for row in content for value in _values(row)] + list(include)
-    x = Scale(values, _LEFT + 6, width - 14, log=log)
+    x = Scale(values, _LEFT + 12, width - 22, log=log)
     parts, y = list[str](), 0.0
     tops = _tops(width, [(row.name, row.figures) for row in content], _TRACK)
     height = tops[-1] + _AXIS
@@ -83,7 +84,7 @@ def shares(
     label: str,
 ) -> str:
     """A bar of parts for each row (arm, name, figures, parts); a part is (class, share, read-out)."""
-    x = Scale((0.0, 1.0), _LEFT, width - 14)
+    x = Scale((0.0, 1.0), _LEFT + 6, width - 22)
     tops = _tops(width, [(name, figures) for _, name, figures, _ in content], _TRACK)
     parts = [_axis(x, tops[-1], axis, width)]
     for (arm, name, figures, bars), top, bottom in zip(content, tops, tops[1:], strict=False):
@@ -112,7 +113,7 @@ def histograms(
         y = Scale((0.0, highest), bottom - 2, bottom - track + 14)
         marks = [f'<path class="axis" d="M{_LEFT} {bottom - 2}H{width - 14}"/>']
         for number, share in by_number.items():
-            tip = f"{name}\nstaleness {number}: {share:.2%} of the gradients"
+            tip = f"{name}\nstaleness {number}: {100 * share:.2f} % of the gradients"
             marks.append(
                 f'<rect class="bar" x="{x(number) - bar / 2:.2f}" y="{y(share):.1f}" width="{bar:.2f}" '
                 f'height="{bottom - 2 - y(share):.1f}" data-tip="{escape(tip)}"/>'
@@ -120,7 +121,7 @@ def histograms(
             if bar > 6 * CHARACTER:
                 marks.append(
                     f'<text class="faint" x="{x(number):.1f}" y="{y(share) - 3:.1f}" text-anchor="middle">'
-                    f"{share:.1%}</text>"
+                    f"{percent(share)}</text>"
                 )
         parts.append(_row(arm, name, figures, top, width, marks))
     return picture(width, tops[-1] + _AXIS, label, parts)

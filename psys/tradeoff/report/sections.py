@@ -12,7 +12,6 @@ from psys.tradeoff.words import margin_name, percent, target_name
 
 WIDE, NARROW = 940, 346
 """Widths of a figure in pixels: on a desktop and on a phone."""
-_SMALL = (456, 260)
 _SWATCH = '<span class="key" style="background:var(--{0})"></span>{0}'
 
 
@@ -158,10 +157,17 @@ def accuracy_against_time(analysis: Analysis) -> Section:
 
 def of_runs(analysis: Analysis) -> list[Section]:
     """Figures that need no reference arm: speed, staleness, time, cost, and the curves by epoch."""
-    arms = list(analysis.study.arms)
+    arms, small = list(analysis.study.arms), {WIDE: (456, 260), NARROW: (NARROW, 220)}
 
     def each(draw: Callable[[Condition], str]) -> dict[str, str]:
         return {condition.name: draw(condition) for condition in analysis.conditions if condition.arms}
+
+    def by_epoch(condition: Condition) -> str:
+        def of_quantity(quantity: str) -> str:
+            drawn = _both(lambda width: figures.curves(condition, arms, quantity, "epoch", small[width]))
+            return f"<div>{drawn}</div>"
+
+        return f'<div class="four">{"".join(map(of_quantity, figures.QUANTITIES))}</div>'
 
     def over_seeds(name: str) -> dict[str, str]:
         of, unit, label = figures.FIGURES[name]
@@ -205,15 +211,7 @@ def of_runs(analysis: Analysis) -> list[Section]:
             "Loss and accuracy by epoch",
             "The same passes over the data side by side, whatever time they took: loss and accuracy on training images "
             "(as augmented) and on held-out images.",
-            each(
-                lambda condition: (
-                    '<div class="four">'
-                    + "".join(
-                        figures.curves(condition, arms, quantity, "epoch", _SMALL) for quantity in figures.QUANTITIES
-                    )
-                    + "</div>"
-                )
-            ),
+            each(by_epoch),
         ),
     ]
 
@@ -257,7 +255,7 @@ def _time_to_target(condition: Condition, arms: Sequence[str]) -> str:
     def of_target(target: float) -> str:
         return f"<h3>{target_name(target)} of the held-out images</h3>{_both(lambda width: drawn[width][target])}"
 
-    return "".join(map(of_target, drawn[WIDE]))
+    return "".join(map(of_target, drawn[WIDE])) + (tables.targets(condition).html() if drawn[WIDE] else "")
 
 
 def _scaling(condition: Condition, arms: Sequence[str]) -> str:

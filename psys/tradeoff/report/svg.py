@@ -20,6 +20,7 @@ MARKERS = (  # paths of about the same area around the origin
     "M0 4.8L4.6 -3.6H-4.6Z",
     "M-4.5 -1.5H-1.5V-4.5H1.5V-1.5H4.5V1.5H1.5V4.5H-1.5V1.5H-4.5Z",
 )
+_DOTS = 30  # of a curve; more of them hide each other
 CHARACTER = 6.9
 """Width of a character of 12 pixels, as far as layout needs it"""
 
@@ -70,7 +71,7 @@ class Chart:
     ) -> None:
         """x_ticks: values named at the axis, instead of round ones."""
         self.width, self.height = size
-        self.x = Scale(x, 48, self.width - 12)
+        self.x = Scale(x, 48, self.width - 16)
         self.y = Scale(y, self.height - 38, 36)
         self._parts = [self._axes(labels, formats, x_ticks or self.x.ticks(70))]
 
@@ -90,10 +91,11 @@ class Chart:
         """The marker of an arm, which shows `tip` to whoever points at it."""
         return mark(arm, self.x(point[0]), self.y(point[1]), tip, kind)
 
-    def dots(self, points: Sequence[Point], seed: int) -> str:
-        """A dot at each point of a trial's curve; the page's script finds their read-outs in the embedded figures."""
-        places = "".join(f"M{self.x(x):.1f} {self.y(y):.1f}h0" for x, y in points)
-        return f'<path class="dots" data-seed="{seed}" d="{places}"/>'
+    def curve(self, points: Sequence[Point], seed: int) -> str:
+        """A trial's curve, with dots if they are few; the page's script finds its read-outs in the embedded figures."""
+        dots = "".join(f"M{self.x(x):.1f} {self.y(y):.1f}h0" for x, y in points if len(points) <= _DOTS)
+        line = f'<path class="thin" data-seed="{seed}" d="{self._path(points)}"/>'
+        return line + (f'<path class="dots" d="{dots}"/>' if dots else "")
 
     def note_line(self, value: float, text: str) -> None:
         """A horizontal line with a text above its left end."""

@@ -10,7 +10,17 @@ from typing import Any
 from psys.tradeoff.analysis import Analysis, Condition
 from psys.tradeoff.outcome import EndedTrial
 from psys.tradeoff.report.figures import with_interval
-from psys.tradeoff.words import IMAGES_PER_SECOND, PERCENT, duration, hours_unit, percent, points, seconds_unit, times
+from psys.tradeoff.words import (
+    IMAGES_PER_SECOND,
+    PERCENT,
+    duration,
+    hours_unit,
+    percent,
+    points,
+    seconds_unit,
+    target_name,
+    times,
+)
 
 
 @dataclass(frozen=True)
@@ -99,6 +109,33 @@ def comparison(condition: Condition, reference: str) -> Table:
     return Table([*header, "claim on accuracy"], content)
 
 
+def targets(condition: Condition) -> Table:
+    """When each arm reached each target: median with its interval, the mean curve, and the speed relative to the
+    reference."""
+    content = []
+    for arm, result in condition.arms.items():
+        for target in result.targets:
+            summary, ratio = target.summary, target.times_as_fast
+            median = "–" if summary.median is None else duration(summary.median)
+            if summary.low is not None:
+                median += f" ({duration(summary.low)} to {'never' if summary.high is None else duration(summary.high)})"
+            curve = duration(target.of_mean_curve.seconds) if target.of_mean_curve else ""
+            soon = "" if ratio is None else times(ratio.mean)
+            if ratio and ratio.low is not None and ratio.high is not None:
+                soon += f" ({times(ratio.low)} to {times(ratio.high)})"
+            content.append(
+                [
+                    Cell(arm),
+                    Cell(target_name(target.target), target.target),
+                    Cell(f"{summary.reached} of {summary.trials}", summary.reached),
+                    Cell(median, summary.median),
+                    Cell(curve if target.of_mean_curve and target.of_mean_curve.reached else "–"),
+                    Cell(soon, ratio.mean if ratio else None),
+                ]
+            )
+    return Table(["arm", "target", "reached", "median time", "mean curve", "times as fast as the reference"], content)
+
+
 def trials(analysis: Analysis) -> Table:
     """All trials, failed ones with their reason."""
     header = [*trial_values(analysis, analysis.study.trials[0])] if analysis.study.trials else []
@@ -107,7 +144,7 @@ def trials(analysis: Analysis) -> Table:
         cells = []
         for name, value in trial_values(analysis, trial).items():
             number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-            kind = "text failed" if name == "failed" else ""
+            kind = "text failed" if name == "failed" and value else ""
             cells.append(Cell(_shown(name, value), number, kind))
         content.append(cells)
     return Table([name.replace("_", " ") for name in header], content)
