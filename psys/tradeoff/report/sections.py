@@ -12,6 +12,18 @@ from psys.tradeoff.words import margin_name, percent, target_name
 
 WIDE, NARROW = 940, 346
 """Widths of a figure in pixels: on a desktop and on a phone."""
+_WORDS = {
+    "arm": "one of the settings that the study compares, for example a way in which workers are synchronised.",
+    "condition": "what the machine does to all arms alike, for example that one worker is slow.",
+    "seed, trial": "a trial is one training run of one arm under one condition. Its seed draws the initial weights and "
+    "the order of the data; chance differs between seeds.",
+    "held-out images": "training images that are not trained on. They show progress and choose the best snapshot.",
+    "test images": "images that are used once, to measure the accuracy of the best snapshot.",
+    "snapshot": "the network as it is at one moment of the training.",
+    "95 % interval": "where the true value lies with 95 % confidence, given how much the seeds differ.",
+    "P(better)": "how sure it is, from these trials, that the arm is truly more accurate than the reference.",
+    "staleness": "how many updates were made since a worker read the parameters that its gradient is for.",
+}
 _SWATCH = '<span class="key" style="background:var(--{0})"></span>{0}'
 
 
@@ -47,16 +59,15 @@ def summary(found: Findings) -> Section:
     )
     about = "".join(f"<p>{escape(sentence)}</p>" for sentence in found.about)
     by_condition = {name: _list(sentences) for name, sentences in found.by_condition.items()}
-    return Section("What was found", about, by_condition, cautions)
+    words = "".join(f"<dt>{word}</dt><dd>{meaning}</dd>" for word, meaning in _WORDS.items())
+    glossary = f"<details><summary>Words used on this page</summary><dl>{words}</dl></details>"
+    return Section("What was found", about, by_condition, cautions + glossary)
 
 
 def of_study(analysis: Analysis) -> list[Section]:
     """All figures of a study with a reference arm."""
     study = analysis.study
-    arms, reference, conditions = list(study.arms), study.reference or "", analysis.conditions
-
-    def each(draw: Callable[[Condition], str]) -> dict[str, str]:
-        return {condition.name: draw(condition) for condition in conditions if condition.arms}
+    arms, reference = list(study.arms), study.reference or ""
 
     def differences(condition: Condition) -> str:
         picture = _both(lambda width: figures.differences(condition, arms, reference, study.margin, width))
@@ -69,7 +80,7 @@ def of_study(analysis: Analysis) -> list[Section]:
             "lies in it with confidence loses nothing."
         )
     tests = f" Claims are corrected for {analysis.comparisons} comparisons (Holm)." if analysis.comparisons > 1 else ""
-    targets = each(lambda condition: _time_to_target(condition, arms))
+    targets = _each(analysis, lambda condition: _time_to_target(condition, arms))
     return [
         key_figures(analysis),
         accuracy_by_time(analysis),
@@ -87,12 +98,14 @@ def of_study(analysis: Analysis) -> list[Section]:
             "seeds, the large mark is their mean, the bar its 95 % interval for new seeds and new test images. A bar "
             "that crosses the line shows no difference. P(better) is the confidence that the true difference is above "
             f"0.{margin}{tests}",
-            each(differences),
+            _each(analysis, differences),
         ),
         Section(
             f"Training speed relative to {reference}",
             "Training time of the reference divided by that of the arm, with the same seed: 2 is half the time.",
-            each(lambda condition: _both(lambda width: figures.speed_ratios(condition, arms, reference, width))),
+            _each(
+                analysis, lambda condition: _both(lambda width: figures.speed_ratios(condition, arms, reference, width))
+            ),
         ),
         *of_runs(analysis),
         Section(
@@ -112,11 +125,10 @@ def key_figures(analysis: Analysis) -> Section:
         "Key figures",
         "Means over seeds, with 95 % intervals in brackets where there are two seeds or more. Test accuracy is that of "
         "each run's best snapshot, which is chosen on held-out images.",
-        {
-            condition.name: tables.key_figures(condition).html([swatches[arm] for arm in condition.arms])
-            for condition in analysis.conditions
-            if condition.arms
-        },
+        _each(
+            analysis,
+            lambda condition: tables.key_figures(condition).html([swatches[arm] for arm in condition.arms]),
+        ),
     )
 
 
@@ -135,7 +147,7 @@ def accuracy_by_time(analysis: Analysis) -> Section:
         "Accuracy on the held-out images after each evaluation interval. Dots and thin lines are single trials, the "
         "thick line is their mean, and the shaded area reaches from the lowest to the highest seed. Evaluation is not "
         "part of the time. Point at a dot to read it; tap an arm above to hide it.",
-        {condition.name: draw(condition) for condition in analysis.conditions if condition.arms},
+        _each(analysis, draw),
     )
 
 
@@ -151,16 +163,13 @@ def accuracy_against_time(analysis: Analysis) -> Section:
         "Final accuracy against training time",
         "Up and to the left is better. Small marks are trials, large ones the means, with their 95 % intervals. The "
         "dashed line joins the Pareto front: the arms that no other arm beats in both accuracy and time.",
-        {condition.name: draw(condition) for condition in analysis.conditions if condition.arms},
+        _each(analysis, draw),
     )
 
 
 def of_runs(analysis: Analysis) -> list[Section]:
     """Figures that need no reference arm: speed, staleness, time, cost, and the curves by epoch."""
     arms, small = list(analysis.study.arms), {WIDE: (456, 260), NARROW: (NARROW, 220)}
-
-    def each(draw: Callable[[Condition], str]) -> dict[str, str]:
-        return {condition.name: draw(condition) for condition in analysis.conditions if condition.arms}
 
     def by_epoch(condition: Condition) -> str:
         def of_quantity(quantity: str) -> str:
@@ -171,9 +180,12 @@ def of_runs(analysis: Analysis) -> list[Section]:
 
     def over_seeds(name: str) -> dict[str, str]:
         of, unit, label = figures.FIGURES[name]
-        return each(lambda condition: _both(lambda width: figures.figure_rows(condition, arms, of, unit, label, width)))
+        return _each(
+            analysis,
+            lambda condition: _both(lambda width: figures.figure_rows(condition, arms, of, unit, label, width)),
+        )
 
-    scaling = each(lambda condition: _scaling(condition, arms))
+    scaling = _each(analysis, lambda condition: _scaling(condition, arms))
     speed = {name: picture + scaling[name] for name, picture in over_seeds("images_per_second").items()}
     keys = "".join(_SWATCH.format(part) for part in figures.TIME_PARTS)
     return [
@@ -188,18 +200,19 @@ def of_runs(analysis: Analysis) -> list[Section]:
             "Staleness",
             "How many updates other workers had made between reading the parameters and applying a gradient, as shares "
             "of all gradients. One bar for each value.",
-            each(lambda condition: _both(lambda width: figures.staleness(condition, arms, width))),
+            _each(analysis, lambda condition: _both(lambda width: figures.staleness(condition, arms, width))),
         ),
         Section(
             "Where the workers' time went",
             f"Shares of each worker's time, mean over trials:{keys}. Waiting is time in which the worker had nothing "
             "to compute because others were not ready.",
-            each(
+            _each(
+                analysis,
                 lambda condition: (
                     _both(lambda width: figures.worker_times(condition, arms, width))
                     if any(result.worker_times for result in condition.arms.values())
                     else "<p>Not recorded by these runs.</p>"
-                )
+                ),
             ),
         ),
         Section(
@@ -211,7 +224,7 @@ def of_runs(analysis: Analysis) -> list[Section]:
             "Loss and accuracy by epoch",
             "The same passes over the data side by side, whatever time they took: loss and accuracy on training images "
             "(as augmented) and on held-out images.",
-            each(by_epoch),
+            _each(analysis, by_epoch),
         ),
     ]
 
@@ -237,6 +250,11 @@ def setup(study: str, environment: Mapping[str, str]) -> Section:
         f"{machine.html()}<details><summary>Settings of the study (study.yaml)</summary><pre>{escape(study)}</pre>"
         "</details>",
     )
+
+
+def _each(analysis: Analysis, draw: Callable[[Condition], str]) -> dict[str, str]:
+    """What `draw` makes of each condition that has a finished trial, by its name."""
+    return {condition.name: draw(condition) for condition in analysis.conditions if condition.arms}
 
 
 def _both(draw: Callable[[int], str]) -> str:

@@ -110,8 +110,7 @@ def comparison(condition: Condition, reference: str) -> Table:
 
 
 def targets(condition: Condition) -> Table:
-    """When each arm reached each target: median with its interval, the mean curve, and the speed relative to the
-    reference."""
+    """When each arm reached each target: the median with its interval, and the mean curve."""
     content = []
     for arm, result in condition.arms.items():
         for target in result.targets:

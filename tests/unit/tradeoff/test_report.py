@@ -68,6 +68,18 @@ def test_csv_and_json_say_when_each_trial_reached_the_target() -> None:
     assert target["by_seed"]["1"] == {"seconds": 21.0, "reached": False}
 
 
+def test_marks_read_out_time_staleness_and_trials_that_never_reached_a_target() -> None:
+    page = render(compared(), "", ENVIRONMENT)["report.html"]
+    for tip in (
+        "sync, worker0\ncompute: 8.0 s, 80.0 %",
+        "sync\nstaleness 0: 75.00 % of the gradients",
+        "sync, seed 1\nnot reached by its end at 21.0 s",
+        "async, seed 2\n+10.0 points",
+        "async, seed 1\n1.91 times as fast",
+    ):
+        assert f'data-tip="{tip}"' in page
+
+
 def test_findings_and_limits_are_in_page_markdown_and_json() -> None:
     files = render(compared(), "", ENVIRONMENT)
     found = json.loads(files["report.json"])["findings"]
