@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
+import psys.tradeoff.report.figures as figures
+import psys.tradeoff.report.tables as tables
 from psys.tradeoff.analysis import Analysis, Condition
-from psys.tradeoff.report import figures, tables
 from psys.tradeoff.report.svg import swatch
 from psys.tradeoff.summary import Findings
 from psys.tradeoff.words import margin_name, percent, target_name
@@ -124,7 +125,7 @@ def key_figures(analysis: Analysis) -> Section:
     return Section(
         "Key figures",
         "Means over seeds, with 95 % intervals in brackets where there are two seeds or more. Test accuracy is that of "
-        "each run's best snapshot, which is chosen on held-out images.",
+        "each run's best snapshot, which is chosen on held-out images. Rate is the highest learning rate of an update.",
         _each(
             analysis,
             lambda condition: tables.key_figures(condition).html([swatches[arm] for arm in condition.arms]),

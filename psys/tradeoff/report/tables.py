@@ -73,6 +73,7 @@ def key_figures(condition: Condition) -> Table:
     content = []
     for arm, result in condition.arms.items():
         line = [Cell(arm), Cell(str(len(result.curves)), len(result.curves)), Cell(str(result.workers), result.workers)]
+        line.append(Cell(f"{result.learning_rate:.3g}", result.learning_rate))
         for figure, unit in (
             (result.accuracy, PERCENT),
             (result.seconds, seconds_unit(result.seconds.summary.mean)),
@@ -81,7 +82,7 @@ def key_figures(condition: Condition) -> Table:
         ):
             line.append(Cell(with_interval(figure.summary, unit), figure.summary.mean))
         content.append(line)
-    header = ["arm", "seeds", "workers", "test accuracy", "training time", "images/s", "worker-hours"]
+    header = ["arm", "seeds", "workers", "rate", "test accuracy", "training time", "images/s", "worker-hours"]
     return Table(header, content)
 
 
