@@ -47,8 +47,8 @@ class Table:
             value = f' data-value="{content.value!r}"' if content.value is not None else ""
             return f"<td{kind}{value}>{before}{escape(content.text)}</td>"
 
-        numbers = [cell.value is not None for cell in self.rows[-1]] if self.rows else [False] * len(self.header)
-        kinds = ["" if number else ' class="text"' for number in numbers]
+        last = self.rows[-1] if self.rows else [Cell("")] * len(self.header)
+        kinds = ["" if cell.value is not None or cell.kind == "right" else ' class="text"' for cell in last]
         head = "".join(f"<th{kind}>{escape(title)}</th>" for title, kind in zip(self.header, kinds, strict=True))
         body = "".join(
             f"<tr>{''.join(cell(each, first[i] if first and not j else '') for j, each in enumerate(row))}</tr>"
@@ -101,7 +101,7 @@ def comparison(condition: Condition, reference: str) -> Table:
                     Cell(arm),
                     Cell(str(len(versus.seeds)), len(versus.seeds)),
                     Cell(difference, versus.accuracy.mean),
-                    Cell("–" if versus.p_better is None else percent(versus.p_better), versus.p_better),
+                    Cell("–" if versus.p_better is None else percent(versus.p_better), versus.p_better, "right"),
                     Cell(ratio, versus.times_as_fast.mean),
                     Cell(versus.claim.text),
                 ]
@@ -128,9 +128,9 @@ def targets(condition: Condition) -> Table:
                     Cell(arm),
                     Cell(target_name(target.target), target.target),
                     Cell(f"{summary.reached} of {summary.trials}", summary.reached),
-                    Cell(median, summary.median),
-                    Cell(curve if target.of_mean_curve and target.of_mean_curve.reached else "–"),
-                    Cell(soon, ratio.mean if ratio else None),
+                    Cell(median, summary.median, "right"),
+                    Cell(curve if target.of_mean_curve and target.of_mean_curve.reached else "–", kind="right"),
+                    Cell(soon, ratio.mean if ratio else None, "right"),
                 ]
             )
     return Table(["arm", "target", "reached", "median time", "mean curve", "times as fast as the reference"], content)
