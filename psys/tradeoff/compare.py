@@ -44,9 +44,9 @@ def _names(runs: Sequence[Path]) -> list[str]:
 
 
 def _table(outcomes: Mapping[str, Outcome], names: Sequence[str]) -> Table:
-    table = Table("", title=f"{count(len(outcomes), 'run')} compared", title_justify="left")
-    for run in outcomes:
-        table.add_column(run, overflow="fold")
+    table = Table(title=f"{count(len(outcomes), 'run')} compared", title_justify="left")
+    for name in ("", *outcomes):
+        table.add_column(name, overflow="fold")
     for name in names:
         table.add_row(name, *(str(outcome.settings.get(name, "")) for outcome in outcomes.values()))
     table.add_section()

@@ -15,6 +15,7 @@ from psys.ps.events import SnapshotEvaluated, UpdateApplied
 from psys.run.curves import EpochPoint
 from psys.run.directory import RunDirectory
 from psys.run.events import read_events, surviving
+from psys.run.faults import read_plan
 from psys.tradeoff.config import StudyConfig
 from psys.tradeoff.record import TrialLog, TrialRecord
 from psys.tradeoff.times import TimeToTarget, time_to_target
@@ -33,7 +34,7 @@ class Outcome:
     """What one evaluated run reached, and what it cost. Accuracies are shares, times are seconds."""
 
     settings: Mapping[str, Any]
-    """by dotted name, without the name and the place of the run"""
+    """by dotted name, without the name and the place of the run; the fault plan as `faults` and `slow_workers`"""
     points: tuple[EpochPoint, ...]
     accuracy: float
     """of the best snapshot, chosen on held-out images, on the test images"""
@@ -116,12 +117,15 @@ def read_outcome(path: Path) -> Outcome:
     if not run.config_file.exists():
         raise PsysError(f"{path} is not the directory of a run: it has no {run.config_file.name}")
     config, result = run.config(), run.result()
+    plan = read_plan(config.faults)
     events = surviving(read_events(run.events))
     updates = [event for event in events if isinstance(event, UpdateApplied)]
     evaluations = [event for event in events if isinstance(event, SnapshotEvaluated)]
     try:
         return Outcome(
-            settings=_flat(config.model_dump(mode="json", exclude={"name", "runs"})),
+            settings=_flat(
+                config.model_dump(mode="json", exclude={"name", "runs", "faults"}) | plan.model_dump(mode="json")
+            ),
             points=tuple(EpochPoint(**point) for point in result["points"]),
             accuracy=result["best"]["test"]["accuracy"],
             test_images=result["best"]["test"]["images"],

@@ -53,6 +53,7 @@ def test_outcome_of_a_run_has_the_figures_of_its_files(tmp_path: Path, store: Pr
     assert outcome.held_out_images == 4
     assert outcome.settings["augment.views"] == run.config().augment.views
     assert not {"name", "runs"} & outcome.settings.keys()
+    assert (outcome.settings["faults"], outcome.settings["slow_workers"]) == ([], [])
 
 
 def test_without_the_file_of_bits_an_outcome_has_none(tmp_path: Path, store: PreparedStore) -> None:

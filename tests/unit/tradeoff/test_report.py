@@ -80,6 +80,15 @@ def test_marks_read_out_time_staleness_and_trials_that_never_reached_a_target() 
         assert f'data-tip="{tip}"' in page
 
 
+def test_page_shows_the_values_that_were_tuned_and_the_one_chosen() -> None:
+    rates = {0.01: outcome((0.2, 0.3)), 0.1: outcome((0.2, 0.4)), 1.0: None}
+    tried = [trial("sync", 0, ended, tuning=rate) for rate, ended in rates.items()]
+    final = trial("sync", 0, outcome(settings={"snapshot_epochs": 1.0, "schedule.learning_rate": 0.1}))
+    page = render(analyze(study([*tried, final], tuned="schedule.learning_rate")), "", {})["report.html"]
+    names = re.findall(r'<text class="name"[^>]*>([^<]*)</text>', page[page.index("<h2>Tuning</h2>") :])
+    assert names == ["0.01", "0.1  ← chosen", "1.0"] * 2  # in two widths
+
+
 def test_findings_and_limits_are_in_page_markdown_and_json() -> None:
     files = render(compared(), "", ENVIRONMENT)
     found = json.loads(files["report.json"])["findings"]
