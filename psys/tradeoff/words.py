@@ -69,6 +69,11 @@ def times(ratio: float) -> str:
     return f"{ratio:.2f}"
 
 
+def confidence(p: float) -> str:
+    """A confidence as a percentage, which is never said to be 0 or 100 %."""
+    return "> 99.9 %" if p > 0.999 else "< 0.1 %" if p < 0.001 else percent(p)
+
+
 def p_value(p: float) -> str:
     """A p-value: p = 0.012."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"

@@ -12,6 +12,7 @@ from psys.tradeoff.times import TimeToTarget
 from psys.tradeoff.words import (
     IMAGES_PER_SECOND,
     Unit,
+    confidence,
     count,
     duration,
     hours_unit,
@@ -197,7 +198,7 @@ def differences(condition: Condition, arms: Sequence[str], reference: str, margi
             if versus.interval and versus.p_better is not None:
                 low, high = versus.interval
                 interval = (100 * low, 100 * high)
-                figures += f" ({points(low)} to {points(high)}), P(better) {percent(versus.p_better)}"
+                figures += f" ({points(low)} to {points(high)}), P(better) {confidence(versus.p_better)}"
             other = condition.arms[reference].accuracy.by_seed
             dots = [
                 Dot(100 * (value - other[seed]), f"{arm}, seed {seed}\n{points(value - other[seed])} points")

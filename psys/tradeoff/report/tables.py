@@ -13,6 +13,7 @@ from psys.tradeoff.report.figures import with_interval
 from psys.tradeoff.words import (
     IMAGES_PER_SECOND,
     PERCENT,
+    confidence,
     duration,
     hours_unit,
     percent,
@@ -101,7 +102,7 @@ def comparison(condition: Condition, reference: str) -> Table:
                     Cell(arm),
                     Cell(str(len(versus.seeds)), len(versus.seeds)),
                     Cell(difference, versus.accuracy.mean),
-                    Cell("–" if versus.p_better is None else percent(versus.p_better), versus.p_better, "right"),
+                    Cell("–" if versus.p_better is None else confidence(versus.p_better), versus.p_better, "right"),
                     Cell(ratio, versus.times_as_fast.mean),
                     Cell(versus.claim.text),
                 ]

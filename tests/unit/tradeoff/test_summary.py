@@ -8,6 +8,7 @@ import pytest
 from psys.tradeoff.analysis import analyze
 from psys.tradeoff.outcome import EndedTrial
 from psys.tradeoff.summary import Findings, findings
+from psys.tradeoff.words import confidence, duration, join, p_value, points
 from tests.support.outcomes import bits, outcome, study, trial
 
 CLAIMS = re.compile(r"more accurate|less accurate|loses nothing")
@@ -125,3 +126,18 @@ def test_limits_name_failures_missing_pairs_load_divergence_and_few_images() -> 
 def test_a_reference_without_a_trial_compares_nothing() -> None:
     trials = [trial("sync", 0, None), trial("async", 0, outcome())]
     assert of(trials).by_condition["uniform"] == ("sync has no finished trial here: nothing is compared.",)
+
+
+def test_numbers_in_words() -> None:
+    assert [duration(seconds) for seconds in (3.25, 99.94, 123.4, 900.0, 9000.0)] == [
+        *("3.2 s", "99.9 s", "123 s"),
+        *("15.0 min", "2.50 h"),
+    ]
+    assert [confidence(p) for p in (0.0, 0.25, 0.99999)] == ["< 0.1 %", "25.0 %", "> 99.9 %"]
+    assert [join(names) for names in ([], ["a"], ["a", "b"], ["a", "b", "c"])] == ["", "a", "a and b", "a, b and c"]
+    assert (points(-0.0123), points(0.004), p_value(0.0001), p_value(0.0123)) == (
+        "−1.2",
+        "+0.4",
+        "p < 0.001",
+        "p = 0.012",
+    )
