@@ -23,7 +23,7 @@ from psys.data.store import PreparedStore
 from psys.errors import PsysError
 from psys.models.registry import build
 from psys.ps.messages import Grant, Lease, Push
-from psys.run.assembly import batch_gradient
+from psys.run.assembly import batch_gradient, local_steps
 from psys.transport.buffered_model import BufferedModel
 from psys.transport.join import RendezvousConnection
 from psys.transport.protocol import WorkerTransport
@@ -101,14 +101,16 @@ def _store_here(path: Path) -> Path:
 class _Steps:
     """Computes batch after batch, with the faults that the plan has for this worker."""
 
-    def __init__(self, run: ReconnectingWorker, model: BufferedModel, compute: BatchGradient) -> None:
-        self._run, self._model, self._compute = run, model, compute
+    def __init__(self, run: ReconnectingWorker, model: BufferedModel, gradient: BatchGradient) -> None:
+        self._run, self._model, self._batches = run, model, gradient.batches
+        self._compute = local_steps(run.config, gradient.batches.samples, gradient)
         self._step = 0
         self._call_seconds = 0.0
 
     def expect(self, lease: Lease) -> None:
-        """This lease is computed next: where images are decoded, decoding begins now."""
-        self._compute.batches.expect(lease.batch)
+        """This lease is computed next: where images are decoded, decoding begins now, unless others come before."""
+        if self._run.config.local_steps == 1:
+            self._batches.expect(lease.batch)
 
     def called(self, seconds: float) -> None:
         """The worker stood still that long for the call that brought the next lease."""
@@ -117,7 +119,7 @@ class _Steps:
     def __call__(self, lease: Lease, grant: Grant) -> Push:
         """Leave the gradient of the batch in the lease's slot."""
         model, response, began = self._model.models[lease.slot], self._run.response, time.monotonic()
-        result = self._compute(lease.batch, model)
+        result = self._compute(lease.batch, model, grant.learning_rate)
         slowdown = response.faults.slowdown(response.number, self._step, self._run.config.seed)
         time.sleep(max(0.0, slowdown - 1) * (time.monotonic() - began))
         for fault in response.faults.at(response.number, self._step):

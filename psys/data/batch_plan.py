@@ -52,6 +52,12 @@ class BatchPlan:
         first = index * part.batch_size
         return part.epoch + epoch, first, min(first + part.batch_size, self.samples)
 
+    def within(self, epoch: int, first: int, last: int) -> range:
+        """The batches of the positions [first, last) of an epoch, at whose ends batches begin and end."""
+        part = next(part for part in reversed(self._parts) if part.epoch <= epoch)
+        before = part.batch + (epoch - part.epoch) * part.per_epoch
+        return range(before + first // part.batch_size, before - (-last // part.batch_size))
+
     def size(self, batch: int) -> int:
         """Samples in the batch."""
         _, first, last = self.place(batch)

@@ -12,6 +12,7 @@ import math
 from collections import defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import mul
 from typing import NamedTuple
 
 from psys.ps.coordinator import Coordinator, Decision, Wait
@@ -357,8 +358,8 @@ class RunController:
             effects.saves.append(self._saves.popleft()._replace(seconds=self._applied_seconds))
 
     def _update_event(self, made: _Made) -> UpdateApplied:
-        update, pushes = made.update, made.pushes
-        views = sum(push.views for push in pushes)
+        update = made.update
+        _, losses, correct, views, norms, compute_seconds, wait_seconds, call_seconds = zip(*made.pushes, strict=True)
         return UpdateApplied(
             version=update.version,
             seconds=round(self._applied_seconds, 4),
@@ -368,12 +369,12 @@ class RunController:
             attempts=tuple(lease.attempt for lease in update.leases),
             workers=tuple(lease.worker for lease in update.leases),
             staleness=update.staleness,
-            gradient_norms=tuple(push.gradient_norm for push in pushes),
-            compute_seconds=tuple(push.compute_seconds for push in pushes),
-            wait_seconds=tuple(push.wait_seconds for push in pushes),
-            call_seconds=tuple(push.call_seconds for push in pushes),
-            loss=round(sum(push.loss * push.views for push in pushes) / views, 6),
-            accuracy=round(sum(push.correct for push in pushes) / views, 6),
+            gradient_norms=norms,
+            compute_seconds=compute_seconds,
+            wait_seconds=wait_seconds,
+            call_seconds=call_seconds,
+            loss=round(sum(map(mul, losses, views)) / sum(views), 6),
+            accuracy=round(sum(correct) / sum(views), 6),
             images=sum(self._coordinator.ledger.size(lease.batch) for lease in update.leases),
         )
 

@@ -224,7 +224,8 @@ class Coordinator:
         period = self._policy.period()
         # A round has other workers' gradients too, and must not depend on who computed which of them.
         ahead = self._optimizer.gradient_look_ahead(period) if computing and period == len(self._members) else 0.0
-        return Grant(lease, rate * self._optimizer.momentum_look_ahead((under_way + 1) * period - 1), rate * ahead)
+        momentum_ahead = self._optimizer.momentum_look_ahead((under_way + 1) * period - 1)
+        return Grant(lease, rate * momentum_ahead, rate * ahead, rate)
 
     def _apply(self, leases: list[Lease]) -> Update:
         rate = self.rate

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 class Lease(NamedTuple):
     """One batch assigned to one worker. `attempt` tells a reissued lease from the lease that was taken back."""
 
-    batch: int  # position in the run: see BatchPlan
+    batch: int  # position in the run: see BatchPlan; with local steps, the position of a lease of several batches
     attempt: int
     worker: str
     version: int  # version of the parameters that the worker reads for this batch
@@ -38,6 +38,7 @@ class Grant(NamedTuple):
     lease: Lease | None
     momentum_look_ahead: float = 0.0  # the server moves the parameters by this multiple of the momentum vector
     gradient_look_ahead: float = 0.0  # the worker moves them by this multiple of the gradient it has not pushed yet
+    learning_rate: float = 0.0  # of the worker's own steps, if it takes any
     wait_seconds: float = 0.0  # from the request to the decision to answer it
 
 

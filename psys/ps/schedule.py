@@ -1,4 +1,4 @@
-"""The learning rate as a function of the run's progress; the server owns it, workers never see it."""
+"""The learning rate as a function of the run's progress; the server owns it, and grants it to workers' own steps."""
 
 import math
 from typing import Literal, Self

@@ -1,5 +1,7 @@
 """The parts of a run, made from its settings: the same for real processes, runs in one process, and benchmarks."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -7,6 +9,9 @@ from psys.compute.batches import Batches
 from psys.compute.class_weights import class_weights
 from psys.compute.flat import FlatModel
 from psys.compute.gradient import BatchGradient
+from psys.compute.local_steps import LocalSteps
+from psys.compute.step import StepResult
+from psys.data.batch_plan import BatchPlan
 from psys.data.holdout import holdout
 from psys.data.store import PreparedStore
 from psys.models.registry import build
@@ -34,18 +39,40 @@ def layout_of(config: RunConfig, model: FlatModel) -> BufferLayout:
 
 
 def initial_slice(config: RunConfig, model: FlatModel, number: int) -> Slice:
-    """Server `number`'s slice of the model, with the optimizer at its start."""
+    """Server `number`'s slice of the model, with the optimizer at its start.
+
+    Local steps do not decay weights: the update that follows them decays for all of them, the same to first order.
+    """
     part = layout_of(config, model).slices[number]
     decayed = min(max(model.decayed - part.start, 0), part.stop - part.start)
     statistics = model.statistics if number == 0 else model.statistics[:0]
-    store = ParameterStore(model.parameters[part], decayed, statistics, config.optimizer)
+    decay = config.optimizer.weight_decay * config.local_steps
+    optimizer = config.optimizer.model_copy(update={"weight_decay": decay})
+    store = ParameterStore(model.parameters[part], decayed, statistics, optimizer)
     return Slice(number, store, config.wire, config.topk_share)
 
 
 def initial_ledger(config: RunConfig, store: PreparedStore) -> Ledger:
     """The ledger of all batches of the run. Raises PsysError if the holdout leaves no training images."""
     training, _ = holdout(store.split("train").labels, config.validation_share, config.seed)
-    return Ledger(config.epochs, len(training), config.batch_size, config.earlier_batch_sizes)
+    return ledger_of(config, len(training))
+
+
+def ledger_of(config: RunConfig, samples: int) -> Ledger:
+    """The ledger of a run over `samples`: what it calls a batch is a lease of `local_steps` batches."""
+    return Ledger(config.epochs, samples, *_lease_sizes(config))
+
+
+def local_steps(config: RunConfig, samples: int, gradient: Callable[[int, FlatModel], StepResult]) -> LocalSteps:
+    """Computes the leases of a run over `samples`, each batch with `gradient`."""
+    batches = BatchPlan(samples, config.batch_size, config.earlier_batch_sizes)
+    return LocalSteps(gradient, BatchPlan(samples, *_lease_sizes(config)), batches)
+
+
+def _lease_sizes(config: RunConfig) -> tuple[int, list[tuple[int, int]]]:
+    """Images of a lease, and rows (images, epoch) of those before the epoch."""
+    steps = config.local_steps
+    return steps * config.batch_size, [(steps * size, epoch) for size, epoch in config.earlier_batch_sizes]
 
 
 def loss_weights(config: RunConfig, store: PreparedStore) -> Tensor | None:
@@ -89,7 +116,7 @@ def batch_gradient(config: RunConfig, store: PreparedStore, *models: FlatModel) 
         batch_size=config.batch_size,
         validation_share=config.validation_share,
         seed=config.seed,
-        guess=not config.prefetch,
+        guess=not config.prefetch or config.local_steps > 1,  # within a lease nobody tells which batch comes next
         earlier_batch_sizes=config.earlier_batch_sizes,
     )
     weights = loss_weights(config, store)

@@ -38,7 +38,7 @@ TOPICS = {
     "evaluation": ("snapshot_epochs", "evaluate_every", "early_stopping"),
     "parallelism": (
         *("mode", "staleness", "workers", "threads", "servers", "remote_servers"),
-        *("wire", "topk_share", "prefetch"),
+        *("wire", "topk_share", "prefetch", "local_steps"),
     ),
     "checkpoints and faults": ("checkpoint_every", "keep_checkpoints", "faults"),
     "network": ("listen", "port", "role", "join", "token_file"),
@@ -63,6 +63,7 @@ SYNONYMS = {
         "validation_share": "val-split validation-split",
         "mode": "sync async ssp consistency",
         "staleness": "max-staleness staleness-bound slack",
+        "local_steps": "sync-every inner-steps local-sgd",
         "workers": "w j n nproc nproc-per-node np num-processes world-size gpus num-gpus devices",
         "servers": "s ps num-ps",
         "wire": "compression compress quantize",
@@ -139,6 +140,8 @@ class RunConfig(Config):
     """share of a gradient's elements that `topk` sends"""
     workers: int | None = Field(None, ge=1)
     """processes that compute gradients; by default one a GPU, or one a core up to 8"""
+    local_steps: int = Field(1, ge=1, le=10_000)
+    """batches that a worker takes an SGD step with, one after the other, before it pushes the sum of their gradients"""
     threads: int | None = Field(None, ge=1)
     """threads that each worker computes with; by default this machine's cores, shared by its workers"""
     epochs: int = Field(20, ge=1, le=100_000)
@@ -206,6 +209,15 @@ class RunConfig(Config):
     def _server_0_is_local(self) -> Self:
         if self.remote_servers >= self.servers:
             raise ValueError(f"of {self.servers} servers at most {self.servers - 1} can be 'remote_servers'")
+        return self
+
+    @model_validator(mode="after")
+    def _local_steps_are_sgd(self) -> Self:
+        if self.local_steps > 1 and self.optimizer.kind != "sgd":
+            raise ValueError(
+                f"'local_steps' above 1 needs 'optimizer.kind' sgd, got {self.optimizer.kind}: workers step by SGD, at "
+                "the rate of the run"
+            )
         return self
 
     @model_validator(mode="after")

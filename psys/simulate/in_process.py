@@ -82,7 +82,7 @@ class InProcessRun:
 
     def join(self, name: str | None = None) -> str:
         """A new worker is admitted; by default under the next free name, which is returned."""
-        return self._admit(Worker(self.config, self._workload), name)
+        return self._admit(Worker(self.config, self._workload, self.ledger.plan.samples), name)
 
     def step(self, name: str, damaged: bool = False) -> None:
         """The worker reads the reply to its last call, computes, and calls; it leaves if the run is over for it.

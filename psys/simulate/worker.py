@@ -13,7 +13,7 @@ from psys.compute.step import StepResult
 from psys.data.store import PreparedStore
 from psys.ps.ledger import Ledger
 from psys.ps.messages import Grant, Lease, Push
-from psys.run.assembly import batch_gradient, initial_ledger, initial_model
+from psys.run.assembly import batch_gradient, initial_ledger, initial_model, local_steps
 from psys.run.config import RunConfig
 from psys.transport.buffered_model import BufferedModel
 from psys.transport.worker_calls import Call, Calls, worker_calls
@@ -43,9 +43,9 @@ def workload_of(config: RunConfig, store: PreparedStore, module: nn.Module | Non
 class Worker:
     """Makes the calls of a worker of a real run, one with each `step`; its buffer outlives a restart of the servers."""
 
-    def __init__(self, config: RunConfig, workload: Workload) -> None:
+    def __init__(self, config: RunConfig, workload: Workload, samples: int) -> None:
         self.model = BufferedModel(copy.deepcopy(workload.module), config)
-        self._gradient = workload.gradient(*self.model.models)
+        self._gradient = local_steps(config, samples, workload.gradient(*self.model.models))
         self._prefetch = config.prefetch
         self.begin()
 
@@ -78,7 +78,7 @@ class Worker:
 
     def _compute(self, lease: Lease, grant: Grant) -> Push:
         model = self.model.models[lease.slot]
-        result = self._gradient(lease.batch, model)
+        result = self._gradient(lease.batch, model, grant.learning_rate)
         if self._damaged:
             model.gradient.fill_(math.nan)
             result = result._replace(gradient_norm=math.nan)

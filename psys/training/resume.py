@@ -26,6 +26,7 @@ _FIXED = {
     "model": "the checkpoint holds parameters of the other",
     "seed": "it decides which images are held out, and the order of the batches of the epoch that has begun",
     "validation_share": "images that were trained on would be held out, or the other way round",
+    "local_steps": "a lease would be of other batches",
     "image_size": "the snapshots were evaluated on images of the other size",
 }
 """Settings that no resumed run changes, and why"""

@@ -8,7 +8,7 @@ from torch import nn
 
 from psys.compute.flat import FlatModel
 from psys.compute.step import StepResult
-from psys.ps.ledger import Ledger
+from psys.run.assembly import ledger_of
 from psys.run.config import RunConfig
 from psys.simulate.worker import Gradient, Workload
 
@@ -56,4 +56,4 @@ def mixing(*models: FlatModel) -> Gradient:
 
 def workload(config: RunConfig, gradient: Callable[..., Gradient]) -> Workload:
     """Six batches an epoch of `counting` or `mixing` gradients."""
-    return Workload(Vector(), partial(Ledger, config.epochs, SAMPLES, config.batch_size), gradient)
+    return Workload(Vector(), partial(ledger_of, config, SAMPLES), gradient)

@@ -245,6 +245,43 @@ def test_several_servers_equal_one_server_bit_for_bit(
     assert same(alone, three)
 
 
+def local_steps_sum(model: FlatModel, config: RunConfig, data: PreparedStore, batches: range) -> Tensor:
+    """Take an SGD step with each batch; returns the sum of their gradients."""
+    total = torch.zeros_like(model.gradient)
+    for batch in batches:
+        views, targets = views_of(config, data, batch)
+        model.gradient.zero_()
+        F.cross_entropy(model.module(views), targets).backward()
+        total += model.gradient
+        model.parameters.sub_(model.gradient, alpha=RATE)
+    return total
+
+
+@pytest.mark.parametrize(("mode", "workers"), [("async", 1), ("sync", 2)])
+@pytest.mark.parametrize("servers", [1, 3])
+@pytest.mark.parametrize("wire", ["fp32", "topk"])
+def test_local_steps_equal_an_outer_step_with_the_mean_of_the_workers_sums(
+    small_store: PreparedStore, mode: str, workers: int, servers: int, wire: str
+) -> None:
+    """The last lease of the epoch of 20 batches has two of them; each worker begins at the updated parameters."""
+    config = settings(mode=mode, local_steps=3, servers=servers, wire=wire, topk_share=1.0)
+    updates = 7 if workers == 1 else 3
+    got = trained(config, small_store, workers, updates)
+    outer, inner = accumulating(config), accumulating(config)
+    optimizer = plain_torch(outer.module)
+    optimizer.param_groups[0]["weight_decay"] = 3 * DECAY
+    for update in range(updates):
+        sums, statistics = [], []
+        for lease in range(workers * update, workers * (update + 1)):
+            inner.load(outer.parameters.clone(), outer.statistics.clone())
+            sums.append(local_steps_sum(inner, config, small_store, range(3 * lease, min(3 * lease + 3, 20))))
+            statistics.append(inner.statistics / workers)
+        outer.gradient.copy_(torch.stack(sums).mean(0))
+        outer.statistics.copy_(torch.stack(statistics).sum(0))
+        optimizer.step()
+    assert same(got, outer)
+
+
 CLIP = 0.5
 """Below the norms of the first gradients here, which are above 1."""
 

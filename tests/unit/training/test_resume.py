@@ -115,6 +115,7 @@ def test_changed_settings_are_recorded_as_a_segment(
         ({"model": "mlp3"}, "model mlp3 instead of mlp2: the checkpoint holds"),
         ({"validation_share": 0.5}, "validation_share 0.5 instead of 0.0: images that were trained on"),
         ({"image_size": 16}, "image_size 16 instead of None"),
+        ({"local_steps": 2}, "local_steps 2 instead of 1: a lease would be of other batches"),
         ({"epochs": 1}, "--epochs 1: epoch 2 has begun"),
         ({"optimizer": {"kind": "adam"}}, "it needs means and squares, the checkpoint holds momentum"),
     ],
