@@ -270,7 +270,7 @@ def _explain(model: type[Config], location: tuple[int | str, ...], kind: str, me
         meant = " or ".join(f"'{name}'" for name in closest_settings(model, path))
         return f"unknown setting '{path}'" + (f", did you mean {meant}?" if meant else " (see --help)")
     if kind == "missing":
-        return f"setting '{path}' is missing"
+        return f"setting '{path}': {message}"  # the value is that of all settings
     if kind == "model_type":
         below = next((f", such as '{name}'" for name, _ in _leaves(model) if name.startswith(f"{path}.")), "")
         message = f"expected a mapping of settings{below}"

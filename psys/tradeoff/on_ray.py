@@ -18,12 +18,12 @@ from psys.files import lock_file
 from psys.segment.actors import checked_interrupts, ray_session
 from psys.tradeoff.config import StudyConfig
 from psys.tradeoff.plan import Trial
-from psys.tradeoff.trial import Finished, run_trial
+from psys.tradeoff.trial import Finished, run_trial, stop_signals_interrupt, write_settings
 
 _SENT_BYTES = 2 * 2**30
 """of a store that nodes get from this machine; nodes need a copy of a larger one in the same place"""
 _WAIT_SECONDS, _UNPACK_SECONDS = 1.0, 600.0
-_PARTS = ("trials/{}", "configs/{}.yaml", "configs/{}.faults.yaml", "logs/{}.log")
+_PARTS = ("trials/{}", "logs/{}.log")
 
 
 def run_trials(config: StudyConfig, trials: Sequence[Trial], folder: Path) -> Iterator[tuple[Trial, Finished]]:
@@ -36,24 +36,25 @@ def run_trials(config: StudyConfig, trials: Sequence[Trial], folder: Path) -> It
     cores = {name: config.cores_per_trial or (run.workers or 1) * (run.threads or 1) for name, run in runs.items()}
     with (
         ray_session(max(cores.values()), config.ray_address),
+        stop_signals_interrupt(),  # once more: Ray has taken the signals over
         checked_interrupts() as raise_if_interrupted,
     ):
         import ray
 
-        stores = {run.store: run.image_size for run in runs.values()}
-        sent = {path: ray.put(_packed_store(path)) for path in stores}
+        sent = {store: ray.put(packed_store(store)) for store in {run.store for run in runs.values()}}
         tasks = {}
         for trial in trials:
             run, store = runs[trial.name], runs[trial.name].store
             threads = {"threads": run.threads or max(1, cores[trial.name] // (run.workers or 1))}
             task = ray.remote(num_cpus=cores[trial.name], num_gpus=config.gpus_per_trial)(run_on_node)
-            content = PreparedStore.open(store, stores[store]).content_hash
-            alike = replace(trial, settings=trial.settings | threads)
-            tasks[task.remote(alike, store.absolute(), content, sent[store])] = trial
+            on_node = replace(trial, settings=trial.settings | threads)
+            content = PreparedStore.open(store).content_hash
+            tasks[task.remote(on_node, store.absolute(), content, sent[store])] = trial
         while tasks:
             raise_if_interrupted()
             for reference in ray.wait([*tasks], timeout=_WAIT_SECONDS)[0]:
                 trial = tasks.pop(reference)
+                write_settings(trial, folder)  # without what depends on the node
                 try:
                     finished, left = ray.get(reference)
                 except ray.exceptions.RayError as error:
@@ -73,7 +74,7 @@ def run_on_node(trial: Trial, store: Path, content: str, packed: bytes) -> tuple
     with tempfile.TemporaryDirectory(prefix="psys-trial-") as temporary:
         folder = Path(temporary)
         try:
-            settings = trial.settings | {"store": str(_store_here(store, content, packed))}
+            settings = trial.settings | {"store": str(store_here(store, content, packed))}
         except PsysError as error:
             now = time.time()
             return Finished(str(error), now, now, 0.0, socket.gethostname()), b""
@@ -87,7 +88,8 @@ def run_on_node(trial: Trial, store: Path, content: str, packed: bytes) -> tuple
         return finished, archive.getvalue()
 
 
-def _packed_store(store: Path) -> bytes:
+def packed_store(store: Path) -> bytes:
+    """A prepared store as a tar archive; b"" if it is too large to be sent."""
     if sum(file.stat().st_size for file in store.iterdir()) > _SENT_BYTES:
         return b""
     archive = io.BytesIO()
@@ -96,7 +98,11 @@ def _packed_store(store: Path) -> bytes:
     return archive.getvalue()
 
 
-def _store_here(store: Path, content: str, packed: bytes) -> Path:
+def store_here(store: Path, content: str, packed: bytes) -> Path:
+    """A store on this node with the `content` hash: the one in the driver's place, or the `packed` one, unpacked.
+
+    Raises PsysError if there is neither.
+    """
     if store.exists() and PreparedStore.open(store).content_hash == content:
         return store
     if not packed:

@@ -1,30 +1,27 @@
 """`psys tradeoff`: a study is run, or continued where it was stopped, and its report is written."""
 
-import contextlib
 import os
-import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from psys.cluster.processes import leave_signals
-from psys.config import read_yaml, validate, write_yaml
+from psys.config import validate, write_yaml
 from psys.data.source import open_source
 from psys.data.store import PreparedStore
 from psys.errors import PsysError, say
 from psys.files import write_json
 from psys.run.config import RunConfig
 from psys.run.environment import environment
-from psys.run.faults import FaultPlan, read_plan
+from psys.run.faults import FaultPlan
 from psys.run.lock import run_lock
 from psys.tradeoff.config import StudyCommand, StudyConfig
 from psys.tradeoff.plan import Trial, choose, study_trials, tuning_trials
 from psys.tradeoff.progress import StudyProgress, remaining
 from psys.tradeoff.record import TrialLog
 from psys.tradeoff.report import write_report
-from psys.tradeoff.trial import Finished, end_trials, run_trial
+from psys.tradeoff.trial import Finished, end_trials, read_settings, run_trial, stop_signals_interrupt
 
 
 def run_study(command: StudyCommand, console: Console) -> bool:
@@ -41,14 +38,14 @@ def run_study(command: StudyCommand, console: Console) -> bool:
     if command.dry_run:
         _show_plan(config, TrialLog(folder), console)
         return True
-    with _stop_signals_interrupt(), run_lock(folder, what="study"):
+    with stop_signals_interrupt(), run_lock(folder, what="study"):
         if not (folder / "study.yaml").exists() and set(os.listdir(folder)) - {"lock"}:
             raise PsysError(f"{folder} holds other files than those of a study: choose another --name")
         end_trials(folder)
         log = TrialLog(folder)
         if command.retry_failed:
             log.forget_failed()
-        _check_unchanged(config, log)
+        check_unchanged(config, log)
         write_yaml(config, folder / "study.yaml")
         write_json(environment(), folder / "environment.json")
         for run in stores.values():
@@ -69,7 +66,7 @@ def _run_missing(config: StudyConfig, log: TrialLog, console: Console) -> None:
         while missing := [trial for trial in _trials(config, log) if trial.name not in log.records]:
             for trial, finished in _run(config, log, missing, progress, total):
                 progress.report(log.add(trial, finished), log, total)
-            _check_unchanged(config, log)
+            check_unchanged(config, log)
 
 
 def _run(
@@ -106,7 +103,7 @@ def _names(config: StudyConfig) -> list[str]:
     return [trial.name for trial in (*tuning_trials(config), *study_trials(config, {}))]
 
 
-def _check_unchanged(config: StudyConfig, log: TrialLog) -> None:
+def check_unchanged(config: StudyConfig, log: TrialLog) -> None:
     """Raises PsysError if finished trials are not those of the study: arms, conditions and seeds can only be added."""
     another = "choose another --name for a changed study"
     names = set(_names(config))
@@ -116,13 +113,11 @@ def _check_unchanged(config: StudyConfig, log: TrialLog) -> None:
     for trial in _trials(config, log):
         if trial.name not in log.records:
             continue
-        file = log.folder / "configs" / f"{trial.name}.yaml"
-        faults = file.with_suffix(".faults.yaml")
-        before = validate(RunConfig, {**read_yaml(file), "faults": None}, str(file)).model_dump()
-        now = validate(RunConfig, trial.settings, f"arm '{trial.arm}'").model_dump()
-        if changed := list(_differences(before, now)):
+        before, faults = read_settings(trial.name, log.folder)
+        now = validate(RunConfig, trial.settings, f"arm '{trial.arm}'")
+        if changed := list(_differences(before.model_dump(), now.model_dump())):
             what = f"arm '{trial.arm}' with another {', '.join(changed)}"
-        elif read_plan(faults if faults.exists() else None) != validate(FaultPlan, trial.faults, trial.condition):
+        elif faults != validate(FaultPlan, trial.faults, f"condition '{trial.condition}'"):
             what = f"condition '{trial.condition}' with other stragglers"
         else:
             continue
@@ -168,14 +163,3 @@ def _show_plan(config: StudyConfig, log: TrialLog, console: Console) -> None:
     seconds = remaining(list(log.records.values()), len(names))
     estimate = f"about {seconds / 60:.0f} min, as long as trials so far took" if seconds else "no trial is done yet"
     console.print(f"{len(names) - len(log.records)} of {len(names)} trials are to run: {estimate}", highlight=False)
-
-
-@contextlib.contextmanager
-def _stop_signals_interrupt() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise KeyboardInterrupt within the block, as SIGINT does."""
-    before = {number: signal.signal(number, signal.default_int_handler) for number in leave_signals()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -8,15 +8,19 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import psutil
 import yaml
 
-from psys.cluster.processes import kill_when_parent_ends
+from psys.cluster.processes import kill_when_parent_ends, leave_signals
+from psys.config import read_yaml, validate
 from psys.errors import ERROR
+from psys.run.config import RunConfig
+from psys.run.faults import FaultPlan, read_plan
 from psys.tradeoff.plan import Trial
 
 _MARK = "PSYS_TRIAL"  # variable of the environment of all processes of a trial: its study and name
@@ -45,17 +49,9 @@ def run_trial(trial: Trial, folder: Path, idle_wait: float) -> Finished:
     Leaves `trials/NAME/` (its run directory), `configs/NAME.yaml` and `logs/NAME.log` in `folder`. However the call
     ends, no process of the trial is left.
     """
-    runs = folder / "trials"
-    spec, log = folder / "configs" / f"{trial.name}.yaml", folder / "logs" / f"{trial.name}.log"
+    spec, runs, log = write_settings(trial, folder), folder / "trials", folder / "logs" / f"{trial.name}.log"
     shutil.rmtree(runs / trial.name, ignore_errors=True)
-    for path in (runs, spec.parent, log.parent):
-        path.mkdir(parents=True, exist_ok=True)
-    settings: dict[str, Any] = trial.settings
-    if trial.faults:
-        faults = spec.with_suffix(".faults.yaml")
-        faults.write_text(yaml.safe_dump(trial.faults, sort_keys=False), encoding="utf-8")
-        settings = {**settings, "faults": str(faults.absolute())}
-    spec.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    log.parent.mkdir(exist_ok=True)
     load = _load_when_idle(idle_wait)
     started = time.time()
     command = [sys.executable, "-m", "psys", "train", "--config", str(spec), "--name", trial.name, "--runs", str(runs)]
@@ -80,6 +76,38 @@ def run_trial(trial: Trial, folder: Path, idle_wait: float) -> Finished:
     return Finished(reason, started, time.time(), load, socket.gethostname())
 
 
+def write_settings(trial: Trial, folder: Path) -> Path:
+    """Write `configs/NAME.yaml`, and its fault plan beside it, in `folder`; what `read_settings` reads."""
+    file, faults = _settings_files(trial.name, folder)
+    file.parent.mkdir(exist_ok=True)
+    settings = trial.settings
+    faults.unlink(missing_ok=True)
+    if trial.faults:
+        faults.write_text(yaml.safe_dump(trial.faults, sort_keys=False), encoding="utf-8")
+        settings = settings | {"faults": str(faults.absolute())}
+    file.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    return file
+
+
+def read_settings(name: str, folder: Path) -> tuple[RunConfig, FaultPlan]:
+    """Settings that a trial was started with, without the place of its fault plan, and that plan."""
+    file, faults = _settings_files(name, folder)
+    settings = read_yaml(file)
+    settings.pop("faults", None)
+    return validate(RunConfig, settings, str(file)), read_plan(faults if faults.exists() else None)
+
+
+@contextlib.contextmanager
+def stop_signals_interrupt() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise KeyboardInterrupt within the block, as SIGINT does."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in leave_signals()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def end_trials(folder: Path) -> None:
     """End the processes of all trials of the study in `folder`, as a study that was killed may have left them."""
     _end_processes(_mark(folder, ""))
@@ -94,6 +122,10 @@ def _end_processes(mark: str) -> None:
                     process.send_signal(number)
             if psutil.wait_procs(found, _END_SECONDS)[1]:
                 break
+
+
+def _settings_files(name: str, folder: Path) -> tuple[Path, Path]:
+    return folder / "configs" / f"{name}.yaml", folder / "configs" / f"{name}.faults.yaml"
 
 
 def _load_when_idle(wait: float) -> float:

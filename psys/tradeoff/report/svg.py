@@ -134,7 +134,7 @@ class Chart:
         )
         return (
             f'{rows}{columns}<path class="axis" d="M{left} {bottom}H{right}"/>'
-            f'<text class="faint" x="{right}" y="{self.height - 3}" text-anchor="end">{escape(labels[0])}</text>'
+            f'<text class="faint" x="{right}" y="{self.height - 5}" text-anchor="end">{escape(labels[0])}</text>'
             f'<text class="faint" x="4" y="{top - 24}">{escape(labels[1])}</text>'
         )
 

@@ -1,0 +1,68 @@
+"""Trials as tasks of Ray, and on a node that does not share the driver's disk."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from psys.config import validate
+from psys.data.store import PreparedStore
+from psys.run.directory import RunDirectory
+from psys.tradeoff import on_ray
+from psys.tradeoff.config import StudyConfig
+from psys.tradeoff.plan import study_trials
+from psys.tradeoff.record import TrialLog
+from psys.tradeoff.study import check_unchanged
+from tests.support.processes import audited
+from tests.support.studies import study_settings
+
+ARMS = {"good": {"mode": "sync"}, "bad": {"mode": "sync", "schedule.learning_rate": 1e10}}
+
+
+@pytest.fixture
+def config(small_store_path: Path) -> StudyConfig:
+    base = {"store": str(small_store_path), "model": "mlp8", "workers": 1, "epochs": 1}
+    return validate(StudyConfig, study_settings(small_store_path, base=base, arms=ARMS), "test")
+
+
+def test_trials_of_a_local_ray_come_back_to_the_study(config: StudyConfig, tmp_path: Path) -> None:
+    log = TrialLog(tmp_path)
+    for trial, finished in on_ray.run_trials(config, study_trials(config, {}), tmp_path):
+        log.add(trial, finished)
+    good, bad = (TrialLog(tmp_path).records[f"{arm}.uniform.seed0"] for arm in ("good", "bad"))
+    assert (good.status, bad.status) == ("done", "failed")
+    assert bad.reason
+    assert bad.reason.startswith("training diverged")
+    run = RunDirectory(tmp_path / "trials" / "good.uniform.seed0")
+    assert audited(run.path).unfinished == 0
+    assert run.config().threads == 1
+    check_unchanged(config, TrialLog(tmp_path))
+    assert (tmp_path / "logs" / "bad.uniform.seed0.log").exists()
+    assert not list(tmp_path.glob(".node-*"))
+
+
+def test_a_node_without_the_store_unpacks_the_one_that_was_sent(
+    small_store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    content = PreparedStore.open(small_store_path).content_hash
+    packed = on_ray.packed_store(small_store_path)
+    assert on_ray.store_here(small_store_path, content, packed) == small_store_path
+    unpacked = on_ray.store_here(tmp_path / "none", content, packed)
+    assert unpacked.is_relative_to(tmp_path)
+    assert PreparedStore.open(unpacked).content_hash == content
+    shutil.copytree(small_store_path, tmp_path / "another")
+    (tmp_path / "another" / "manifest.json").write_text(
+        (small_store_path / "manifest.json").read_text().replace('"sha256": "', '"sha256": "0')
+    )
+    assert on_ray.store_here(tmp_path / "another", content, packed) == unpacked
+
+
+def test_a_node_without_a_store_that_is_too_large_to_send_says_where_to_put_it(
+    config: StudyConfig, tmp_path: Path
+) -> None:
+    trial = study_trials(config, {})[0]
+    finished, left = on_ray.run_on_node(trial, tmp_path / "none", "hash", b"")
+    assert finished.reason
+    assert f"needs a copy of the store at {tmp_path / 'none'}" in finished.reason
+    assert left == b""
