@@ -65,6 +65,17 @@ def _audit(argv: Sequence[str]) -> None:
         audit(run / "events.jsonl", Console())
 
 
+def _compare(argv: Sequence[str]) -> None:
+    from psys.tradeoff.compare import compare
+
+    parser = Parser(prog="psys compare", description=compare.__doc__, examples=["psys compare runs/A runs/B"])
+    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="directory of a run that was evaluated")
+    parser.add_argument("--out", type=Path, default=Path("compare.html"), help="the page (default: %(default)s)")
+    arguments = parser.parse_args(argv)
+    with stdout_is_the_result():
+        compare(arguments.runs, arguments.out, Console())
+
+
 def tradeoff(argv: Sequence[str], prog: str = "psys tradeoff") -> None:
     """Run a study with the settings of a command line; exit code 1 if trials failed."""
     protect_output()
@@ -83,6 +94,7 @@ _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "data": (_data, "fetch a data set: psys data fetch cifar10"),
     "prepare": (_prepare, "decode, resize and segment images into a store that training reads"),
     "evaluate": (_evaluate, "evaluate and export what a stopped run has trained"),
+    "compare": (_compare, "what runs reached, the settings that differ, and their curves on one page"),
     "audit": (_audit, "recompute a run's batch accounting from its events and compare it with the reported totals"),
 }
 

@@ -4,20 +4,22 @@ Accuracies, differences and margins are shares: 0.01 is one percentage point. Al
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import stdtr, stdtrit  # Student's t distribution and its inverse
 
-from psys.tradeoff import student
+from psys.tradeoff.words import margin_name
 
 LEVEL = 0.95
 SEEDS_FOR_A_CLAIM = 4
 """With three seeds even a test that is exact without assumptions, by changes of sign, cannot go below p = 0.25."""
 
 Verdict = Literal["better", "worse", "equivalent", "undecided"]
+ArmT = TypeVar("ArmT", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Difference:
         """The t-interval of the difference."""
         if self.se is None or self.df is None:
             return None
-        half = student.quantile((1 + LEVEL) / 2, self.df) * self.se
+        half = float(stdtrit(self.df, (1 + LEVEL) / 2)) * self.se
         return self.mean - half, self.mean + half
 
     def p_greater(self, than: float = 0.0) -> float | None:
@@ -66,7 +68,7 @@ class Difference:
             return None
         if self.se == 0:
             return 0.5 if self.mean == than else float(self.mean > than)
-        return student.cdf((self.mean - than) / self.se, self.df)
+        return float(stdtr(self.df, (self.mean - than) / self.se))
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def summarize(figures: ArrayLike) -> Summary:
     if len(values) == 1:
         return Summary(1, mean, None, None, None)
     sd = float(values.std(ddof=1))
-    half = student.quantile((1 + LEVEL) / 2, len(values) - 1) * sd / math.sqrt(len(values))
+    half = float(stdtrit(len(values) - 1, (1 + LEVEL) / 2)) * sd / math.sqrt(len(values))
     return Summary(len(values), mean, sd, mean - half, mean + half)
 
 
@@ -192,7 +194,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def claims(differences: Mapping[str, Difference], margin: float | None = None) -> dict[str, Claim]:
+def claims(differences: Mapping[ArmT, Difference], margin: float | None = None) -> dict[ArmT, Claim]:
     """What may be said of the accuracy of each arm, given all `differences` of a study to the reference arm.
 
     "better" or "worse" if the two-sided t-test rejects "no difference"; otherwise "equivalent" if two one-sided tests
@@ -205,10 +207,12 @@ def claims(differences: Mapping[str, Difference], margin: float | None = None) -
     if margin is not None and not 0 < margin < 1:
         raise ValueError(f"a margin of equivalence is a share between 0 and 1; got {margin}")
     if unfit := [arm for arm, paired in differences.items() if paired.images is None]:
-        raise ValueError(f"a claim on accuracy needs right/wrong bits per test image; missing for {', '.join(unfit)}")
+        raise ValueError(
+            f"a claim on accuracy needs right/wrong bits per test image; missing for {', '.join(map(str, unfit))}"
+        )
     tested = {arm: paired for arm, paired in differences.items() if paired.seeds >= SEEDS_FOR_A_CLAIM}
     two_sided = dict(zip(tested, holm([_p_two_sided(paired) for paired in tested.values()]), strict=True))
-    equivalent: dict[str, float] = {}
+    equivalent: dict[ArmT, float] = {}
     if margin is not None:
         p_values = [_p_equivalent(paired, margin) for paired in tested.values()]
         equivalent = dict(zip(tested, holm(p_values), strict=True))
@@ -222,8 +226,7 @@ def _claim(paired: Difference, p: float | None, p_equivalent: float | None, marg
         verdict: Verdict = "better" if paired.mean > 0 else "worse"
         return Claim(verdict, verdict, p, p_equivalent)
     if margin is not None and p_equivalent is not None and p_equivalent < 1 - LEVEL:
-        points = f"{100 * margin:g} point{'' if margin == 0.01 else 's'}"
-        return Claim("equivalent", f"equivalent within {points}", p, p_equivalent)
+        return Claim("equivalent", f"equivalent within {margin_name(margin)}", p, p_equivalent)
     return Claim("undecided", "undecided", p, p_equivalent)
 
 

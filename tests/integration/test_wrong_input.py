@@ -113,6 +113,8 @@ def test_damaged_store(refused: Refused, small_store_path: Path, tmp_path: Path)
     ("arguments", "word"),
     [
         (["evaluate", "no/run"], "no/run"),
+        (["compare", "no/run"], "no/run is not the directory of a run"),
+        (["compare"], "RUN"),
         (["data", "fetch", "imagenet"], "imagenet"),
         (["data", "fetch", "cifar10", "--archive", "none.tar.gz"], "none.tar.gz"),
         (["trian"], "did you mean 'train'"),

@@ -1,0 +1,207 @@
+"""What a study says in plain sentences: only what its intervals carry, and what limits it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from psys.tradeoff.analysis import Analysis, ArmResult, Condition, Versus
+from psys.tradeoff.outcome import Outcome
+from psys.tradeoff.statistics import SEEDS_FOR_A_CLAIM, Ratio
+from psys.tradeoff.words import (
+    count,
+    duration,
+    in_letters,
+    join,
+    margin_name,
+    p_value,
+    percent,
+    points,
+    target_name,
+    times,
+)
+
+BUSY = 0.25
+"""Share of the cores in use before a trial, above which the trial shared the machine with something else."""
+FEW_IMAGES = 2000
+"""With fewer test images, their choice alone moves an accuracy by more than a point (one standard error)."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Sentences on the study as a whole, on each condition, and on what limits the findings."""
+
+    about: tuple[str, ...]
+    by_condition: Mapping[str, tuple[str, ...]]
+    cautions: tuple[str, ...]
+
+
+def findings(analysis: Analysis) -> Findings:
+    """The sentences of a study with a reference arm."""
+    return Findings(
+        tuple(_about(analysis)),
+        {condition.name: tuple(_of_condition(analysis, condition)) for condition in analysis.conditions},
+        tuple(_cautions(analysis)),
+    )
+
+
+def _about(analysis: Analysis) -> list[str]:
+    study = analysis.study
+    compared = [trial for trial in study.trials if trial.tuning is None]
+    done = sum(trial.outcome is not None for trial in compared)
+    planned = len(study.arms) * len(study.conditions) * len(study.seeds)
+    return [
+        f"{count(len(study.arms), 'arm')} ({join(list(study.arms))}) under {count(len(study.conditions), 'condition')} "
+        f"({join(study.conditions)}), {count(len(study.seeds), 'seed')} each: {done} of {planned} trials finished.",
+        f"Every arm is compared with {study.reference}, seed by seed: the same seed has the same initial weights and "
+        "order of data in all arms.",
+        *_images([trial.outcome for trial in compared if trial.outcome]),
+    ]
+
+
+def _images(outcomes: Sequence[Outcome]) -> list[str]:
+    if not outcomes:
+        return []
+    held_out = max(outcome.held_out_images for outcome in outcomes)
+    during = f"accuracy during training is that on {held_out:,} held-out images, which choose the best snapshot; "
+    tested = f"final accuracy is that of this snapshot on {outcomes[0].test_images:,} test images."
+    sentence = (during if held_out else "") + tested
+    return [sentence[0].upper() + sentence[1:]]
+
+
+def _of_condition(analysis: Analysis, condition: Condition) -> list[str]:
+    reference = analysis.study.reference or ""
+    if reference not in condition.arms:
+        return [f"{reference} has no finished trial here: nothing is compared."]
+    sentences = [
+        sentence
+        for arm, result in condition.arms.items()
+        if arm != reference
+        for sentence in (
+            [_speed(arm, reference, result, condition.arms[reference]), *_accuracy(analysis, arm, result.versus)]
+            if result.versus
+            else [f"{arm} has no seed in common with {reference}: the two are not compared."]
+        )
+    ]
+    absent = [arm for arm in analysis.study.arms if arm not in condition.arms]
+    return [*sentences, *_targets(condition, reference), *(f"{arm} has no finished trial here." for arm in absent)]
+
+
+def _speed(arm: str, reference: str, result: ArmResult, other: ArmResult) -> str:
+    assert result.versus
+    ratio = result.versus.times_as_fast
+    if ratio.low is None or ratio.high is None:
+        return (
+            f"{arm} trained for {duration(result.seconds.summary.mean)}, {reference} for "
+            f"{duration(other.seconds.summary.mean)}: one seed in common, so nothing is claimed."
+        )
+    if ratio.low <= 1 <= ratio.high:
+        return f"No difference in training time between {arm} and {reference} is shown: {_ratio(ratio)}."
+    if ratio.mean > 1:
+        return f"{arm} trained {times(ratio.mean)} times as fast as {reference} ({_interval(ratio)})."
+    slower = Ratio(1 / ratio.mean, 1 / ratio.high, 1 / ratio.low, ratio.seeds)
+    return f"{arm} trained {times(slower.mean)} times as long as {reference} ({_interval(slower)})."
+
+
+def _ratio(ratio: Ratio) -> str:
+    return f"{times(ratio.mean)} times as fast ({_interval(ratio)})"
+
+
+def _interval(ratio: Ratio) -> str:
+    assert ratio.low is not None
+    assert ratio.high is not None
+    return f"95 % interval {times(ratio.low)} to {times(ratio.high)}, {count(ratio.seeds, 'seed')}"
+
+
+def _accuracy(analysis: Analysis, arm: str, versus: Versus) -> list[str]:
+    """Nothing where seeds are too few: one sentence says that of the whole study."""
+    reference, claim = analysis.study.reference, versus.claim
+    if claim.p is None:
+        return []
+    assert versus.interval
+    low, high = (points(end) for end in versus.interval)
+    figures = f"95 % interval {low} to {high} points, {count(len(versus.seeds), 'seed')}"
+    tested = f"{figures}, {p_value(claim.p)} corrected for {count(analysis.comparisons, 'comparison')}"
+    difference = f"{100 * abs(versus.accuracy.mean):.1f} points"
+    match claim.verdict:
+        case "better":
+            return [f"{arm} is more accurate than {reference}, by {difference} ({tested})."]
+        case "worse":
+            return [f"{arm} is less accurate than {reference}, by {difference} ({tested})."]
+        case "equivalent":
+            margin = margin_name(analysis.study.margin or 0)
+            return [f"{arm} loses nothing against {reference} within the margin of {margin} ({figures})."]
+    return [f"Whether {arm} is more or less accurate than {reference} is not decided ({tested})."]
+
+
+def _targets(condition: Condition, reference: str) -> list[str]:
+    sentences = []
+    for number, target in enumerate(condition.arms[reference].targets):
+        name = target_name(target.target)
+        results = {arm: each.targets[number] for arm, each in condition.arms.items() if each.targets}
+        for arm, result in results.items():
+            ratio = result.times_as_fast if arm != reference else None
+            if ratio and ratio.low is not None and ratio.high is not None and not ratio.low <= 1 <= ratio.high:
+                faster = ratio if ratio.mean > 1 else Ratio(1 / ratio.mean, 1 / ratio.high, 1 / ratio.low, ratio.seeds)
+                word = "sooner" if ratio.mean > 1 else "later"
+                sentences.append(
+                    f"{arm} reached {name} of the held-out images {word} than {reference}, by a factor of "
+                    f"{times(faster.mean)} ({_interval(faster)})."
+                )
+        never = [arm for arm, result in results.items() if not result.summary.reached]
+        some = [
+            f"{arm} in {result.summary.reached} of {count(result.summary.trials, 'trial')}"
+            for arm, result in results.items()
+            if 0 < result.summary.reached < result.summary.trials
+        ]
+        if len(never) == len(results):
+            sentences.append(f"No arm reached {name} of the held-out images.")
+        elif never or some:
+            reached = f"{name} of the held-out images was reached by {join(some)}" if some else ""
+            missed = f"{name} of the held-out images was never reached by {join(never)}" if never else ""
+            sentences += [f"{text}." for text in (reached, missed) if text]
+    return sentences
+
+
+def _cautions(analysis: Analysis) -> list[str]:
+    study = analysis.study
+    results = [(condition, arm, each) for condition in analysis.conditions for arm, each in condition.arms.items()]
+    seeds = max((len(result.versus.seeds) for *_, result in results if result.versus), default=0)
+    done = [trial for trial in study.trials if trial.outcome]
+    images = sorted({trial.outcome.test_images for trial in done if trial.outcome})
+    cautions = []
+    if seeds < SEEDS_FOR_A_CLAIM and len(study.arms) > 1:
+        carry = "carries" if seeds == 1 else "carry"
+        cautions.append(
+            f"{in_letters(seeds).capitalize()} seed{'' if seeds == 1 else 's'} {carry} no claim on accuracy: the "
+            f"differences shown are what was measured, and may be chance. A claim takes at least {SEEDS_FOR_A_CLAIM} "
+            "seeds, and 10 or more for differences below 3 points."
+        )
+    if analysis.failed:
+        cautions.append(
+            f"{count(len(analysis.failed), 'trial')} failed; the table of trials says why. A seed whose trial failed "
+            "in one of two arms is left out of their comparison."
+        )
+    unpaired = [
+        f"{arm} ({condition.name}) seed {join(result.unpaired)}"
+        for condition, arm, result in results
+        if result.unpaired
+    ]
+    if unpaired:
+        cautions.append(f"Left out of the comparison with {study.reference}, for lack of a pair: {join(unpaired)}.")
+    if analysis.missing:
+        cautions.append(f"This report is of a part: {len(analysis.missing)} of the planned trials have not ended.")
+    if images and images[0] < FEW_IMAGES:
+        error = percent((0.25 / images[0]) ** 0.5)
+        cautions.append(
+            f"There are {images[0]:,} test images: their choice alone moves an accuracy near 50 % by {error} "
+            "(one standard error). The intervals of differences contain it, those of single arms do not."
+        )
+    if study.tuned is None and len(study.arms) > 1:
+        cautions.append("No setting was tuned: the arms are compared at the settings given, which may suit one better.")
+    if busy := [trial.name for trial in study.trials if (trial.load or 0) > BUSY]:
+        cautions.append(
+            f"The machine was busy with something else before {len(busy)} of {count(len(study.trials), 'trial')} (more "
+            f"than {100 * BUSY:g} % of its cores): their times may be too long."
+        )
+    if diverged := [trial.name for trial in done if trial.outcome and trial.outcome.diverged is not None]:
+        cautions.append(f"The training of {join(diverged)} diverged: their best snapshot before that counts.")
+    return cautions

@@ -1,0 +1,145 @@
+"""The report's files: equal figures in each of them, escaped texts, and pictures."""
+
+import csv
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from psys.tradeoff.analysis import Analysis, analyze
+from psys.tradeoff.report import render
+from psys.tradeoff.report.png import draw
+from psys.tradeoff.report.svg import COLOURS, DASHES, MARKERS
+from psys.tradeoff.words import percent
+from tests.support.outcomes import bits, outcome, study, trial
+
+HOSTILE = "<script>alert('&')</script> | *a* `b`"
+ENVIRONMENT: dict[str, Any] = {"command": ["psys", "tradeoff", "--name", "</script>"], "processor": "<b>&", "cores": 2}
+
+
+def compared(arms: tuple[str, ...] = ("sync", "async"), reason: str = "it was killed", **fields: Any) -> Analysis:
+    """Two conditions, three seeds; the last arm's last trial failed. Accuracies and times differ in all trials."""
+    trials = [
+        trial(
+            arm,
+            seed,
+            outcome((0.3, 0.35 + seed / 10), 20.0 / (number + 1) + seed, bits(0.4 + number / 10 + seed / 100)),
+            condition,
+        )
+        for condition in ("uniform", "one-slow")
+        for number, arm in enumerate(arms)
+        for seed in (0, 1, 2)
+    ]
+    trials[-1] = trial(arms[-1], 2, None, "one-slow", reason=reason)
+    return analyze(study(trials, targets=(0.5,), margin=0.01, **fields))
+
+
+def test_json_csv_markdown_and_page_have_the_same_figures() -> None:
+    files = render(compared(), "name: by-hand", ENVIRONMENT)
+    figures = json.loads(files["report.json"])
+    embedded = re.search(r'<script type="application/json" id="figures">(.*?)</script>', files["report.html"], re.S)
+    assert embedded is not None
+    assert json.loads(embedded[1]) == figures
+    lines = {line["trial"]: line for line in csv.DictReader(io.StringIO(files["report.csv"]))}
+    assert len(lines) == len(figures["trials"]) == 12
+    for each in figures["trials"]:
+        line, reached = lines[each["name"]], each["outcome"]
+        if reached is None:
+            assert (line["failed"], line["accuracy"]) == ("it was killed", "")
+            continue
+        assert float(line["accuracy"]) == reached["accuracy"]
+        assert float(line["seconds"]) == reached["seconds"]
+        assert float(line["staleness_mean"]) == 0.25
+    async_ = figures["conditions"][0]["arms"]["async"]
+    assert async_["accuracy"]["by_seed"]["2"] == float(lines["async.uniform.seed2"]["accuracy"])
+    assert percent(async_["accuracy"]["summary"]["mean"]) in files["report.md"]
+    assert f'data-value="{async_["accuracy"]["summary"]["mean"]!r}"' in files["report.html"]
+    assert f'data-value="{async_["versus"]["times_as_fast"]["mean"]!r}"' in files["report.html"]
+
+
+def test_csv_and_json_say_when_each_trial_reached_the_target() -> None:
+    files = render(compared(), "", ENVIRONMENT)
+    lines = {line["trial"]: line for line in csv.DictReader(io.StringIO(files["report.csv"]))}
+    assert (lines["sync.uniform.seed1"]["seconds_to_50"], lines["sync.uniform.seed2"]["seconds_to_50"]) == ("", "22.0")
+    (target,) = json.loads(files["report.json"])["conditions"][0]["arms"]["sync"]["targets"]
+    assert target["by_seed"]["1"] == {"seconds": 21.0, "reached": False}
+
+
+def test_marks_read_out_time_staleness_and_trials_that_never_reached_a_target() -> None:
+    page = render(compared(), "", ENVIRONMENT)["report.html"]
+    for tip in (
+        "sync, worker0\ncompute: 8.0 s, 80.0 %",
+        "sync\nstaleness 0: 75.00 % of the gradients",
+        "sync, seed 1\nnot reached by its end at 21.0 s",
+        "async, seed 2\n+10.0 points",
+        "async, seed 1\n1.91 times as fast",
+    ):
+        assert f'data-tip="{tip}"' in page
+
+
+def test_page_shows_the_values_that_were_tuned_and_the_one_chosen() -> None:
+    rates = {0.01: outcome((0.2, 0.3)), 0.1: outcome((0.2, 0.4)), 1.0: None}
+    tried = [trial("sync", 0, ended, tuning=rate) for rate, ended in rates.items()]
+    final = trial("sync", 0, outcome(settings={"snapshot_epochs": 1.0, "schedule.learning_rate": 0.1}))
+    page = render(analyze(study([*tried, final], tuned="schedule.learning_rate")), "", {})["report.html"]
+    names = re.findall(r'<text class="name"[^>]*>([^<]*)</text>', page[page.index("<h2>Tuning</h2>") :])
+    assert names == ["0.01", "0.1  ← chosen", "1.0"] * 2  # in two widths
+
+
+def test_findings_and_limits_are_in_page_markdown_and_json() -> None:
+    files = render(compared(), "", ENVIRONMENT)
+    found = json.loads(files["report.json"])["findings"]
+    sentences = [*found["about"], *found["by_condition"]["uniform"], *found["cautions"]]
+    assert len(sentences) > 5
+    for sentence in sentences:
+        assert sentence in files["report.html"]
+        assert sentence in files["report.md"]
+
+
+def test_texts_of_users_are_escaped_everywhere() -> None:
+    analysis = compared(("sync", HOSTILE), reason=HOSTILE, name=HOSTILE)
+    files = render(analysis, f"name: {HOSTILE}", ENVIRONMENT)
+    page = files["report.html"]
+    assert "<script>alert" not in page
+    assert page.count("</script>") == 2  # the figures and the page's own
+    assert "<b>&" not in page
+    assert "<script>" not in files["report.md"]
+    assert json.loads(files["report.json"])["study"]["name"] == HOSTILE
+
+
+def test_the_page_refers_to_nothing_outside() -> None:
+    page = render(compared(), "", ENVIRONMENT)["report.html"]
+    assert not re.search(r"(?:src|href)=|url\(|@import|https?://(?!www\.w3\.org/2000/svg)", page)
+    assert "default-src 'none'" in page
+
+
+@pytest.mark.parametrize(
+    "analysis",
+    [
+        analyze(study([trial("sync", 0, None), trial("async", 0, None)])),
+        analyze(study([trial("sync", 0, outcome())])),
+        analyze(study([trial("sync", 0, outcome((None, None), worker_times=None, batches={}))], targets=(0.5,))),
+        analyze(study([], arms={"sync": {}}, reference="sync", conditions=("uniform",), seeds=(0,))),
+    ],
+    ids=["all failed", "one arm and seed", "nothing recorded", "nothing ended"],
+)
+def test_a_study_with_hardly_anything_has_a_report(analysis: Analysis, tmp_path: Path) -> None:
+    files = render(analysis, "", {})
+    assert all("nan" not in re.sub(r"<script.*", "", text, flags=re.S).lower() for text in files.values())
+    draw(analysis, tmp_path)
+
+
+def test_pictures_are_png_files(tmp_path: Path) -> None:
+    draw(compared(), tmp_path)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["accuracy.png", "curves.png", "final.png"]
+    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in names)
+
+
+def test_no_two_arms_look_alike_and_the_first_five_differ_in_colour_dash_and_marker() -> None:
+    styles = [(i % COLOURS, DASHES[i % len(DASHES)], MARKERS[i % len(MARKERS)]) for i in range(200)]
+    assert len(set(styles)) == len(styles)
+    assert [len(set(kind)) for kind in zip(*styles[:5], strict=True)] == [5, 5, 5]
