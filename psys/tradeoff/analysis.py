@@ -95,6 +95,8 @@ class ArmResult:
     """gradients of all trials by staleness in updates"""
     worker_times: Mapping[str, WorkerTime] | None
     """mean over the trials that have the worker; None: not recorded"""
+    late: Mapping[str, int]
+    """by worker: batches of all trials that the policy gave up as late"""
     versus: Versus | None
     """None for the reference arm, and for an arm that shares no seed with it"""
     unpaired: tuple[int, ...]
@@ -200,9 +202,10 @@ def _condition(study: Study, name: str, trials: Sequence[EndedTrial]) -> Conditi
 def _arm(study: Study, outcomes: Mapping[int, Outcome], reference: Mapping[int, Outcome] | None) -> ArmResult:
     """The result of an arm from its outcomes by seed; `reference` is None for the reference arm itself."""
     timed = [target for target in study.targets if all(o.time_to(target) for o in outcomes.values())]
-    staleness: Counter[int] = Counter()
+    staleness, late = Counter[int](), Counter[str]()
     for outcome in outcomes.values():
         staleness.update(outcome.staleness)
+        late.update({worker: len(batches) for worker, batches in outcome.late.items()})
     return ArmResult(
         workers=max(outcome.workers for outcome in outcomes.values()),
         learning_rate=max(outcome.learning_rate for outcome in outcomes.values()),
@@ -215,6 +218,7 @@ def _arm(study: Study, outcomes: Mapping[int, Outcome], reference: Mapping[int, 
         targets=tuple(_target(target, outcomes, reference or {}) for target in timed),
         staleness=dict(sorted(staleness.items())),
         worker_times=_mean_worker_times([outcome.worker_times for outcome in outcomes.values()]),
+        late=dict(sorted(late.items())),
         versus=_versus(outcomes, reference) if reference else None,
         unpaired=tuple(sorted(outcomes.keys() ^ reference.keys())) if reference is not None else (),
     )

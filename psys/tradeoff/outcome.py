@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from psys.config import read_yaml, validate
 from psys.errors import PsysError
-from psys.ps.events import SnapshotEvaluated, UpdateApplied
+from psys.ps.events import LeasesReturned, RunEvent, SnapshotEvaluated, UpdateApplied
 from psys.run.curves import EpochPoint
 from psys.run.directory import RunDirectory
 from psys.run.events import read_events, surviving
@@ -53,6 +53,8 @@ class Outcome:
     """by worker; None: the run did not record it"""
     batches: Mapping[str, int]
     """how often batches were applied, reissued, late, lost; empty for a run that was killed"""
+    late: Mapping[str, tuple[int, ...]]
+    """by worker: the batches that the policy gave up as late, in the order of the events; they were computed again"""
     diverged: float | None
     """the epoch after which the training diverged"""
 
@@ -138,6 +140,7 @@ def read_outcome(path: Path) -> Outcome:
             staleness=dict(sorted(Counter(versions for update in updates for versions in update.staleness).items())),
             worker_times=_worker_times(result),
             batches=result["batches"],
+            late=_late(events),
             diverged=result["diverged"]["epoch"] if result["diverged"] else None,
         )
     except (KeyError, TypeError, ValueError):
@@ -190,6 +193,14 @@ def _right(path: Path) -> NDArray[np.bool_] | None:
             return np.asarray(arrays["best"], np.bool_)
     except FileNotFoundError:
         return None
+
+
+def _late(events: Iterable[RunEvent]) -> dict[str, tuple[int, ...]]:
+    late: dict[str, tuple[int, ...]] = {}
+    for event in events:
+        for lease in event.leases if isinstance(event, LeasesReturned) and event.late else ():
+            late[lease.worker] = (*late.get(lease.worker, ()), lease.batch)
+    return dict(sorted(late.items()))
 
 
 def _worker_times(result: Mapping[str, Any]) -> dict[str, WorkerTime] | None:

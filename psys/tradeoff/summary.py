@@ -82,7 +82,15 @@ def _of_condition(analysis: Analysis, condition: Condition) -> list[str]:
         )
     ]
     absent = [arm for arm in analysis.study.arms if arm not in condition.arms]
-    return [*sentences, *_targets(condition, reference), *(f"{arm} has no finished trial here." for arm in absent)]
+    sentences += _targets(condition, reference)
+    sentences += [_late(arm, result) for arm, result in condition.arms.items() if result.late]
+    return [*sentences, *(f"{arm} has no finished trial here." for arm in absent)]
+
+
+def _late(arm: str, result: ArmResult) -> str:
+    by_worker = join([f"{batches:,} of {worker}" for worker, batches in result.late.items()])
+    trials = count(len(result.seconds.by_seed), "trial")
+    return f"In {trials} of {arm}, these batches came too late and were computed again: {by_worker}."
 
 
 def _speed(arm: str, reference: str, result: ArmResult, other: ArmResult) -> str:
@@ -143,7 +151,7 @@ def _targets(condition: Condition, reference: str) -> list[str]:
                 faster = ratio if ratio.mean > 1 else Ratio(1 / ratio.mean, 1 / ratio.high, 1 / ratio.low, ratio.seeds)
                 word = "sooner" if ratio.mean > 1 else "later"
                 sentences.append(
-                    f"{arm} reached {name} of the held-out images {word} than {reference}, by a factor of "
+                    f"{arm} reached {name} accuracy on held-out images {word} than {reference}, by a factor of "
                     f"{times(faster.mean)} ({_interval(faster)})."
                 )
         never = [arm for arm, result in results.items() if not result.summary.reached]
@@ -153,10 +161,10 @@ def _targets(condition: Condition, reference: str) -> list[str]:
             if 0 < result.summary.reached < result.summary.trials
         ]
         if len(never) == len(results):
-            sentences.append(f"No arm reached {name} of the held-out images.")
+            sentences.append(f"No arm reached {name} accuracy on held-out images.")
         elif never or some:
-            reached = f"{name} of the held-out images was reached by {join(some)}" if some else ""
-            missed = f"{name} of the held-out images was never reached by {join(never)}" if never else ""
+            reached = f"{name} accuracy on held-out images was reached by {join(some)}" if some else ""
+            missed = f"{name} accuracy on held-out images was never reached by {join(never)}" if never else ""
             sentences += [f"{text}." for text in (reached, missed) if text]
     return sentences
 

@@ -42,6 +42,7 @@ def outcome(
         "staleness": {0: 30, 1: 10},
         "worker_times": {"worker0": WorkerTime(8.0, 1.0, 1.0), "worker1": WorkerTime(6.0, 3.0, 1.0)},
         "batches": {"applied": 40, "reissued": 1, "duplicates": 0, "lost": 0},
+        "late": {},
         "diverged": None,
     }
     return Outcome(**{**values, **fields})

@@ -121,7 +121,7 @@ def time_to_target(condition: Condition, arms: Sequence[str], width: int) -> dic
             width,
             content,
             clock.axis("training time"),
-            f"time to {target_name(target)} of the held-out images",
+            f"time to {target_name(target)} accuracy on held-out images",
             include=(0.0, longest / clock.seconds),
         )
         for target, content in found.items()

@@ -272,7 +272,7 @@ def _time_to_target(condition: Condition, arms: Sequence[str]) -> str:
     drawn = {width: figures.time_to_target(condition, arms, width) for width in (WIDE, NARROW)}
 
     def of_target(target: float) -> str:
-        return f"<h3>{target_name(target)} of the held-out images</h3>{_both(lambda width: drawn[width][target])}"
+        return f"<h3>{target_name(target)} accuracy on held-out images</h3>{_both(lambda width: drawn[width][target])}"
 
     return "".join(map(of_target, drawn[WIDE])) + (tables.targets(condition).html() if drawn[WIDE] else "")
 

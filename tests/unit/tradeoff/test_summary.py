@@ -95,11 +95,23 @@ def test_targets_that_were_never_or_not_always_reached_are_said() -> None:
         trial("async", 1, outcome((0.2, 0.3))),
     ]
     sentences = of(trials, targets=(0.3, 0.5, 0.9)).by_condition["uniform"]
-    assert "50 % of the held-out images was reached by sync in 1 of 2 trials." in sentences
-    assert "50 % of the held-out images was never reached by async." in sentences
-    assert "No arm reached 90 % of the held-out images." in sentences
-    later = "async reached 30 % of the held-out images later than sync, by a factor of 2.00 (95 % interval 2.00 to 2.00"
-    assert [sentence for sentence in sentences if "30 %" in sentence] == [f"{later}, 2 seeds)."]
+    assert "50 % accuracy on held-out images was reached by sync in 1 of 2 trials." in sentences
+    assert "50 % accuracy on held-out images was never reached by async." in sentences
+    assert "No arm reached 90 % accuracy on held-out images." in sentences
+    later = "async reached 30 % accuracy on held-out images later than sync, by a factor of 2.00"
+    assert [sentence for sentence in sentences if "30 %" in sentence] == [
+        f"{later} (95 % interval 2.00 to 2.00, 2 seeds)."
+    ]
+
+
+def test_late_batches_are_counted_by_worker() -> None:
+    trials = [
+        trial("sync", 0, outcome(late={"worker0": (3, 7), "worker2": (5,)})),
+        trial("sync", 1, outcome(late={"worker0": (4,)})),
+        trial("async", 0, outcome()),
+    ]
+    late = "In 2 trials of sync, these batches came too late and were computed again: 3 of worker0 and 1 of worker2."
+    assert [sentence for sentence in of(trials).by_condition["uniform"] if "late" in sentence] == [late]
 
 
 def test_limits_name_failures_missing_pairs_load_divergence_and_few_images() -> None:
