@@ -168,11 +168,12 @@ def test_the_end_of_an_older_connection_of_a_name_is_not_reported(rendezvous: Re
 
 def test_a_disconnection_is_reported_before_the_name_is_connected_again() -> None:
     """A report afterwards would be taken for the end of the new connection."""
-    reconnected = threading.Event()
+    noticed, reconnected = threading.Event(), threading.Event()
     order: list[str] = []
 
     class SlowHandler(RecordingHandler):
         def disconnected(self, name: str) -> None:
+            noticed.set()
             reconnected.wait(0.5)  # a correct server lets this time out
             order.append("disconnected")
             super().disconnected(name)
@@ -181,6 +182,7 @@ def test_a_disconnection_is_reported_before_the_name_is_connected_again() -> Non
     older = rendezvous.join()
     assert rendezvous.handler.next()[0] == "admit"
     older.close()
+    assert noticed.wait(10)
     newer = rendezvous.join(number=0)
     order.append("reconnected")
     reconnected.set()
