@@ -1,6 +1,7 @@
 """What a study compares: its arms, conditions and seeds, and how many times and where its trials run."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
@@ -28,18 +29,19 @@ _OF_THE_STUDY = {
 _OF_BASE = {"validation_share": "all arms have the same held-out images"}
 
 
-def _seeds(value: object) -> object:
-    """A list of seeds, or their number: from 0 on; a flag's value is text."""
+def _seeds(value: object, first: int) -> object:
+    """A list of seeds, or their number: from `first` on; a flag's value is text."""
     if isinstance(value, str):
         value = [part.strip() for part in value.strip("[]").split(",")] if not value.isdecimal() else int(value)
     if isinstance(value, int) and not 0 < value <= 1000:
         raise ValueError("a study needs at least one seed, and at most 1000")
-    return tuple(range(value)) if isinstance(value, int) else value
+    return tuple(range(first, first + value)) if isinstance(value, int) else value
 
 
-Seeds = Annotated[
-    tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], NoDecode, BeforeValidator(_seeds), Field(min_length=1)
-]
+_FIRST_TUNING_SEED = 1000
+_SeedTuple = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], NoDecode, Field(min_length=1)]
+Seeds = Annotated[_SeedTuple, BeforeValidator(partial(_seeds, first=0))]
+TuningSeeds = Annotated[_SeedTuple, BeforeValidator(partial(_seeds, first=_FIRST_TUNING_SEED))]
 
 
 class TuningConfig(Config):
@@ -49,8 +51,8 @@ class TuningConfig(Config):
     """dotted name, such as schedule.learning_rate"""
     values: Annotated[tuple[Any, ...], Field(min_length=1)] | dict[str, tuple[Any, ...]]
     """values that each arm tries, or those of each arm: equally many"""
-    seeds: Seeds = (0,)
-    """each value is tried with each of these seeds, in the first condition"""
+    seeds: TuningSeeds = (_FIRST_TUNING_SEED,)
+    """a list, or the number of seeds: from 1000 on; each value is tried with each of them, in the first condition"""
 
     def values_of(self, arm: str) -> tuple[Any, ...]:
         """The values that `arm` tries."""
@@ -118,6 +120,11 @@ class StudyConfig(Config):
         for name, seeds in (("seeds", self.seeds), ("tuning.seeds", self.tuning.seeds if self.tuning else ())):
             if repeated := {seed for seed in seeds if seeds.count(seed) > 1}:
                 raise ValueError(f"'{name}' has {min(repeated)} more than once")
+        if self.tuning and (both := set(self.seeds) & set(self.tuning.seeds)):
+            raise ValueError(
+                f"'tuning.seeds' has {min(both)}, which is in 'seeds': a value would be measured again by "
+                "trials that chose it"
+            )
         return self
 
     @model_validator(mode="after")

@@ -65,6 +65,7 @@ def test_every_study_in_the_repository_is_valid(name: str) -> None:
             "'tuning.values' needs equally many values",
         ),
         ({"tuning": {"setting": LEARNING_RATE, "values": [1], "seeds": [1, 1]}}, "'tuning.seeds' has 1 more than once"),
+        ({"tuning": {"setting": LEARNING_RATE, "values": [1], "seeds": [7, 0]}}, "'tuning.seeds' has 0, which is in"),
     ],
 )
 def test_a_wrong_study_is_refused_in_one_line(changes: dict[str, Any], message: str) -> None:
