@@ -46,6 +46,8 @@ def run_study(command: StudyCommand, console: Console) -> bool:
         if command.retry_failed:
             log.forget_failed()
         check_unchanged(config, log)
+        if command.retry_failed:
+            log.write()
         write_yaml(config, folder / "study.yaml")
         write_json(environment(), folder / "environment.json")
         for run in stores.values():
@@ -104,14 +106,23 @@ def _names(config: StudyConfig) -> list[str]:
 
 
 def check_unchanged(config: StudyConfig, log: TrialLog) -> None:
-    """Raises PsysError if finished trials are not those of the study: arms, conditions and seeds can only be added."""
+    """Raises PsysError if finished trials are not those of the study: arms, conditions and seeds can only be added.
+
+    Tuning trials of an arm can be added until a trial of the study has finished of it.
+    """
     another = "choose another --name for a changed study"
     names = set(_names(config))
     if gone := [record for record in log.records.values() if record.trial not in names]:
         what = f"arm '{gone[0].arm}', condition '{gone[0].condition}', seed {gone[0].seed}"
         raise PsysError(f"{log.folder} has a finished trial of {what}, which is not in the study any more: {another}")
+    begun = {record.arm for record in log.records.values() if record.tuning is None}
     for trial in _trials(config, log):
         if trial.name not in log.records:
+            if trial.arm in begun and trial.tuning is not None:
+                raise PsysError(
+                    f"{log.folder} has finished trials of arm '{trial.arm}' that were not tuned by {trial.name}: "
+                    f"what an arm tries is fixed before its trials; {another}"
+                )
             continue
         before, faults = read_settings(trial.name, log.folder)
         now = validate(RunConfig, trial.settings, f"arm '{trial.arm}'")

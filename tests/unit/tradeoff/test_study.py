@@ -9,7 +9,7 @@ from rich.console import Console
 
 from psys.errors import PsysError
 from psys.tradeoff.config import StudyCommand
-from psys.tradeoff.plan import study_trials
+from psys.tradeoff.plan import study_trials, tuning_trials
 from psys.tradeoff.record import TrialLog
 from psys.tradeoff.study import check_unchanged, run_study
 from psys.tradeoff.trial import Finished, write_settings
@@ -61,6 +61,57 @@ def test_what_finished_trials_were_trained_with_cannot_change(
 ) -> None:
     with pytest.raises(PsysError, match=message):
         check_unchanged(study(**{"seeds": 2, "stragglers": {"killed": KILL}} | changes), log)
+
+
+TUNING: dict[str, Any] = {"setting": "schedule.learning_rate", "values": [0.1, 0.2]}
+
+
+def tuned(folder: Path, **changes: Any) -> TrialLog:
+    """A study in which the arm `first` chose the second value, because the first one failed, and has one trial."""
+    config, log = study(tuning=TUNING, **changes), TrialLog(folder)
+    trials = [*tuning_trials(config), *study_trials(config, {"first": 0.2, "second": 0.2})]
+    for trial in trials[:5]:
+        run = log.run(trial.name)
+        run.path.mkdir(parents=True)
+        run.write_result({"best": {"validation_accuracy": 0.5}})
+        write_settings(trial, folder)
+        failed = "it failed" if trial.tuning == 0.1 else None
+        log.add(trial, Finished(failed, 0.0, 1.0, 0.0, "host"))
+    return log
+
+
+@pytest.mark.parametrize("added", [{"values": [0.1, 0.2, 0.3]}, {"seeds": [1000, 1001]}])
+def test_what_an_arm_tries_is_fixed_before_its_trials(tmp_path: Path, added: dict[str, Any]) -> None:
+    log = tuned(tmp_path)
+    check_unchanged(study(tuning=TUNING), log)
+    with pytest.raises(PsysError, match="of arm 'first' that were not tuned by first.*: what an arm tries is fixed"):
+        check_unchanged(study(tuning=TUNING | added), log)
+    del log.records["first.uniform.seed0"]
+    check_unchanged(study(tuning=TUNING | added), log)
+
+
+def test_tuning_cannot_be_added_to_trials(log: TrialLog) -> None:
+    with pytest.raises(PsysError, match="what an arm tries is fixed"):
+        check_unchanged(study(seeds=2, stragglers={"killed": KILL}, tuning=TUNING), log)
+
+
+def test_failed_trials_of_a_tuning_that_was_used_do_not_run_again(tmp_path: Path) -> None:
+    log = tuned(tmp_path)
+    log.forget_failed()
+    assert {record.arm for record in log.records.values() if record.status == "failed"} == {"first"}
+    check_unchanged(study(tuning=TUNING), log)
+
+
+def test_a_refused_start_forgets_no_failed_trial(small_store_path: Path, tmp_path: Path) -> None:
+    tuned(tmp_path / "s")
+    (tmp_path / "s" / "study.yaml").touch()
+    before = (tmp_path / "s" / "trials.jsonl").read_bytes()
+    with pytest.raises(PsysError, match="with another store"):
+        run_study(
+            StudyCommand(**study_settings(small_store_path, tuning=TUNING, studies=tmp_path, retry_failed=True)),
+            Console(),
+        )
+    assert (tmp_path / "s" / "trials.jsonl").read_bytes() == before
 
 
 def test_failed_trials_that_are_to_run_again_may_change(log: TrialLog) -> None:
