@@ -26,7 +26,11 @@ _OF_THE_STUDY = {
     "early_stopping": "all trials train for their epochs",
     "remote_servers": "a trial runs on one machine",
 }
-_OF_BASE = {"validation_share": "all arms have the same held-out images"}
+_OF_BASE = {
+    "source": "arms are compared image by image",
+    "store": "arms are compared image by image",
+    "validation_share": "all arms have the same held-out images",
+}
 
 
 def _seeds(value: object, first: int) -> object:

@@ -29,6 +29,8 @@ def test_every_study_in_the_repository_is_valid(name: str) -> None:
         ({"arms": {"a": {"resume": "runs/r"}}}, "unknown setting 'resume'.*arm 'a'"),
         ({"arms": {"a": {"seed": 1}}}, "'seed' cannot be set in arm 'a': seeds are the study's 'seeds'"),
         ({"arms": {"a": {"validation_share": 0.5}}}, "'validation_share' cannot be set in arm 'a'"),
+        ({"arms": {"a": {"store": "stores/b"}}}, "'store' cannot be set in arm 'a': arms are compared image by image"),
+        ({"arms": {"a": {"source": "b"}}}, "'source' cannot be set in arm 'a'"),
         ({"arms": {"a": {"mode": "fast"}}}, "'mode'.*got 'fast'.*arm 'a'"),
         ({"arms": {"a": {"workers": None}}}, "set 'workers' in base or in arm 'a'"),
         ({"arms": {"a": {"model": "resnet9"}}}, "unknown model 'resnet9'.*arm 'a'"),
