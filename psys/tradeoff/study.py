@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from psys.config import validate, write_yaml
+from psys.config import read_yaml, validate, write_yaml
 from psys.data.source import open_source
 from psys.data.store import PreparedStore
 from psys.errors import PsysError, say
@@ -119,7 +119,7 @@ def _names(config: StudyConfig, log: TrialLog) -> list[str]:
 def check_unchanged(config: StudyConfig, log: TrialLog) -> None:
     """Raises PsysError if finished trials are not those of the study: arms, conditions and seeds can only be added.
 
-    Tuning trials of an arm can be added until a trial of the study has finished of it.
+    Once a trial has finished that is not of the tuning, margin and reference are fixed, and what its arm tries.
     """
     another = "choose another --name for a changed study"
     names = set(_names(config, log))
@@ -127,6 +127,13 @@ def check_unchanged(config: StudyConfig, log: TrialLog) -> None:
         what = f"arm '{gone[0].arm}', condition '{gone[0].condition}', seed {gone[0].seed}"
         raise PsysError(f"{log.folder} has a finished trial of {what}, which is not in the study any more: {another}")
     begun = {record.arm for record in log.records.values() if record.tuning is None}
+    if begun and (file := log.folder / "study.yaml").exists():
+        before = read_yaml(file)
+        for name in ("margin", "reference"):
+            if before.get(name) != getattr(config, name):
+                raise PsysError(
+                    f"'{name}' was {before.get(name)} when trials of {log.folder} finished, and is fixed: {another}"
+                )
     for trial in _trials(config, log):
         if trial.name not in log.records:
             if trial.arm in begun and trial.tuning is not None:
@@ -135,9 +142,9 @@ def check_unchanged(config: StudyConfig, log: TrialLog) -> None:
                     f"what an arm tries is fixed before its trials; {another}"
                 )
             continue
-        before, faults = read_settings(trial.name, log.folder)
+        then, faults = read_settings(trial.name, log.folder)
         now = validate(RunConfig, trial.settings, f"arm '{trial.arm}'")
-        if changed := list(_differences(before.model_dump(), now.model_dump())):
+        if changed := list(_differences(then.model_dump(), now.model_dump())):
             what = f"arm '{trial.arm}' with another {', '.join(changed)}"
         elif faults != validate(FaultPlan, trial.faults, f"condition '{trial.condition}'"):
             what = f"condition '{trial.condition}' with other stragglers"

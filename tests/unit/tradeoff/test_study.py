@@ -37,7 +37,7 @@ def log(tmp_path: Path) -> TrialLog:
         {"seeds": [1, 0, 2]},
         {"arms": {**ARMS, "third": {"epochs": 1}}},
         {"stragglers": {"uniform": {}, "killed": KILL}},
-        {"targets": [0.5], "margin": 0.02, "reference": "second"},
+        {"targets": [0.5]},
         {"arms": {"first": {"mode": "sync", "batch_size": 64}, "second": {}}},
     ],
     ids=["nothing", "seeds", "arms", "conditions", "report", "defaults spelt out"],
@@ -81,6 +81,24 @@ def tuned(folder: Path, store: Path | str = "no/store", failing: tuple[str, ...]
             log.run(trial.name).write_result({"best": {"validation_accuracy": 0.5}})
         log.add(trial, Finished("it failed" if failed else None, 0.0, 60.0, 0.0, "host"))
     return log
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"margin": 0.02}, "'margin' was None when trials"),
+        ({"reference": "second"}, "'reference' was first when trials"),
+    ],
+)
+def test_margin_and_reference_are_fixed_before_the_trials(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    log = tuned(tmp_path)
+    with pytest.raises(PsysError, match=message):
+        check_unchanged(study(tuning=TUNING, **changes), log)
+    check_unchanged(study(tuning=TUNING, targets=[0.5]), log)
+    del log.records["first.uniform.seed0"]
+    check_unchanged(study(tuning=TUNING, **changes), log)
 
 
 def dry_run(store: Path, studies: Path, **changes: Any) -> list[str]:
