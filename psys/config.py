@@ -229,11 +229,17 @@ def _add_flags(parser: Parser, model: type[Config], defaults: Config | None) -> 
         options["help"] = f"{fields[dest].description or ''}{shown}".replace("%", "%%")
         groups.get(dest, container).add_argument(*flags, dest=dest, **options)
 
+    def add_group(container: Any, *, title: str, description: str | None = None) -> Any:
+        above = title.removesuffix(" options").replace("-", "_")
+        shown = any(name.startswith(f"{above}.") for name in fields)  # not of a group that is one JSON value
+        return container.add_argument_group(title, description if shown else argparse.SUPPRESS)
+
     # pydantic-settings makes the flags from a BaseSettings class, which by itself would read the environment as well.
     return CliSettingsSource(
         type(model.__name__, (model, BaseSettings), {"__doc__": model.__doc__}),
         root_parser=parser,
         add_argument_method=add,
+        add_argument_group_method=add_group,
         cli_avoid_json=True,
         cli_hide_none_type=True,
         cli_implicit_flags=True,

@@ -135,6 +135,14 @@ def test_a_flag_gives_the_number_of_seeds_or_their_list(tmp_path: Path, given: s
     assert parse(StudyCommand, ["--config", str(tmp_path / "s.yaml"), "--seeds", given], "test").seeds == seeds
 
 
+def test_help_has_no_group_without_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(StudyCommand, ["--config", "tradeoff", "--help"], "test")
+    shown = capsys.readouterr().out
+    assert "--tuning" in shown
+    assert "tuning options" not in shown
+
+
 def test_recorded_settings_are_those_of_the_study(tmp_path: Path) -> None:
     config = StudyCommand(**study_settings("no/store", targets=[0.5]), dry_run=True).study()
     write_yaml(config, tmp_path / "study.yaml")
