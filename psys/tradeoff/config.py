@@ -78,7 +78,7 @@ class StudyConfig(Config):
         "study": ("name", "studies"),
         "trials": ("base", "arms", "reference", "stragglers", "seeds", "tuning"),
         "report": ("targets", "margin"),
-        "machine": ("idle_wait", "ray_address", "cores_per_trial", "gpus_per_trial"),
+        "machine": ("idle_wait", "trial_timeout", "ray_address", "cores_per_trial", "gpus_per_trial"),
         "this command": ("retry_failed", "dry_run"),
     }
     examples: ClassVar[Sequence[str]] = (
@@ -109,6 +109,8 @@ class StudyConfig(Config):
     """a setting that each arm chooses by held-out accuracy: {setting: schedule.learning_rate, values: [0.05, 0.1]}"""
     idle_wait: float = Field(30.0, ge=0, le=3600)
     """seconds that a trial waits at most for a machine that is busy with other programs"""
+    trial_timeout: float | None = Field(None, gt=0)
+    """seconds after which a trial is ended, and has failed; by default it is waited for"""
     ray_address: str | None = None
     """HOST:PORT of a running Ray cluster whose nodes run the trials; they have psys and the source or the store"""
     cores_per_trial: int | None = Field(None, ge=1)

@@ -51,7 +51,7 @@ def run_trials(config: StudyConfig, trials: Sequence[Trial], folder: Path) -> It
             task = ray.remote(num_cpus=cores[trial.name], num_gpus=config.gpus_per_trial)(run_on_node)
             on_node = replace(trial, settings=trial.settings | threads)
             content = PreparedStore.open(store).content_hash
-            tasks[task.remote(on_node, store.absolute(), content, sent[store])] = trial
+            tasks[task.remote(on_node, store.absolute(), content, sent[store], config.trial_timeout)] = trial
         while tasks:
             raise_if_interrupted()
             for reference in ray.wait([*tasks], timeout=_WAIT_SECONDS)[0]:
@@ -67,7 +67,9 @@ def run_trials(config: StudyConfig, trials: Sequence[Trial], folder: Path) -> It
                     yield trial, finished
 
 
-def run_on_node(trial: Trial, store: Path, content: str, packed: bytes) -> tuple[Finished, bytes]:
+def run_on_node(
+    trial: Trial, store: Path, content: str, packed: bytes, timeout: float | None
+) -> tuple[Finished, bytes]:
     """Run a trial on this node: how it went, and what it left as a tar archive.
 
     store: where the driver has its prepared store, used if it is there on this node with the same `content` hash;
@@ -81,7 +83,7 @@ def run_on_node(trial: Trial, store: Path, content: str, packed: bytes) -> tuple
             now = time.time()
             return Finished(str(error), now, now, 0.0, socket.gethostname()), b""
         # A node may run several trials at once, of which none waits for another.
-        finished = run_trial(replace(trial, settings=settings), folder, idle_wait=0.0)
+        finished = run_trial(replace(trial, settings=settings), folder, 0.0, timeout)
         archive = io.BytesIO()
         with tarfile.open(fileobj=archive, mode="w") as tar:
             for part in _PARTS:

@@ -88,7 +88,7 @@ def _run(
         return
     for trial in trials:
         progress.show(log, total, trial.name)
-        yield trial, run_trial(trial, log.folder, config.idle_wait)
+        yield trial, run_trial(trial, log.folder, config.idle_wait, config.trial_timeout)
 
 
 def _tuned(config: StudyConfig, log: TrialLog) -> bool:

@@ -43,11 +43,12 @@ class Finished(NamedTuple):
     host: str
 
 
-def run_trial(trial: Trial, folder: Path, idle_wait: float) -> Finished:
+def run_trial(trial: Trial, folder: Path, idle_wait: float, timeout: float | None = None) -> Finished:
     """Run a trial from its beginning once the machine is idle, or `idle_wait` seconds have passed.
 
-    Leaves `trials/NAME/` (its run directory), `configs/NAME.yaml` and `logs/NAME.log` in `folder`. However the call
-    ends, no process of the trial is left.
+    A trial that takes longer than `timeout` seconds is ended, and has failed. Leaves `trials/NAME/` (its run
+    directory), `configs/NAME.yaml` and `logs/NAME.log` in `folder`. However the call ends, no process of the trial is
+    left.
     """
     spec, runs, log = write_settings(trial, folder), folder / "trials", folder / "logs" / f"{trial.name}.log"
     shutil.rmtree(runs / trial.name, ignore_errors=True)
@@ -69,10 +70,12 @@ def run_trial(trial: Trial, folder: Path, idle_wait: float) -> Finished:
             preexec_fn=partial(kill_when_parent_ends, os.getpid()),
         )
         try:
-            code = process.wait()
+            code = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            code = None
         finally:
             _end_processes(mark)
-    reason = None if code == 0 else _reason(code, log)
+    reason = f"it was ended after {timeout:g} s" if code is None else _reason(code, log) if code else None
     return Finished(reason, started, time.time(), load, socket.gethostname())
 
 

@@ -11,10 +11,13 @@ from typing import Any
 import psutil
 import pytest
 
+from psys.config import validate
 from psys.run.directory import RunDirectory
-from psys.tradeoff.trial import end_trials
+from psys.tradeoff.config import StudyConfig
+from psys.tradeoff.plan import study_trials
+from psys.tradeoff.trial import end_trials, run_trial
 from tests.support.processes import audited, finished, run, started, wait_until
-from tests.support.studies import write_study
+from tests.support.studies import study_settings, write_study
 
 TRADEOFF = ("-m", "psys", "tradeoff", "--config", "s.yaml")
 DIVERGES = {"mode": "sync", "schedule.learning_rate": 1e10}
@@ -105,6 +108,14 @@ def test_tuned_arms_use_the_value_of_the_highest_held_out_accuracy(small_store_p
     ]
     trial = RunDirectory(tmp_path / "studies" / "s" / "trials" / "only.uniform.seed0")
     assert trial.config().schedule.learning_rate == 0.02
+
+
+def test_a_trial_that_takes_longer_than_its_limit_has_failed(small_store_path: Path, tmp_path: Path) -> None:
+    hangs = {"hung": {"faults": [{"worker": 0, "step": 0, "kind": "slow", "seconds": 3600}]}}
+    settings = study_settings(small_store_path, arms={"only": {"mode": "sync"}}, stragglers=hangs)
+    (trial,) = study_trials(validate(StudyConfig, settings, "test"), {})
+    assert run_trial(trial, tmp_path, idle_wait=0.0, timeout=5.0).reason == "it was ended after 5 s"
+    assert not trial_processes(tmp_path)
 
 
 def test_a_start_ends_what_the_trials_of_a_killed_study_left(tmp_path: Path) -> None:

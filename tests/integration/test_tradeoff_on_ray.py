@@ -65,7 +65,7 @@ def test_a_node_without_a_store_that_is_too_large_to_send_says_where_to_put_it(
     config: StudyConfig, tmp_path: Path
 ) -> None:
     trial = study_trials(config, {})[0]
-    finished, left = on_ray.run_on_node(trial, tmp_path / "none", "hash", b"")
+    finished, left = on_ray.run_on_node(trial, tmp_path / "none", "hash", b"", None)
     assert finished.reason
     assert f"needs a copy of the store at {tmp_path / 'none'}" in finished.reason
     assert left == b""
