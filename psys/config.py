@@ -275,6 +275,8 @@ def _explain(model: type[Config], location: tuple[int | str, ...], kind: str, me
         below = next((f", such as '{name}'" for name, _ in _leaves(model) if name.startswith(f"{path}.")), "")
         message = f"expected a mapping of settings{below}"
     message = message.removeprefix("Value error, ")
+    if isinstance(value, dict) and kind == "value_error":  # the message is about several settings of a group
+        return f"setting '{path}': {message}" if path else message
     return f"setting '{path}': {message}, got {_short(repr(value))}" if path else message
 
 

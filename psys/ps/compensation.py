@@ -25,9 +25,11 @@ class CompensationConfig(Config):
     """divide each element by 1 + its parameter's move in typical steps (Gap-Aware, Barkai et al. 2020); of sgd"""
 
     @model_validator(mode="after")
-    def _strength_goes_with_delay(self) -> Self:
+    def _settings_have_an_effect(self) -> Self:
         if self.delay == "none" and self.delay_strength is not None:
             raise ValueError("'delay_strength' needs 'delay' constant or adaptive")
+        if self.anneal_share and not self.staleness_power:
+            raise ValueError("'anneal_share' needs 'staleness_power' above 0")
         return self
 
     @property

@@ -198,13 +198,23 @@ class RunController:
                 self._accepted[push.lease] = push
             else:
                 assert decision.receipt is not None
-                self._refuse(now, push.lease, decision.receipt, effects)
+                self._refuse(now, push, decision.receipt, effects)
         self._carry_out(now, decision, effects)
         if self._failure and not self._coordinator.over:
             self._carry_out(now, self._coordinator.stop(), effects)
 
-    def _refuse(self, now: float, lease: Lease, receipt: Receipt, effects: Effects) -> None:
-        self._unlogged.append(PushRefused(receipt=receipt.value, lease=lease, seconds=self.train_seconds(now)))
+    def _refuse(self, now: float, push: Push, receipt: Receipt, effects: Effects) -> None:
+        lease = push.lease
+        self._unlogged.append(
+            PushRefused(
+                receipt=receipt.value,
+                lease=lease,
+                compute_seconds=push.compute_seconds,
+                wait_seconds=push.wait_seconds,
+                call_seconds=push.call_seconds,
+                seconds=self.train_seconds(now),
+            )
+        )
         if receipt is Receipt.DAMAGED:
             damaged = self._damaged[lease.batch]
             damaged.append(lease)

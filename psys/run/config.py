@@ -230,6 +230,8 @@ class RunConfig(Config):
             raise ValueError(f"'max_staleness' needs 'mode' async: {bound}")
         if self.sync_epochs and self.mode == "sync":
             raise ValueError("'sync_epochs' needs 'mode' async or ssp: the mode that follows them")
+        if self.sync_epochs >= self.epochs:
+            raise ValueError(f"'sync_epochs' must be below 'epochs', {self.epochs}: otherwise {self.mode} never begins")
         return self
 
     @model_validator(mode="after")
@@ -258,7 +260,9 @@ class RunConfig(Config):
         if self.optimizer.momentum_per_worker and self.mode != "async":
             raise ValueError(f"'optimizer.momentum_per_worker' needs 'mode' async, not {self.mode}")
         if self.optimizer.momentum_per_worker and self.sync_epochs:
-            raise ValueError("'optimizer.momentum_per_worker' and 'sync_epochs' do not go together")
+            raise ValueError("'optimizer.momentum_per_worker' needs 'sync_epochs' 0: a round has no worker of its own")
+        if self.compensation.delay != "none" and self.local_steps > 1:
+            raise ValueError("'compensation.delay' needs 'local_steps' 1: it corrects the gradient of one step")
         if self.compensation.gap_aware and self.optimizer.kind != "sgd":
             raise ValueError(f"'compensation.gap_aware' needs 'optimizer.kind' sgd, not {self.optimizer.kind}")
         return self
