@@ -230,8 +230,6 @@ class RunConfig(Config):
             raise ValueError(f"'max_staleness' needs 'mode' async: {bound}")
         if self.sync_epochs and self.mode == "sync":
             raise ValueError("'sync_epochs' needs 'mode' async or ssp: the mode that follows them")
-        if self.sync_epochs >= self.epochs:
-            raise ValueError(f"'sync_epochs' must be below 'epochs', {self.epochs}: otherwise {self.mode} never begins")
         return self
 
     @model_validator(mode="after")

@@ -138,7 +138,6 @@ def test_damping_never_amplifies_and_later_gradients_count_no_more(
             {"optimizer": {"momentum_per_worker": True}, "sync_epochs": 1},
             "'optimizer.momentum_per_worker' needs 'sync_epochs' 0",
         ),
-        ({"sync_epochs": 3, "epochs": 3}, "'sync_epochs' must be below 'epochs', 3"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings: dict[str, object], message: str) -> None:
