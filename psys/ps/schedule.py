@@ -7,6 +7,8 @@ from pydantic import Field, model_validator
 
 from psys.config import Config
 
+Scaling = Literal["none", "sqrt", "linear"]
+
 
 class ScheduleConfig(Config):
     """How the learning rate moves through the run."""
@@ -14,7 +16,9 @@ class ScheduleConfig(Config):
     kind: Literal["constant", "cosine", "table"] = "cosine"
     """constant: one rate; cosine: half a cosine down to zero (Loshchilov & Hutter 2017); table: steps"""
     learning_rate: float = Field(0.1, gt=0)
-    """the rate of one update, at its highest; for `table`, the rate before its first row"""
+    """the rate of one worker's batch, at its highest; for `table`, the rate before its first row"""
+    scaling: Scaling | None = None
+    """of the rate of an update with the mean of n gradients: times 1, the root of n, or n (docs/rates.md)"""
     warmup_epochs: float = Field(0.0, ge=0)
     """epochs of linear rise from zero (Goyal et al. 2017)"""
     table: tuple[tuple[float, float], ...] = ()
@@ -32,11 +36,21 @@ class ScheduleConfig(Config):
         return self
 
 
-def learning_rate(config: ScheduleConfig, epochs_done: float, epochs: int) -> float:
-    """Rate of the update made when `epochs_done` (fractional) of `epochs` have been applied."""
+def rate_factor(scaling: Scaling | None, gradients: float) -> float:
+    """What the rate of one batch is multiplied by for the mean gradient of so many batches; None: by 1.
+
+    linear: the mean of n gradients moves the parameters as far as n updates (Goyal et al. 2017); sqrt: the noise of an
+    update stays as large (Krizhevsky 2014, Hoffer et al. 2017).
+    """
+    return {"sqrt": math.sqrt(gradients), "linear": float(gradients)}.get(scaling or "none", 1.0)
+
+
+def learning_rate(config: ScheduleConfig, epochs_done: float, epochs: int, gradients: float = 1) -> float:
+    """Rate of the update with the mean of so many gradients when `epochs_done` (fractional) of `epochs` are applied."""
     rate = config.learning_rate
     if config.kind == "table":
         rate = next((r for start, r in reversed(config.table) if epochs_done >= start), rate)
+    rate *= rate_factor(config.scaling, gradients)
     warmup = config.warmup_epochs
     if epochs_done < warmup:
         # The first update has done nothing yet: it must not have rate zero.

@@ -38,7 +38,7 @@ TOPICS = {
     "evaluation": ("snapshot_epochs", "evaluate_every", "early_stopping"),
     "parallelism": (
         *("mode", "staleness", "workers", "threads", "servers", "remote_servers"),
-        *("wire", "topk_share", "prefetch"),
+        *("wire", "topk_share", "prefetch", "followed"),
     ),
     "checkpoints and faults": ("checkpoint_every", "keep_checkpoints", "faults"),
     "network": ("listen", "port", "role", "join", "token_file"),
@@ -141,6 +141,8 @@ class RunConfig(Config):
     """processes that compute gradients; by default one a GPU, or one a core up to 8"""
     threads: int | None = Field(None, ge=1)
     """threads that each worker computes with; by default this machine's cores, shared by its workers"""
+    followed: tuple[str, ...] = ()
+    """the settings that nobody set and that follow `mode` and `workers`, also in a run resumed with others"""
     epochs: int = Field(20, ge=1, le=100_000)
     """passes over the training images"""
     batch_size: int = Field(64, ge=1)
@@ -218,6 +220,11 @@ class RunConfig(Config):
     def evaluates_while_training(self) -> bool:
         """Whether snapshots are evaluated before the run ends."""
         return self.evaluate_every != 0 and self.validation_share > 0
+
+    @property
+    def gradients_of_update(self) -> int:
+        """Gradients whose mean is an update when all workers take part."""
+        return 1 if self.mode == "async" else self.workers or 1
 
     def rules(self) -> RunRules:
         """When snapshots, checkpoints, the start and the end are due."""

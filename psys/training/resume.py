@@ -20,7 +20,7 @@ from psys.run.segments import in_words
 _HOW_IT_RUNS = {
     *("name", "runs", "store", "source", "servers", "remote_servers", "threads", "faults", "listen", "port"),
     *("heartbeat_timeout", "patience", "start_timeout", "join_timeout", "leave_timeout", "restarts"),
-    *("checkpoint_every", "keep_checkpoints", "snapshot_epochs", "evaluate_every", "earlier_batch_sizes"),
+    *("checkpoint_every", "keep_checkpoints", "snapshot_epochs", "evaluate_every", "earlier_batch_sizes", "followed"),
 }
 _FIXED = {
     "model": "the checkpoint holds parameters of the other",
@@ -48,7 +48,7 @@ def resume(run: RunDirectory, settings: RunConfig, store: PreparedStore, wait: f
         begin = next((event for event in events if isinstance(event, RunStarted)), None)
         if begin and begin.store != store.content_hash:
             raise PsysError(f"{store.path} is not the store that {run.path} was trained on: name that one with --store")
-        chosen = changed.keys() - {"workers"}  # their number may be that of another machine's cores
+        chosen = changed.keys() - {"workers", *settings.followed}  # it may be the number of another machine's cores
         if divergence(events) and not chosen:
             raise PsysError(f"training of {run.path} diverged; {advice(run)}")
         sound = last_sound_version(events) if chosen else None
@@ -86,7 +86,7 @@ def resume(run: RunDirectory, settings: RunConfig, store: PreparedStore, wait: f
         run.update(settings)
     say(f"{run.path} continues from version {version} (epoch {ledger.epochs_done:.4g})")
     if changed:
-        rate = learning_rate(settings.schedule, ledger.epochs_done, settings.epochs)
+        rate = learning_rate(settings.schedule, ledger.epochs_done, settings.epochs, settings.gradients_of_update)
         say(f"changed from here on: {', '.join(in_words(changed))}; the learning rate is {rate:.4g} here")
     return True
 
