@@ -150,7 +150,7 @@ def _shard_sizes(config: RunConfig, model: FlatModel, number: int) -> dict[str, 
     """Elements of each vector of another server's state, by name."""
     part = layout_of(config, model).slices[number]
     numel = part.stop - part.start
-    return {"parameters": numel, "statistics": 0, **dict.fromkeys(config.optimizer.state_names(), numel)}
+    return {"parameters": numel, "statistics": 0, **dict.fromkeys(config.state_names(), numel)}
 
 
 def _newest_checkpoint(run: RunDirectory, config: RunConfig) -> Checkpoint | None:

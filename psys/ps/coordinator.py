@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+from psys.ps.compensation import NO_COMPENSATION, CompensationConfig
 from psys.ps.ledger import Ledger, Receipt
 from psys.ps.messages import Grant, Lease, Update
 from psys.ps.optimizer import OptimizerConfig
@@ -61,8 +62,10 @@ class Coordinator:
         awaited: int,
         slots: int,
         version: int = 0,
+        compensation: CompensationConfig = NO_COMPENSATION,
     ) -> None:
         self.ledger, self.version = ledger, version
+        self._compensation = compensation
         self._policy, self._optimizer, self._schedule, self._epochs = policy, optimizer, schedule, epochs
         self._awaited, self._slots = awaited, range(slots)
         self._stopping = False
@@ -226,7 +229,7 @@ class Coordinator:
         return Grant(lease, rate * self._optimizer.momentum_look_ahead((under_way + 1) * period - 1), rate * ahead)
 
     def _apply(self, leases: list[Lease]) -> Update:
-        rate = self.rate(len(leases))
+        rate, progress = self.rate(len(leases)), self.ledger.epochs_done / self._epochs
         # An update replaces the running statistics as far as its gradients come from all workers, or the only worker.
         statistics_share = min(1.0, len(leases) / max(1, len(self._members)))
         sizes = [self.ledger.size(lease.batch) for lease in leases]
@@ -247,4 +250,5 @@ class Coordinator:
             rate,
             statistics_share,
             self.ledger.epochs_done,
+            tuple(self._compensation.damping(each, progress) for each in staleness),
         )

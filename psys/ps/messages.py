@@ -46,6 +46,7 @@ class Update(NamedTuple):
     learning_rate: float
     statistics_share: float  # weight of the new running statistics: 1 replaces the old ones
     epochs_done: float  # after this update
+    damping: tuple[float, ...]  # of each lease's gradient: what it is multiplied by, besides its share
 
 
 class Reader(NamedTuple):

@@ -22,11 +22,19 @@ class OptimizerConfig(Config):
     """decay of the running mean of squares: rmsprop's alpha, adam's second beta"""
     look_ahead: bool = True
     """compute late gradients at the parameters predicted for the time they are applied; of sgd"""
+    momentum_per_worker: bool = False
+    """a momentum vector for each worker (DANA, Hakimi et al. 2019), of nesterov; memory: one more vector a worker"""
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> Self:
         if self.kind == "sgd" and self.nesterov and self.momentum == 0:
             raise ValueError("'nesterov' needs 'momentum' above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _momentum_per_worker_is_of_nesterov(self) -> Self:
+        if self.momentum_per_worker and not (self.kind == "sgd" and self.nesterov):
+            raise ValueError("'momentum_per_worker' needs 'kind' sgd with 'nesterov'")
         return self
 
     def state_names(self) -> tuple[str, ...]:
@@ -39,8 +47,13 @@ class OptimizerConfig(Config):
 
         A late gradient is computed at the parameters moved by it (SpecTrain, Chen et al. 2018; DANA, Hakimi et al.
         2019). Weight decay is left out; 0 where the optimizer does not look ahead.
+
+        With a momentum vector for each worker it is 0 as well: the parameters are then DANA's prediction themselves.
+        With Nesterov momentum a step is rate * (g + momentum * v_i) after v_i <- momentum * v_i + g. The parameters
+        plus rate * momentum * sum of all v_i are therefore moved by rate * v_i, as DANA's are, and what DANA-Zero sends
+        to a worker is that minus rate * momentum * sum of all v_i.
         """
-        if self.kind != "sgd" or not self.look_ahead:
+        if not self._looks_ahead:
             return 0.0
         return self._decays(updates) * (self.momentum if self.nesterov else 1)
 
@@ -49,9 +62,13 @@ class OptimizerConfig(Config):
 
         In rates times the gradient; 0 where the optimizer does not look ahead.
         """
-        if self.kind != "sgd" or not self.look_ahead:
+        if not self._looks_ahead:
             return 0.0
         return 1 + self._decays(updates if self.nesterov else updates - 1)
+
+    @property
+    def _looks_ahead(self) -> bool:
+        return self.kind == "sgd" and self.look_ahead and not self.momentum_per_worker
 
     def _decays(self, count: int) -> float:
         """momentum + momentum^2 + ... + momentum^count"""

@@ -45,6 +45,12 @@ def rate_factor(scaling: Scaling | None, gradients: float) -> float:
     return {"sqrt": math.sqrt(gradients), "linear": float(gradients)}.get(scaling or "none", 1.0)
 
 
+def highest_rate(config: ScheduleConfig, gradients: float = 1) -> float:
+    """The highest rate that updates with the mean of so many gradients reach."""
+    highest = max(config.learning_rate, *(rate for _, rate in config.table), 0.0)
+    return highest * rate_factor(config.scaling, gradients)
+
+
 def learning_rate(config: ScheduleConfig, epochs_done: float, epochs: int, gradients: float = 1) -> float:
     """Rate of the update with the mean of so many gradients when `epochs_done` (fractional) of `epochs` are applied."""
     rate = config.learning_rate

@@ -1,5 +1,6 @@
 """One server's part of a step: gradients are read from workers' slots, new parameters are written there."""
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -52,6 +53,7 @@ class Slice:
         self._scratch = [torch.empty_like(store.parameters) for _ in range(2)]  # takes no memory until it is written
         self._next_step = 0
         self._due: list[BlockFunction] = []
+        self._reads: defaultdict[str, dict[int, Tensor]] = defaultdict(dict)  # what each worker's slot received
         self._kept: dict[int, SliceState] = {}  # by the number of the step that asked for it
 
     @property
@@ -74,6 +76,8 @@ class Slice:
                 self._flush(run_blocks)
             for worker in step.released:
                 buffers.release(worker)
+                self.store.remove_worker(worker)
+                self._reads.pop(worker, None)
             if step.keep:
                 self._kept[step.number] = self.store.state() if step.keep == "checkpoint" else self.store.snapshot()
             self._next_step += 1
@@ -95,7 +99,8 @@ class Slice:
     def _contributions(self, update: Update, buffers: Buffers, run_blocks: RunBlocks) -> list[Contribution]:
         """The update's gradients where they lie, or their mean if the wire format must be decoded as a whole."""
         found: list[Contribution] = []
-        for lease, share in zip(update.leases, update.shares, strict=True):
+        columns = update.leases, update.shares, update.damping, update.staleness
+        for lease, share, damping, staleness in zip(*columns, strict=True):
             slot = buffers.gradients(lease.worker)[lease.slot]
             payload = slot.gradient[self._index]
             gradient = self._gradients.elements(payload, self._numel)
@@ -103,12 +108,18 @@ class Slice:
                 self._flush(run_blocks)  # the update before may have been decoded into the same scratch vector
                 gradient = self._gradients.decode(payload, self._scratch[1 if found else 0])
             statistics = slot.statistics if self._index == 0 else slot.statistics[:0]
-            found.append(Contribution(gradient, statistics, share))
+            read = self._reads[lease.worker][lease.slot] if staleness and self.store.needs_reads else None
+            found.append(Contribution(gradient, statistics, share, damping, lease.worker, read))
+            if any(gradient is scratch for scratch in self._scratch):
+                found[-1] = self.store.compensated(found[-1])
             if gradient is self._scratch[1]:  # one scratch vector holds the sum, the other one gradient at a time
                 found = [_sum(*found)]
         return found
 
     def _deliver(self, readers: Mapping[str, Reader], buffers: Buffers, run_blocks: RunBlocks) -> None:
+        for worker in filter(self.store.lacks, readers):
+            self._flush(run_blocks)
+            self.store.add_worker(worker)
         slots = [(buffers.parameters(worker)[reader.slot], reader) for worker, reader in readers.items()]
         payloads = [(slot.parameters[self._index], reader.momentum_look_ahead) for slot, reader in slots]
         vectors = [(self._parameters.elements(payload, self._numel), ahead) for payload, ahead in payloads]
@@ -125,9 +136,33 @@ class Slice:
         else:  # the wire format needs all parameters before it writes any
             self._flush(run_blocks)
             self._deliver_whole(payloads)
+        if self.store.needs_reads:
+            self._keep_reads(readers, buffers)
         if self._index == 0:
             for slot, _ in slots:
                 slot.statistics.copy_(self.store.statistics)
+
+    def _keep_reads(self, readers: Mapping[str, Reader], buffers: Buffers) -> None:
+        """Copy what is delivered, as its worker decodes it: the gradient will lie in the same place."""
+        copied: list[tuple[Sequence[Tensor], Sequence[Tensor]]] = []
+        for worker, reader in readers.items():
+            payload = buffers.parameters(worker)[reader.slot].parameters[self._index]
+            vector = self._parameters.elements(payload, self._numel)
+            copy = self._reads[worker].get(reader.slot)
+            if copy is None:
+                like = self.store.parameters if vector is None else vector
+                copy = self._reads[worker][reader.slot] = torch.empty_like(like)
+            if vector is None:
+                self._parameters.decode(payload, copy)
+            else:
+                copied.append((self.store.split(copy), self.store.split(vector)))
+
+        def copy_block(number: int) -> None:
+            for copies, vectors in copied:
+                copies[number].copy_(vectors[number])
+
+        if copied:
+            self._due.append(copy_block)
 
     def _deliver_whole(self, payloads: Sequence[tuple[Tensor, float]]) -> None:
         for ahead in {ahead for _, ahead in payloads}:
@@ -139,8 +174,8 @@ class Slice:
 
 def _sum(first: Contribution, second: Contribution) -> Contribution:
     """The weighted sum of both, in the memory of the first."""
-    if first.share != 1:
-        first.gradient.mul_(first.share)
-    first.gradient.add_(second.gradient, alpha=second.share)
+    if first.weight != 1:
+        first.gradient.mul_(first.weight)
+    first.gradient.add_(second.gradient, alpha=second.weight)
     statistics = torch.add(first.statistics * first.share, second.statistics, alpha=second.share)
-    return Contribution(first.gradient, statistics, 1.0)
+    return Contribution(first.gradient, statistics, 1.0, worker=first.worker, compensated=True)

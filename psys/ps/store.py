@@ -1,6 +1,6 @@
 """One slice of the flat parameter vector with its optimizer: gradients in, new versions out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 from torch.optim.rmsprop import rmsprop
 
+from psys.ps.compensation import NO_COMPENSATION, CompensationConfig
 from psys.ps.optimizer import OptimizerConfig
 from psys.ps.partition import CACHE_LINE, partition
 
 _BLOCK = 1 << 16  # elements, about
+_GRADIENT_SMOOTHING, _MOMENTUM_SMOOTHING = 0.95, 0.999  # of the papers (see ParameterStore._compensate)
 
 
 class SliceState(NamedTuple):
@@ -20,7 +22,7 @@ class SliceState(NamedTuple):
     version: int
     parameters: Tensor  # (n,) float32
     statistics: Tensor  # (m,) float32
-    optimizer: dict[str, Tensor]  # (n,) float32 each, see OptimizerConfig.state_names
+    optimizer: dict[str, Tensor]  # (n,) float32 each, see RunConfig.state_names
 
     def vectors(self) -> dict[str, Tensor]:
         """All vectors by name; `parameters` and `statistics` come first."""
@@ -33,13 +35,22 @@ class Contribution(NamedTuple):
     gradient: Tensor  # (n,) of any float dtype, mean over the batch; the update may overwrite it
     statistics: Tensor  # (m,) float32, the worker's running statistics after the batch
     share: float  # of the update's samples; the shares of an update add up to 1
+    damping: float = 1.0  # what the gradient is multiplied by besides
+    worker: str = ""  # who computed it; it matters with a momentum vector for each worker
+    read: Tensor | None = None  # (n,) of any float dtype, parameters of a late gradient to be compensated
+    compensated: bool = False  # `read` and the means of squares have been seen to
+
+    @property
+    def weight(self) -> float:
+        """What the gradient is multiplied by."""
+        return self.share * self.damping
 
 
 class Block(NamedTuple):
     """A stretch of the vectors that is stepped alike and fits a core's cache; views, made once."""
 
     parameters: Tensor  # (k,) float32
-    state: dict[str, Tensor]  # (k,) float32 each, see OptimizerConfig.state_names
+    state: dict[str, Tensor]  # (k,) float32 each, see RunConfig.state_names
     decay: float
 
 
@@ -47,15 +58,30 @@ class ParameterStore:
     """A slice of the flat parameter vector, the optimizer's vectors for it, and the number of updates applied.
 
     parameters: (n,) float32, of which the first `decayed` are subject to weight decay; statistics: (m,) float32.
+    `highest_rate`: of the schedule; gap-aware compensation measures by it.
+
+    With `momentum_per_worker` each worker between `add_worker` and `remove_worker` has a momentum vector of its own. A
+    new one begins as the mean of the others; `momentum` in the state is this mean, or the last vector there was.
     """
 
-    def __init__(self, parameters: Tensor, decayed: int, statistics: Tensor, optimizer: OptimizerConfig) -> None:
+    def __init__(
+        self,
+        parameters: Tensor,
+        decayed: int,
+        statistics: Tensor,
+        optimizer: OptimizerConfig,
+        compensation: CompensationConfig = NO_COMPENSATION,
+        highest_rate: float = 1.0,
+    ) -> None:
         self.version = 0
+        self.needs_reads = compensation.needs_reads
         self.parameters = parameters.detach().clone()
         self.statistics = statistics.detach().clone()
-        self._optimizer = optimizer
+        self._optimizer, self._compensation, self._highest_rate = optimizer, compensation, highest_rate
         numel = len(parameters)
-        self._state = {name: torch.zeros(numel) for name in optimizer.state_names()}
+        names = (*optimizer.state_names(), *compensation.state_names())
+        self._state = {name: torch.zeros(numel) for name in names}
+        self._momenta: dict[str, Tensor] = {}  # by worker
         if not optimizer.weight_decay:
             decayed = numel  # all elements are stepped alike
         # The cache line in which decay ends is a block of its own: the lines after it are then whole lines, wherever
@@ -82,25 +108,36 @@ class ParameterStore:
         all updates in order. The sum is made in the first gradient's memory if that is float32: no large vector is
         copied, or read twice from memory.
         """
-        (first, statistics, share), *others = contributions
-        if others:
-            statistics = statistics * share
+        first, *others = contributions
+        statistics = first.statistics * first.share if others else first.statistics
         for other in others:
             statistics.add_(other.statistics, alpha=other.share)
         self.statistics.lerp_(statistics, statistics_share)
-        gradients = self.split(first)
-        summands = [(self.split(other.gradient), other.share) for other in others]
+        parts = [
+            (each, self.split(each.gradient), None if each.read is None else self.split(each.read))
+            for each in contributions
+        ]
+        momentum = self.split(self._momenta[first.worker]) if self._optimizer.momentum_per_worker else None
         updates_before = self.version
 
+        def weighted_gradients(number: int) -> Iterator[tuple[Tensor, float]]:
+            for each, gradients, reads in parts:
+                gradient = gradients[number].float()
+                if not each.compensated:
+                    self._compensate(self.blocks[number], gradient, reads[number] if reads else None, updates_before)
+                yield gradient, each.weight
+
         def step_block(number: int) -> None:
-            gradient, block = gradients[number].float(), self.blocks[number]
-            if share != 1:
-                gradient.mul_(share)
-            for parts, part_share in summands:
-                gradient.add_(parts[number].float(), alpha=part_share)
-            _apply_gradient(
-                self._optimizer, block.parameters, gradient, block.state, updates_before, learning_rate, block.decay
-            )
+            block, summands = self.blocks[number], weighted_gradients(number)
+            state = {**block.state, "momentum": momentum[number]} if momentum else block.state
+            mean, weight = next(summands)
+            if weight != 1:
+                mean.mul_(weight)
+            for gradient, weight in summands:
+                mean.add_(gradient, alpha=weight)
+            _apply_gradient(self._optimizer, block.parameters, mean, state, updates_before, learning_rate, block.decay)
+            if self._compensation.gap_aware:
+                _move_mean_square(state["momentum_squares"], state.get("momentum", mean), _MOMENTUM_SMOOTHING)
 
         self.version += 1
         return step_block
@@ -110,6 +147,27 @@ class ParameterStore:
         step_block = self.begin_update(contributions, learning_rate, statistics_share)
         for number in range(len(self.blocks)):
             step_block(number)
+
+    def compensated(self, contribution: Contribution) -> Contribution:
+        """The contribution with its gradient, which is float32, compensated in place: the next update has it."""
+        reads = None if contribution.read is None else self.split(contribution.read)
+        for number, (block, gradient) in enumerate(zip(self.blocks, self.split(contribution.gradient), strict=True)):
+            self._compensate(block, gradient, reads[number] if reads else None, self.version)
+        return contribution._replace(compensated=True)
+
+    def lacks(self, worker: str) -> bool:
+        """Whether the worker is to be added before it reads."""
+        return self._optimizer.momentum_per_worker and worker not in self._momenta
+
+    def add_worker(self, worker: str) -> None:
+        """The worker's momentum vector begins. All updates that have begun must be complete."""
+        self._momenta[worker] = self._mean_momentum()
+
+    def remove_worker(self, worker: str) -> None:
+        """The worker's momentum vector, if it has one, ends. All updates that have begun must be complete."""
+        momentum = self._momenta.pop(worker, None)
+        if momentum is not None and not self._momenta:
+            self._state["momentum"].copy_(momentum)
 
     def split(self, vector: Tensor) -> tuple[Tensor, ...]:
         """Views of a vector (n,), one for each of `blocks`."""
@@ -136,6 +194,8 @@ class ParameterStore:
     def state(self) -> SliceState:
         """A copy of everything."""
         optimizer = {name: vector.clone() for name, vector in self._state.items()}
+        if self._momenta:
+            optimizer["momentum"] = self._mean_momentum()
         return self.snapshot()._replace(optimizer=optimizer)
 
     def state_sizes(self) -> dict[str, int]:
@@ -150,6 +210,7 @@ class ParameterStore:
             raise ValueError(f"the state is of another model or optimizer: it has {sizes}")
         for name, vector in own.items():
             vector.copy_(other[name])
+        self._momenta.clear()
         self.version = state.version
 
     def write_state(self, version: int, name: str, start: int, values: Tensor) -> None:
@@ -158,10 +219,53 @@ class ParameterStore:
         if vector is None or start + len(values) > len(vector):
             raise ValueError(f"the state is of another model or optimizer: it has {name} {start + len(values)}")
         vector[start : start + len(values)] = values
+        self._momenta.clear()
         self.version = version
 
     def _vectors(self) -> dict[str, Tensor]:
         return {"parameters": self.parameters, "statistics": self.statistics, **self._state}
+
+    def _mean_momentum(self) -> Tensor:
+        """The mean of the workers' momentum vectors, or without any what a new one begins as; a new vector."""
+        first, *others = self._momenta.values() or [self._state["momentum"]]
+        mean = first.clone()
+        for other in others:
+            mean.add_(other)
+        return mean.div_(1 + len(others))
+
+    def _compensate(self, block: Block, gradient: Tensor, read: Tensor | None, updates_before: int) -> None:
+        """Compensate one block's gradient (k,) for the parameters' move since `read`, in place; None: it is not late.
+
+        Delay: g + lambda * g * g * move; lambda is the strength, or strength / sqrt(mean of g^2 + 1e-7), adaptive
+        (Zheng et al. 2017, "Asynchronous Stochastic Gradient Descent with Delay Compensation"). Gap-aware, after it:
+        g / (1 + |move| / typical), where typical is the highest rate * (sqrt(mean of v^2) + 1e-8) and v the momentum
+        vector, or without momentum the gradient (Barkai, Hakimi, Schuster 2020, "Gap-Aware Mitigation of Gradient
+        Staleness"). The mean of g^2 has this gradient and begins at 0 as in the paper. The mean of v^2 has the updates
+        before this one, and its beginning at 0 is divided out as Adam's.
+        """
+        config = self._compensation
+        if config.delay == "adaptive":
+            _move_mean_square(block.state["gradient_squares"], gradient, _GRADIENT_SMOOTHING)
+        if read is None:
+            return
+        move = block.parameters - read
+        if config.strength:
+            correction = gradient.square().mul_(config.strength).mul_(move)
+            if config.delay == "adaptive":
+                correction.div_((block.state["gradient_squares"] + 1e-7).sqrt_())
+            gradient.add_(correction)
+        if config.gap_aware:
+            seen = 1 - _MOMENTUM_SMOOTHING**updates_before
+            typical = (block.state["momentum_squares"] / seen).sqrt_().add_(1e-8).mul_(self._highest_rate)
+            gradient.div_(move.abs_().div_(typical).add_(1))
+
+
+def _move_mean_square(mean: Tensor, vector: Tensor, smoothing: float) -> None:
+    """Move a running mean of squares, in place. Both are (k,).
+
+    Only sums and products that every instruction rounds alike: the bits do not depend on where a block begins.
+    """
+    mean.mul_(smoothing).add_(vector.square().mul_(1 - smoothing))
 
 
 def _apply_gradient(

@@ -16,6 +16,7 @@ from psys.ps.ledger import Ledger
 from psys.ps.membership import Membership
 from psys.ps.messages import Evaluated
 from psys.ps.policy import make_policy
+from psys.ps.schedule import highest_rate
 from psys.ps.slice import Slice
 from psys.ps.slots import BufferLayout
 from psys.ps.store import ParameterStore
@@ -38,7 +39,14 @@ def initial_slice(config: RunConfig, model: FlatModel, number: int) -> Slice:
     part = layout_of(config, model).slices[number]
     decayed = min(max(model.decayed - part.start, 0), part.stop - part.start)
     statistics = model.statistics if number == 0 else model.statistics[:0]
-    store = ParameterStore(model.parameters[part], decayed, statistics, config.optimizer)
+    store = ParameterStore(
+        model.parameters[part],
+        decayed,
+        statistics,
+        config.optimizer,
+        config.compensation,
+        highest_rate(config.schedule, config.gradients_of_update),
+    )
     return Slice(number, store, config.wire, config.topk_share)
 
 
@@ -75,6 +83,7 @@ def run_controller(
         awaited,
         slots=config.slots(),
         version=version,
+        compensation=config.compensation,
     )
     membership = Membership(config.heartbeat_timeout)
     return RunController(config.rules(), membership, coordinator, seconds, saved, best, patience_from)

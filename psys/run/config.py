@@ -12,6 +12,7 @@ from psys.compute.device import Precision
 from psys.config import NAME, Config
 from psys.data.source_name import SAMPLE, store_name
 from psys.ps.codec import Wire
+from psys.ps.compensation import CompensationConfig
 from psys.ps.controller import RunRules
 from psys.ps.optimizer import OptimizerConfig
 from psys.ps.partition import partition
@@ -190,6 +191,7 @@ class RunConfig(Config):
     """port that workers join at; 0: any free one"""
     augment: AugmentConfig = AugmentConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    compensation: CompensationConfig = CompensationConfig()
     schedule: ScheduleConfig = ScheduleConfig()
 
     @field_validator("class_weights")
@@ -216,6 +218,14 @@ class RunConfig(Config):
             raise ValueError("'early_stopping' needs 'validation_share' above 0, and 'evaluate_every' not 0")
         return self
 
+    @model_validator(mode="after")
+    def _late_gradients_fit_the_optimizer(self) -> Self:
+        if self.optimizer.momentum_per_worker and self.mode != "async":
+            raise ValueError(f"'optimizer.momentum_per_worker' needs 'mode' async, not {self.mode}")
+        if self.compensation.gap_aware and self.optimizer.kind != "sgd":
+            raise ValueError(f"'compensation.gap_aware' needs 'optimizer.kind' sgd, not {self.optimizer.kind}")
+        return self
+
     @property
     def evaluates_while_training(self) -> bool:
         """Whether snapshots are evaluated before the run ends."""
@@ -238,6 +248,10 @@ class RunConfig(Config):
             early_stopping=self.early_stopping,
             leave_timeout=self.leave_timeout,
         )
+
+    def state_names(self) -> tuple[str, ...]:
+        """Names of the vectors that the servers keep beside parameters and statistics."""
+        return (*self.optimizer.state_names(), *self.compensation.state_names())
 
     def buffer_layout(self, parameters: int, statistics: int) -> BufferLayout:
         """The layout of the workers' buffers for a model with that many parameters and statistics.

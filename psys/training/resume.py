@@ -57,7 +57,7 @@ def resume(run: RunDirectory, settings: RunConfig, store: PreparedStore, wait: f
         begun = _epochs_begun(initial_ledger(before, store), checkpoint)
         _check(run, before, settings, changed, begun)
         if checkpoint:
-            _check_optimizer(run, before, settings)
+            _check_vectors(run, before, settings)
         earlier = _earlier_batch_sizes(before, settings.batch_size, begun)
         settings = settings.model_copy(update={"earlier_batch_sizes": earlier})
         ledger = initial_ledger(settings, store)
@@ -144,11 +144,12 @@ def _check(
         raise PsysError(f"cannot resume {run.path} with --epochs {settings.epochs}: epoch {begun} has begun")
 
 
-def _check_optimizer(run: RunDirectory, before: RunConfig, settings: RunConfig) -> None:
-    needed, kept = settings.optimizer.state_names(), before.optimizer.state_names()
+def _check_vectors(run: RunDirectory, before: RunConfig, settings: RunConfig) -> None:
+    needed, kept = settings.state_names(), before.state_names()
     if set(needed) != set(kept):
+        setting = "optimizer" if settings.optimizer.state_names() != before.optimizer.state_names() else "compensation"
         raise PsysError(
-            f"cannot resume {run.path} with this optimizer: it needs {_names(needed)}, the checkpoint holds "
+            f"cannot resume {run.path} with this {setting}: it needs {_names(needed)}, the checkpoint holds "
             f"{_names(kept)}; start a new run"
         )
 

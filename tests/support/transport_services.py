@@ -51,7 +51,7 @@ class AsyncCoordinator:
             updates: tuple[Update, ...] = ()
             if push is not None:
                 self._version += 1
-                updates = (Update(self._version, (push.lease,), (1.0,), (0,), 1.0, 1.0, 0.0),)
+                updates = (Update(self._version, (push.lease,), (1.0,), (0,), 1.0, 1.0, 0.0, (1.0,)),)
             grant = Grant(Lease(self._batches, 0, worker, self._version, 1))
             self._batches += 1
             step = Step(self._steps, updates, {worker: Reader(1, 0.0)})

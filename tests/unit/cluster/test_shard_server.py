@@ -99,7 +99,9 @@ class Rig:
         """
         leases = tuple(Lease(self.steps, 0, worker.name, self.steps, slot or 0) for worker in self.workers)
         shares = tuple((1 + number) / sum(range(1 + len(leases))) for number in range(len(leases)))
-        update = Update(self.steps + 1, leases, shares, (0,) * len(leases), RATE, STATISTICS_SHARE, 0.0)
+        update = Update(
+            self.steps + 1, leases, shares, (0,) * len(leases), RATE, STATISTICS_SHARE, 0.0, (1.0,) * len(leases)
+        )
         reading = {
             name: Reader(into, far) for name, far in zip(readers, look_ahead or [0.0] * len(readers), strict=True)
         }
@@ -275,7 +277,7 @@ def test_steps_applied_together_equal_steps_in_turn(wire: Wire, released: bool) 
         for number, worker in enumerate(rig.workers):
             worker.send(rig.shards, 0, *rig.sent(number, 0))
             lease = Lease(number, 0, worker.name, number, 0)
-            updates.append(Update(1 + number, (lease,), (1.0,), (0,), RATE, STATISTICS_SHARE, 0.0))
+            updates.append(Update(1 + number, (lease,), (1.0,), (0,), RATE, STATISTICS_SHARE, 0.0, (1.0,)))
         # worker0 reads into the slot of its gradient, the others push one step later; worker2 may have left.
         gone = ("worker2",) if released else ()
         steps = [
@@ -302,7 +304,7 @@ def test_two_updates_of_one_step_equal_two_steps(wire: Wire) -> None:
         for number, worker in enumerate(rig.workers):
             worker.send(rig.shards, 0, *rig.sent(number, 0))
             lease = Lease(number, 0, worker.name, number, 0)
-            updates.append(Update(1 + number, (lease,), (1.0,), (0,), RATE, STATISTICS_SHARE, 0.0))
+            updates.append(Update(1 + number, (lease,), (1.0,), (0,), RATE, STATISTICS_SHARE, 0.0, (1.0,)))
         reading = {worker.name: Reader(0, 0.1) for worker in rig.workers}
         one = [Step(0, tuple(updates), reading, ())]
         two = [Step(0, (updates[0],), {}, ()), Step(1, (updates[1],), reading, ())]

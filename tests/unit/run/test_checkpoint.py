@@ -217,7 +217,7 @@ class Servers:
         for payload, span in zip(slot.gradient, self._spans, strict=True):
             payload.view(torch.float32).copy_(gradient[span])
         lease = Lease(version - 1, 0, "worker0", version - 1, 0)
-        self._apply(updates=(Update(version, (lease,), (1.0,), (0,), 0.05, 0.5, 0.0),))
+        self._apply(updates=(Update(version, (lease,), (1.0,), (0,), 0.05, 0.5, 0.0, (1.0,)),))
 
     def state(self) -> SliceState:
         number = self._apply(keep=True)
