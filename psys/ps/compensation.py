@@ -8,7 +8,10 @@ from psys.config import Config
 
 
 class CompensationConfig(Config):
-    """What is done to a gradient computed on parameters that have moved since (docs/compensation.md)."""
+    """What servers do to a late gradient, computed on parameters that have moved since.
+
+    `delay` and `gap_aware` need memory: a copy of what each slot of each worker received.
+    """
 
     staleness_power: float = Field(0.0, ge=0, le=2)
     """a gradient is multiplied by staleness^-power (Zhang et al. 2016); 0: not at all; 1: divided by its staleness"""
@@ -19,7 +22,7 @@ class CompensationConfig(Config):
     delay_strength: float | None = Field(None, ge=0)
     """lambda of `delay`; by default the paper's: 0.04 for constant, 2 for adaptive"""
     gap_aware: bool = False
-    """divide gradients, by element, by the parameters' move in typical updates (Barkai et al. 2020); of sgd"""
+    """divide each element by 1 + its parameter's move in typical steps (Gap-Aware, Barkai et al. 2020); of sgd"""
 
     @model_validator(mode="after")
     def _strength_goes_with_delay(self) -> Self:

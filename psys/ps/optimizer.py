@@ -23,7 +23,7 @@ class OptimizerConfig(Config):
     look_ahead: bool = True
     """compute late gradients at the parameters predicted for the time they are applied; of sgd"""
     momentum_per_worker: bool = False
-    """a momentum vector for each worker (DANA, Hakimi et al. 2019), of nesterov; memory: one more vector a worker"""
+    """a momentum vector for each worker (DANA, Hakimi et al. 2019), each in memory; of nesterov in mode async"""
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> Self:
@@ -48,10 +48,8 @@ class OptimizerConfig(Config):
         A late gradient is computed at the parameters moved by it (SpecTrain, Chen et al. 2018; DANA, Hakimi et al.
         2019). Weight decay is left out; 0 where the optimizer does not look ahead.
 
-        With a momentum vector for each worker it is 0 as well: the parameters are then DANA's prediction themselves.
-        With Nesterov momentum a step is rate * (g + momentum * v_i) after v_i <- momentum * v_i + g. The parameters
-        plus rate * momentum * sum of all v_i are therefore moved by rate * v_i, as DANA's are, and what DANA-Zero sends
-        to a worker is that minus rate * momentum * sum of all v_i.
+        With a momentum vector for each worker it is 0 as well: the parameters themselves are DANA's prediction (see
+        docs/compensation.md).
         """
         if not self._looks_ahead:
             return 0.0

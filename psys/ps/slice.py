@@ -104,13 +104,14 @@ class Slice:
             slot = buffers.gradients(lease.worker)[lease.slot]
             payload = slot.gradient[self._index]
             gradient = self._gradients.elements(payload, self._numel)
+            whole = gradient is None
             if gradient is None:
                 self._flush(run_blocks)  # the update before may have been decoded into the same scratch vector
                 gradient = self._gradients.decode(payload, self._scratch[1 if found else 0])
             statistics = slot.statistics if self._index == 0 else slot.statistics[:0]
             read = self._reads[lease.worker][lease.slot] if staleness and self.store.needs_reads else None
             found.append(Contribution(gradient, statistics, share, damping, lease.worker, read))
-            if any(gradient is scratch for scratch in self._scratch):
+            if whole:
                 found[-1] = self.store.compensated(found[-1])
             if gradient is self._scratch[1]:  # one scratch vector holds the sum, the other one gradient at a time
                 found = [_sum(*found)]

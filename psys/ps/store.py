@@ -1,6 +1,6 @@
 """One slice of the flat parameter vector with its optimizer: gradients in, new versions out."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -61,7 +61,7 @@ class ParameterStore:
     `highest_rate`: of the schedule; gap-aware compensation measures by it.
 
     With `momentum_per_worker` each worker between `add_worker` and `remove_worker` has a momentum vector of its own. A
-    new one begins as the mean of the others; `momentum` in the state is this mean, or the last vector there was.
+    new one begins as the mean of the others; `momentum` in the state is this mean, or without workers the last vector.
     """
 
     def __init__(
@@ -113,28 +113,18 @@ class ParameterStore:
         for other in others:
             statistics.add_(other.statistics, alpha=other.share)
         self.statistics.lerp_(statistics, statistics_share)
-        parts = [
-            (each, self.split(each.gradient), None if each.read is None else self.split(each.read))
-            for each in contributions
-        ]
+        gradients, weight = self._gradients(first), first.weight
+        summands = [(self._gradients(other), other.weight) for other in others]
         momentum = self.split(self._momenta[first.worker]) if self._optimizer.momentum_per_worker else None
         updates_before = self.version
 
-        def weighted_gradients(number: int) -> Iterator[tuple[Tensor, float]]:
-            for each, gradients, reads in parts:
-                gradient = gradients[number].float()
-                if not each.compensated:
-                    self._compensate(self.blocks[number], gradient, reads[number] if reads else None, updates_before)
-                yield gradient, each.weight
-
         def step_block(number: int) -> None:
-            block, summands = self.blocks[number], weighted_gradients(number)
-            state = {**block.state, "momentum": momentum[number]} if momentum else block.state
-            mean, weight = next(summands)
+            mean, block = gradients(number), self.blocks[number]
             if weight != 1:
                 mean.mul_(weight)
-            for gradient, weight in summands:
-                mean.add_(gradient, alpha=weight)
+            for others_gradients, others_weight in summands:
+                mean.add_(others_gradients(number), alpha=others_weight)
+            state = {**block.state, "momentum": momentum[number]} if momentum else block.state
             _apply_gradient(self._optimizer, block.parameters, mean, state, updates_before, learning_rate, block.decay)
             if self._compensation.gap_aware:
                 _move_mean_square(state["momentum_squares"], state.get("momentum", mean), _MOMENTUM_SMOOTHING)
@@ -150,9 +140,9 @@ class ParameterStore:
 
     def compensated(self, contribution: Contribution) -> Contribution:
         """The contribution with its gradient, which is float32, compensated in place: the next update has it."""
-        reads = None if contribution.read is None else self.split(contribution.read)
-        for number, (block, gradient) in enumerate(zip(self.blocks, self.split(contribution.gradient), strict=True)):
-            self._compensate(block, gradient, reads[number] if reads else None, self.version)
+        gradients = self._gradients(contribution)
+        for number in range(len(self.blocks)):
+            gradients(number)
         return contribution._replace(compensated=True)
 
     def lacks(self, worker: str) -> bool:
@@ -232,6 +222,23 @@ class ParameterStore:
         for other in others:
             mean.add_(other)
         return mean.div_(1 + len(others))
+
+    def _gradients(self, contribution: Contribution) -> Callable[[int], Tensor]:
+        """Gives the gradient of one block (k,) float32, compensated, in the contribution's memory if that is float32.
+
+        Each block is to be asked for once, in the order of updates, as a running mean may follow the gradients.
+        """
+        gradients, updates_before = self.split(contribution.gradient), self.version
+        if contribution.compensated or not (self.needs_reads or self._compensation.state_names()):
+            return lambda number: gradients[number].float()
+        reads = None if contribution.read is None else self.split(contribution.read)
+
+        def compensated(number: int) -> Tensor:
+            gradient = gradients[number].float()
+            self._compensate(self.blocks[number], gradient, reads[number] if reads else None, updates_before)
+            return gradient
+
+        return compensated
 
     def _compensate(self, block: Block, gradient: Tensor, read: Tensor | None, updates_before: int) -> None:
         """Compensate one block's gradient (k,) for the parameters' move since `read`, in place; None: it is not late.

@@ -3,6 +3,8 @@
 import signal
 from pathlib import Path
 
+import pytest
+
 from psys.data.store import PreparedStore
 from psys.ps.events import SnapshotSaved
 from psys.run.directory import RunDirectory
@@ -22,6 +24,10 @@ from tests.support.processes import (
 from tests.support.reference import computed_again, one_thread, same_bits, snapshot, vectors
 
 ENDLESS = ("--epochs", "5000")
+LATE = (
+    *("--wire", "fp16", "--optimizer.momentum-per-worker", "--compensation.staleness-power", "0.5"),
+    *("--compensation.delay", "adaptive", "--compensation.gap-aware"),
+)
 
 
 def check_replay(path: Path) -> None:
@@ -49,14 +55,15 @@ def test_sync_run_with_prefetch_equals_a_run_in_one_process(small_store_path: Pa
     assert same_bits(snapshot(path, version), computed_again(path, version))
 
 
-def test_async_run_with_faults_is_replayed(small_store_path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("late", [(), LATE], ids=["plain", "late gradients"])
+def test_async_run_with_faults_is_replayed(late: tuple[str, ...], small_store_path: Path, tmp_path: Path) -> None:
     path, plan = tmp_path / "runs" / "r", tmp_path / "plan.yaml"
     faults = [
         *("{worker: 0, step: 3, kind: nan}", "{worker: 1, step: 4, kind: drop_reply}"),
         "{worker: 0, step: 9, kind: kill}",
     ]
     plan.write_text(f"faults: [{', '.join(faults)}]")
-    more = ("--mode", "async", "--servers", "2", "--faults", str(plan))
+    more = ("--mode", "async", "--servers", "2", "--faults", str(plan), *late)
     with started(PS, *small_run(small_store_path, "r", *ENDLESS, *more), cwd=tmp_path) as process:
         wait_until(lambda: "worker2" in updating(path), "an update of the worker after the killed one", process)
         reached = len(events(path, SnapshotSaved))

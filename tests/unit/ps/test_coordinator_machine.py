@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 from torch import Tensor
 
+from psys.ps.compensation import CompensationConfig
 from psys.ps.coordinator import Coordinator, Decision, Wait
 from psys.ps.ledger import Ledger, LedgerState, Receipt
 from psys.ps.messages import Lease, Update
@@ -61,10 +62,18 @@ class CoordinatorMachine(RuleBasedStateMachine):
         staleness=st.integers(0, 3),
         prefetch=st.integers(0, 1),
         awaited=st.integers(0, 3),
+        power=st.sampled_from([0.0, 1.0]),
     )
     def start(
-        self, mode: Mode, staleness: int, prefetch: int, awaited: int, kind: Literal["constant", "cosine"] = "constant"
+        self,
+        mode: Mode,
+        staleness: int,
+        prefetch: int,
+        awaited: int,
+        kind: Literal["constant", "cosine"] = "constant",
+        power: float = 0.0,
     ) -> None:
+        self.compensation = CompensationConfig(staleness_power=power)
         ahead = prefetch + (staleness if mode == "ssp" else 0)
         self.slots, self.bound = 1 + ahead, BATCHES if mode == "async" else ahead
         self.prefetch, self.expected = prefetch, awaited
@@ -93,6 +102,7 @@ class CoordinatorMachine(RuleBasedStateMachine):
             self.expected,
             self.slots,
             version,
+            self.compensation,
         )
         self.awaited, self.begun = self.expected, False
         self.workers: dict[str, Worker] = {}
@@ -152,7 +162,7 @@ class CoordinatorMachine(RuleBasedStateMachine):
             # As on a server: the gradients themselves, which `update` may overwrite.
             gradients = [self.slots_of[lease.worker, lease.slot][SLICES[server]] for lease in update.leases]
             statistics = [torch.full((1,), float(lease.batch + 1)) for lease in update.leases]
-            contributions = list(map(Contribution, gradients, statistics, update.shares))
+            contributions = list(map(Contribution, gradients, statistics, update.shares, update.damping))
             store.update(contributions, update.learning_rate, update.statistics_share)
 
     def act(self, worker: Worker) -> Lease | None:
@@ -281,8 +291,8 @@ class CoordinatorMachine(RuleBasedStateMachine):
             expected = torch.zeros(BATCHES)
             for update in self.updates[: store.version]:
                 sizes = {lease.batch: self.coordinator.ledger.size(lease.batch) for lease in update.leases}
-                for batch, size in sizes.items():
-                    expected[batch] += size / sum(sizes.values())
+                for (batch, size), staleness in zip(sizes.items(), update.staleness, strict=True):
+                    expected[batch] += self.compensation.damping(staleness, 0) * size / sum(sizes.values())
             torch.testing.assert_close(store.snapshot().parameters, expected)
 
     def teardown(self) -> None:

@@ -92,6 +92,10 @@ def test_settings_of_how_a_run_runs_are_no_segment(
         ({"schedule": {"kind": "table", "table": [(2, 0.01)]}}, None),
         ({"optimizer": {"weight_decay": 0.1}, "gradient_clip": 1.0}, None),
         ({"augment": {"views": 2}, "wire": "bf16", "prefetch": 1}, None),
+        (
+            {"compensation": {"staleness_power": 1, "delay": "constant"}, "optimizer": {"momentum_per_worker": True}},
+            None,
+        ),
     ],
 )
 def test_changed_settings_are_recorded_as_a_segment(
@@ -116,7 +120,11 @@ def test_changed_settings_are_recorded_as_a_segment(
         ({"validation_share": 0.5}, "validation_share 0.5 instead of 0.0: images that were trained on"),
         ({"image_size": 16}, "image_size 16 instead of None"),
         ({"epochs": 1}, "--epochs 1: epoch 2 has begun"),
-        ({"optimizer": {"kind": "adam"}}, "it needs means and squares, the checkpoint holds momentum"),
+        ({"optimizer": {"kind": "adam"}}, "optimizer: it needs means and squares, the checkpoint holds momentum"),
+        (
+            {"compensation": {"delay": "adaptive", "gap_aware": True}},
+            "compensation: it needs momentum and gradient_squares and momentum_squares, the checkpoint holds momentum",
+        ),
     ],
 )
 def test_change_without_a_meaning_is_refused(
