@@ -37,6 +37,7 @@ from psys.ps.store import SliceState
 from psys.run.config import CONFIGS, RunConfig
 from psys.simulate.in_process import InProcessRun
 from psys.simulate.worker import workload_of
+from psys.training import TrainingConfig
 
 KEY = ("settings", "workers", "rate_factor", "seed", "epochs", "spread")  # what tells trials apart
 
@@ -64,7 +65,8 @@ def main() -> None:
                 if any(all(trial[name] == value for name, value in key.items()) for trial in read(arguments.out)):
                     continue
                 flags = [*arguments.settings, "--seed", str(seed), "--epochs", str(arguments.epochs)]
-                config = scaled(parse(RunConfig, flags, "benchmarks.async_rates", CONFIGS / "sample.yaml"), factor)
+                settings_of_training = parse(TrainingConfig, flags, "benchmarks.async_rates", CONFIGS / "sample.yaml")
+                config = scaled(settings_of_training.run_config(workers), factor)
                 began = time.monotonic()
                 trial = {**key, **trained(config, store, workers, arguments.spread)}
                 trial |= {"seconds": round(time.monotonic() - began), "machine": machine(environment())}

@@ -1,34 +1,32 @@
 """Settings that follow the cluster: by mode and number of workers, where nobody set them (docs/rates.md)."""
 
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from psys.ps.schedule import rate_factor
 from psys.run.config import RunConfig
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
-
-class Default(NamedTuple):
-    """What a setting is by default."""
-
-    value: Any
-    reason: str  # in one sentence
+LINEAR_UP_TO = 8
+"""gradients of an update for which the linear rule was measured"""
+LOOK_AHEAD_UP_TO = 4
+"""gradients under way in async, one a worker without prefetch, for which looking ahead was measured to be enough"""
 
 
-def defaults(config: RunConfig) -> dict[str, Default]:
-    """By dotted name: the settings that follow the mode and the number of workers of `config`."""
-    workers = config.workers or 1
-    found = {}
-    if config.mode == "async":
-        found["schedule.scaling"] = Default("none", "an update has one gradient, for which the rate is meant")
-    else:
-        found["schedule.scaling"] = Default("sqrt", f"the mean of {workers} gradients has less noise")
-    return found
+def defaults(config: RunConfig) -> dict[str, Any]:
+    """By dotted name: the settings that follow the mode, the optimizer and the number of workers of `config`."""
+    workers, sgd = config.workers or 1, config.optimizer.kind == "sgd"
+    under_way = workers * (1 + config.prefetch)
+    return {
+        # Optimizers that divide by the size of gradients follow the square root (Malladi et al. 2022).
+        "schedule.scaling": "linear" if sgd and workers <= LINEAR_UP_TO else "sqrt",
+        "compensation.gap_aware": sgd and config.mode == "async" and under_way > LOOK_AHEAD_UP_TO,
+    }
 
 
 def resolved(config: ConfigT) -> ConfigT:
     """`config` with the defaults of its mode and number of workers for the settings that are None."""
-    open_settings = {name: default.value for name, default in defaults(config).items() if _get(config, name) is None}
+    open_settings = {name: value for name, value in defaults(config).items() if _get(config, name) is None}
     return _with(config, {**open_settings, "followed": tuple(open_settings)})
 
 
@@ -43,7 +41,9 @@ def rate_in_words(config: RunConfig) -> str:
     text = f"{schedule.learning_rate:g} for one worker's batch"
     if gradients > 1:
         factor = f"{rate_factor(schedule.scaling, gradients):.3g}"
-        text += f", x {factor} for the mean of {gradients} gradients (scaling {schedule.scaling}, docs/rates.md)"
+        text += f", x {factor} for the mean of {gradients} gradients (scaling {schedule.scaling}; docs/rates.md)"
+    if config.compensation.gap_aware:
+        text += f", less for late gradients of {config.workers} workers (gap-aware; docs/rates.md)"
     return text
 
 
@@ -57,7 +57,5 @@ def _with(config: ConfigT, settings: dict[str, Any]) -> ConfigT:
     changed: dict[str, Any] = {}
     for name, value in settings.items():
         group, _, setting = name.partition(".")
-        if setting:
-            value = changed.get(group, getattr(config, group)).model_copy(update={setting: value})
-        changed[group] = value
+        changed[group] = getattr(config, group).model_copy(update={setting: value}) if setting else value
     return config.model_copy(update=changed)

@@ -8,6 +8,7 @@ from psys.errors import PsysError, say
 from psys.ps.events import RunEnded, RunEvent, RunStarted, SettingsChanged, StoppedEarly, UpdateApplied
 from psys.ps.ledger import Ledger
 from psys.ps.schedule import learning_rate
+from psys.ps.store import refitted
 from psys.run.assembly import initial_ledger
 from psys.run.checkpoint import Checkpoint
 from psys.run.config import RunConfig
@@ -57,7 +58,7 @@ def resume(run: RunDirectory, settings: RunConfig, store: PreparedStore, wait: f
         begun = _epochs_begun(initial_ledger(before, store), checkpoint)
         _check(run, before, settings, changed, begun)
         if checkpoint:
-            _check_vectors(run, before, settings)
+            _check_optimizer(run, checkpoint, settings)
         earlier = _earlier_batch_sizes(before, settings.batch_size, begun)
         settings = settings.model_copy(update={"earlier_batch_sizes": earlier})
         ledger = initial_ledger(settings, store)
@@ -144,13 +145,12 @@ def _check(
         raise PsysError(f"cannot resume {run.path} with --epochs {settings.epochs}: epoch {begun} has begun")
 
 
-def _check_vectors(run: RunDirectory, before: RunConfig, settings: RunConfig) -> None:
-    needed, kept = settings.state_names(), before.state_names()
-    if set(needed) != set(kept):
-        setting = "optimizer" if settings.optimizer.state_names() != before.optimizer.state_names() else "compensation"
+def _check_optimizer(run: RunDirectory, checkpoint: Checkpoint, settings: RunConfig) -> None:
+    needed = settings.state_names()
+    if set(needed) != set(refitted(checkpoint.state, needed).optimizer):
         raise PsysError(
-            f"cannot resume {run.path} with this {setting}: it needs {_names(needed)}, the checkpoint holds "
-            f"{_names(kept)}; start a new run"
+            f"cannot resume {run.path} with this optimizer: it needs {_names(needed)}, the checkpoint holds "
+            f"{_names(list(checkpoint.state.optimizer))}; start a new run"
         )
 
 

@@ -121,10 +121,6 @@ def test_changed_settings_are_recorded_as_a_segment(
         ({"image_size": 16}, "image_size 16 instead of None"),
         ({"epochs": 1}, "--epochs 1: epoch 2 has begun"),
         ({"optimizer": {"kind": "adam"}}, "optimizer: it needs means and squares, the checkpoint holds momentum"),
-        (
-            {"compensation": {"delay": "adaptive", "gap_aware": True}},
-            "compensation: it needs momentum and gradient_squares and momentum_squares, the checkpoint holds momentum",
-        ),
     ],
 )
 def test_change_without_a_meaning_is_refused(

@@ -1,0 +1,74 @@
+"""The settings that follow mode and workers: what they become, and that they follow a resumed run."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from psys.ps.policy import Mode
+from psys.run.config import RunConfig
+from psys.run.defaults import LINEAR_UP_TO, LOOK_AHEAD_UP_TO, rate_in_words, reopened, resolved
+from psys.run.directory import RunDirectory
+
+MODES: tuple[Mode, ...] = ("sync", "async", "ssp")
+
+
+def config(**settings: Any) -> RunConfig:
+    return resolved(RunConfig.model_validate(settings))
+
+
+@pytest.mark.parametrize("workers", [1, LINEAR_UP_TO, LINEAR_UP_TO + 1])
+@pytest.mark.parametrize("mode", MODES)
+def test_scaling_is_linear_as_far_as_measured(mode: Mode, workers: int) -> None:
+    assert config(mode=mode, workers=workers).schedule.scaling == ("linear" if workers <= LINEAR_UP_TO else "sqrt")
+
+
+@pytest.mark.parametrize("kind", ["rmsprop", "adam"])
+def test_rates_of_optimizers_that_divide_by_the_gradients_size_follow_the_root(kind: str) -> None:
+    assert config(mode="sync", workers=2, optimizer={"kind": kind}).schedule.scaling == "sqrt"
+
+
+@pytest.mark.parametrize("workers", [1, LOOK_AHEAD_UP_TO, LOOK_AHEAD_UP_TO + 1])
+@pytest.mark.parametrize("mode", MODES)
+def test_late_gradients_are_damped_from_some_workers_on(mode: Mode, workers: int) -> None:
+    wanted = mode == "async" and workers > LOOK_AHEAD_UP_TO
+    assert config(mode=mode, workers=workers).compensation.gap_aware is wanted
+    assert not config(mode=mode, workers=workers, optimizer={"kind": "adam"}).compensation.gap_aware
+    assert config(mode=mode, workers=workers, prefetch=1).compensation.gap_aware is (mode == "async" and workers > 2)
+
+
+def test_settings_that_a_person_set_stay() -> None:
+    chosen = config(workers=16, schedule={"scaling": "none"}, compensation={"gap_aware": False})
+    assert (chosen.schedule.scaling, chosen.compensation.gap_aware, chosen.followed) == ("none", False, ())
+    half = config(workers=16, schedule={"scaling": "none", "warmup_epochs": 2}, compensation={"staleness_power": 1})
+    assert half.followed == ("compensation.gap_aware",)
+    assert (half.compensation.gap_aware, half.compensation.staleness_power, half.schedule.warmup_epochs) == (True, 1, 2)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_resolved_settings_are_written_and_reopened(tmp_path: Path, mode: Mode) -> None:
+    asked = RunConfig.model_validate({"mode": mode, "workers": 8, "runs": tmp_path, "name": "r"})
+    run = RunDirectory.create(resolved(asked))
+    written = run.config()
+    assert written.schedule.scaling == "linear"
+    assert resolved(written.model_copy(update={"workers": 2})).schedule == written.schedule
+    assert reopened(written).model_dump(exclude={"store"}) == asked.model_dump(exclude={"store"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"mode": "async", "workers": 2}, "0.1 for one worker's batch"),
+        ({"mode": "sync", "workers": 1}, "0.1 for one worker's batch"),
+        (
+            {"mode": "sync", "workers": 16},
+            "0.1 for one worker's batch, x 4 for the mean of 16 gradients (scaling sqrt; docs/rates.md)",
+        ),
+        (
+            {"mode": "async", "workers": 8},
+            "0.1 for one worker's batch, less for late gradients of 8 workers (gap-aware; docs/rates.md)",
+        ),
+    ],
+)
+def test_rate_in_words_says_what_is_multiplied_and_why(settings: dict[str, Any], words: str) -> None:
+    assert rate_in_words(config(**settings)) == words
