@@ -13,6 +13,7 @@ from psys.ps.ledger import Ledger
 from psys.run.assembly import initial_ledger, initial_model, initial_slice
 from psys.run.checkpoint import CheckpointMetadata
 from psys.run.config import RestartConfig, RunConfig
+from psys.run.defaults import reopened, resolved
 from psys.run.directory import RunDirectory
 from psys.run.events import EventLog, read_events
 from psys.training.resume import resume
@@ -171,6 +172,19 @@ def test_complete_run_has_nothing_left_to_train(run: RunDirectory, store: Prepar
         with pytest.raises(PsysError, match=r"learning_rate 0.1 → 0.01 would change nothing: --epochs extends"):
             resume(run, changed(run, schedule={"learning_rate": 0.01}), store, wait)
     assert not changes(run)
+    assert run.complete
+
+
+def test_complete_run_stays_complete_on_a_machine_that_changes_what_follows_the_workers(
+    run: RunDirectory, store: PreparedStore
+) -> None:
+    run.update(resolved(run.config()))
+    finish(run, store, end(unfinished=0))
+    run.write_result(RESULT)
+    more = resolved(reopened(changed(run, workers=16)))
+    assert more.compensation.gap_aware
+    assert not run.config().compensation.gap_aware
+    assert not resume(run, more, store, wait=0.1)
     assert run.complete
 
 
