@@ -161,7 +161,7 @@ class ParameterStore:
 
     def lacks(self, worker: str) -> bool:
         """Whether the worker is to be added before it reads."""
-        return self._optimizer.momentum_per_worker and worker not in self._momenta
+        return bool(self._optimizer.momentum_per_worker) and worker not in self._momenta
 
     def add_worker(self, worker: str) -> None:
         """The worker's momentum vector begins. All updates that have begun must be complete."""

@@ -15,12 +15,14 @@ LOOK_AHEAD_UP_TO = 4
 
 def defaults(config: RunConfig) -> dict[str, Any]:
     """By dotted name: the settings that follow the mode, the optimizer and the number of workers of `config`."""
-    workers, sgd = config.workers or 1, config.optimizer.kind == "sgd"
-    under_way = workers * (1 + config.prefetch)
+    workers, optimizer = config.workers or 1, config.optimizer
+    sgd = optimizer.kind == "sgd"
+    late = sgd and config.mode == "async" and workers * (1 + config.prefetch) > LOOK_AHEAD_UP_TO
     return {
         # Optimizers that divide by the size of gradients follow the square root (Malladi et al. 2022).
         "schedule.scaling": "linear" if sgd and workers <= LINEAR_UP_TO else "sqrt",
-        "compensation.gap_aware": sgd and config.mode == "async" and under_way > LOOK_AHEAD_UP_TO,
+        "compensation.gap_aware": late,
+        "optimizer.momentum_per_worker": late and optimizer.nesterov and optimizer.look_ahead,
     }
 
 
@@ -42,9 +44,8 @@ def rate_in_words(config: RunConfig) -> str:
     if gradients > 1:
         factor = f"{rate_factor(schedule.scaling, gradients):.3g}"
         text += f", x {factor} for the mean of {gradients} gradients (scaling {schedule.scaling}; docs/rates.md)"
-    if config.compensation.gap_aware:
-        text += f", less for late gradients of {config.workers} workers (gap-aware; docs/rates.md)"
-    return text
+    late = ["DANA"] * bool(config.optimizer.momentum_per_worker) + ["Gap-Aware"] * bool(config.compensation.gap_aware)
+    return f"{text}, late gradients by {' and '.join(late)} (docs/rates.md)" if late else text
 
 
 def _get(config: RunConfig, name: str) -> Any:

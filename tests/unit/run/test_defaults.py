@@ -32,16 +32,22 @@ def test_rates_of_optimizers_that_divide_by_the_gradients_size_follow_the_root(k
 @pytest.mark.parametrize("mode", MODES)
 def test_late_gradients_are_damped_from_some_workers_on(mode: Mode, workers: int) -> None:
     wanted = mode == "async" and workers > LOOK_AHEAD_UP_TO
-    assert config(mode=mode, workers=workers).compensation.gap_aware is wanted
+    late = config(mode=mode, workers=workers)
+    assert (late.compensation.gap_aware, late.optimizer.momentum_per_worker) == (wanted, wanted)
+    for plain in ({"look_ahead": False}, {"nesterov": False}):
+        late = config(mode=mode, workers=workers, optimizer=plain)
+        assert (late.compensation.gap_aware, late.optimizer.momentum_per_worker) == (wanted, False)
     assert not config(mode=mode, workers=workers, optimizer={"kind": "adam"}).compensation.gap_aware
     assert config(mode=mode, workers=workers, prefetch=1).compensation.gap_aware is (mode == "async" and workers > 2)
 
 
 def test_settings_that_a_person_set_stay() -> None:
-    chosen = config(workers=16, schedule={"scaling": "none"}, compensation={"gap_aware": False})
+    none = {"schedule": {"scaling": "none"}, "compensation": {"gap_aware": False}}
+    chosen = config(workers=16, **none, optimizer={"momentum_per_worker": False})
     assert (chosen.schedule.scaling, chosen.compensation.gap_aware, chosen.followed) == ("none", False, ())
+    assert not chosen.optimizer.momentum_per_worker
     half = config(workers=16, schedule={"scaling": "none", "warmup_epochs": 2}, compensation={"staleness_power": 1})
-    assert half.followed == ("compensation.gap_aware",)
+    assert half.followed == ("compensation.gap_aware", "optimizer.momentum_per_worker")
     assert (half.compensation.gap_aware, half.compensation.staleness_power, half.schedule.warmup_epochs) == (True, 1, 2)
 
 
@@ -66,7 +72,7 @@ def test_resolved_settings_are_written_and_reopened(tmp_path: Path, mode: Mode) 
         ),
         (
             {"mode": "async", "workers": 8},
-            "0.1 for one worker's batch, less for late gradients of 8 workers (gap-aware; docs/rates.md)",
+            "0.1 for one worker's batch, late gradients by DANA and Gap-Aware (docs/rates.md)",
         ),
     ],
 )
