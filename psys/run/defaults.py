@@ -10,7 +10,7 @@ ConfigT = TypeVar("ConfigT", bound=RunConfig)
 LINEAR_UP_TO = 8
 """gradients of an update for which the linear rule was measured"""
 LOOK_AHEAD_UP_TO = 4
-"""gradients under way in async, one a worker without prefetch, for which looking ahead was measured to be enough"""
+"""gradients under way in async, one a worker without prefetch, for which looking ahead alone is the default"""
 
 
 def defaults(config: RunConfig) -> dict[str, Any]:
