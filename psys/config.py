@@ -290,8 +290,8 @@ def _explain_arguments(model: type[Config], unknown: Sequence[str]) -> str:
 def _explain_flag(model: type[Config], flag: str) -> str:
     no, name = re.fullmatch("--?(no-)?(.*)", flag, re.DOTALL).groups()  # type: ignore[union-attr]
     found = closest_settings(model, name)
-    fields = dict(_leaves(model))
-    meant = [f"--{no if no and fields[each].annotation is bool else ''}{each}".replace("_", "-") for each in found]
+    switches = [name for name, field in _leaves(model) if field.annotation in (bool, bool | None)]
+    meant = [f"--{no if no and each in switches else ''}{each}".replace("_", "-") for each in found]
     return f"unknown flag {_short(flag)}" + (f": did you mean {' or '.join(meant)}?" if meant else " (see --help)")
 
 

@@ -47,7 +47,7 @@ def initial_slice(config: RunConfig, model: FlatModel, number: int) -> Slice:
     optimizer = config.optimizer
     if config.local_steps > 1:
         optimizer = optimizer.model_copy(update={"weight_decay": 0.0})
-    rate = highest_rate(config.schedule)
+    rate = highest_rate(config.schedule, config.gradients_of_update)
     store = ParameterStore(model.parameters[part], decayed, statistics, optimizer, config.compensation, rate)
     return Slice(number, store, config.wire, config.topk_share)
 

@@ -31,6 +31,7 @@ from psys.ps.events import (
 from psys.run.config import RunConfig
 from psys.run.confusion import draw_confusion
 from psys.run.curves import EpochPoint, draw
+from psys.run.defaults import rate_in_words
 from psys.run.description import as_metadata, describe_model
 from psys.run.directory import RunDirectory
 from psys.run.divergence import advice, epochs_at, last_sound_version
@@ -252,6 +253,7 @@ def _table(run: RunDirectory, result: dict[str, Any]) -> Table:
         "speed": f"{result['images_per_second']:.0f} images/s",
         "workers": str(result["workers"]),
         "workers computed / waited / communicated": shares(result["time"]),
+        "learning rate": rate_in_words(run.config()),
         "staleness mean / max": f"{result['staleness_mean']:.2f} / {result['staleness_max']} updates",
         "batches applied / duplicated / lost": " / ".join(map(str, counts)),
         "ONNX Runtime against torch": f"within {onnx['max_difference']:.0e} on {onnx['images']} images",
