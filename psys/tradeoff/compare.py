@@ -11,7 +11,7 @@ from rich.table import Table
 from psys.errors import PsysError
 from psys.tradeoff.analysis import analyze
 from psys.tradeoff.outcome import EndedTrial, Outcome, Study, differing, read_outcome
-from psys.tradeoff.report import as_json, sections, tables
+from psys.tradeoff.report import sections, tables
 from psys.tradeoff.report.page import page
 from psys.tradeoff.words import count, duration, percent
 
@@ -82,4 +82,4 @@ def _page(outcomes: Mapping[str, Outcome], names: Sequence[str]) -> str:
         *sections.of_runs(analysis),
     ]
     lead = f"{count(len(outcomes), 'run')}, each an arm of its own with one seed: differences may be chance."
-    return page(study.name, lead, list(outcomes), study.conditions, content, as_json(analysis))
+    return page(lead, analysis, content)

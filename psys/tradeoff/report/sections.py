@@ -11,8 +11,10 @@ from psys.tradeoff.report.svg import swatch
 from psys.tradeoff.summary import Findings
 from psys.tradeoff.words import margin_name, percent, target_name
 
-WIDE, NARROW = 940, 346
-"""Widths of a figure in pixels: on a desktop and on a phone."""
+SIZES = {"wide": (940, 420), "narrow": (346, 300)}
+"""Of the main figure in pixels, which is drawn twice: for a desktop and for a phone."""
+WIDTH = 420
+"""Of all other figures in pixels, which a phone shrinks a little."""
 _WORDS = {
     "arm": "one of the settings that the study compares, for example a way in which workers are synchronised.",
     "condition": "what the machine does to all arms alike, for example that one worker is slow.",
@@ -71,7 +73,7 @@ def of_study(analysis: Analysis) -> list[Section]:
     arms, reference = list(study.arms), study.reference or ""
 
     def differences(condition: Condition) -> str:
-        picture = _both(lambda width: figures.differences(condition, arms, reference, study.margin, width))
+        picture = figures.differences(condition, arms, reference, study.margin, WIDTH)
         return picture and picture + tables.comparison(condition, reference).html()
 
     margin = ""
@@ -104,9 +106,7 @@ def of_study(analysis: Analysis) -> list[Section]:
         Section(
             f"Training speed relative to {reference}",
             "Training time of the reference divided by that of the arm, with the same seed: 2 is half the time.",
-            _each(
-                analysis, lambda condition: _both(lambda width: figures.speed_ratios(condition, arms, reference, width))
-            ),
+            _each(analysis, lambda condition: figures.speed_ratios(condition, arms, reference, WIDTH)),
         ),
         *of_runs(analysis),
         Section(
@@ -135,13 +135,17 @@ def key_figures(analysis: Analysis) -> Section:
 
 def accuracy_by_time(analysis: Analysis) -> Section:
     """Held-out accuracy against wall-clock."""
-    arms, sizes = list(analysis.study.arms), {WIDE: 420, NARROW: 300}
+    arms = list(analysis.study.arms)
 
     def draw(condition: Condition) -> str:
-        def of_width(width: int) -> str:
-            return figures.curves(condition, arms, "validation_accuracy", "seconds", (width, sizes[width]))
-
-        return _both(of_width) or "<p>These runs hold out no images.</p>"
+        drawn = {
+            kind: figures.curves(condition, arms, "validation_accuracy", "train_seconds", size)
+            for kind, size in SIZES.items()
+        }
+        return (
+            "".join(f'<div class="{kind}">{each}</div>' for kind, each in drawn.items() if each)
+            or "<p>These runs hold out no images.</p>"
+        )
 
     return Section(
         "Accuracy against wall-clock",
@@ -154,10 +158,10 @@ def accuracy_by_time(analysis: Analysis) -> Section:
 
 def accuracy_against_time(analysis: Analysis) -> Section:
     """Final accuracy against training time."""
-    arms, sizes = list(analysis.study.arms), {WIDE: 400, NARROW: 300}
+    arms = list(analysis.study.arms)
 
     def draw(condition: Condition) -> str:
-        picture = _both(lambda width: figures.accuracy_against_time(condition, arms, (width, sizes[width])))
+        picture = figures.accuracy_against_time(condition, arms, (WIDTH, 320))
         return f"{picture}<p>On the front: {escape(', '.join(condition.pareto))}.</p>"
 
     return Section(
@@ -170,20 +174,17 @@ def accuracy_against_time(analysis: Analysis) -> Section:
 
 def of_runs(analysis: Analysis) -> list[Section]:
     """Figures that need no reference arm: speed, staleness, time, cost, and the curves by epoch."""
-    arms, small = list(analysis.study.arms), {WIDE: (456, 260), NARROW: (NARROW, 220)}
+    arms = list(analysis.study.arms)
 
     def by_epoch(condition: Condition) -> str:
-        def of_quantity(quantity: str) -> str:
-            drawn = _both(lambda width: figures.curves(condition, arms, quantity, "epoch", small[width]))
-            return f"<div>{drawn}</div>"
-
-        return f'<div class="four">{"".join(map(of_quantity, figures.QUANTITIES))}</div>'
+        drawn = (figures.curves(condition, arms, quantity, "epoch", (WIDTH, 260)) for quantity in figures.QUANTITIES)
+        return f'<div class="four">{"".join(f"<div>{each}</div>" for each in drawn)}</div>'
 
     def over_seeds(name: str) -> dict[str, str]:
         of, unit, label = figures.FIGURES[name]
         return _each(
             analysis,
-            lambda condition: _both(lambda width: figures.figure_rows(condition, arms, of, unit, label, width)),
+            lambda condition: figures.figure_rows(condition, arms, of, unit, label, WIDTH),
         )
 
     scaling = _each(analysis, lambda condition: _scaling(condition, arms))
@@ -201,7 +202,7 @@ def of_runs(analysis: Analysis) -> list[Section]:
             "Staleness",
             "How many updates other workers had made between reading the parameters and applying a gradient, as shares "
             "of all gradients. One bar for each value.",
-            _each(analysis, lambda condition: _both(lambda width: figures.staleness(condition, arms, width))),
+            _each(analysis, lambda condition: figures.staleness(condition, arms, WIDTH)),
         ),
         Section(
             "Where the workers' time went",
@@ -210,7 +211,7 @@ def of_runs(analysis: Analysis) -> list[Section]:
             _each(
                 analysis,
                 lambda condition: (
-                    _both(lambda width: figures.worker_times(condition, arms, width))
+                    figures.worker_times(condition, arms, WIDTH)
                     if any(result.worker_times for result in condition.arms.values())
                     else "<p>Not recorded by these runs.</p>"
                 ),
@@ -258,28 +259,17 @@ def _each(analysis: Analysis, draw: Callable[[Condition], str]) -> dict[str, str
     return {condition.name: draw(condition) for condition in analysis.conditions if condition.arms}
 
 
-def _both(draw: Callable[[int], str]) -> str:
-    """A figure in both widths; the page shows the one that fits."""
-    wide = draw(WIDE)
-    return f'<div class="wide">{wide}</div><div class="narrow">{draw(NARROW)}</div>' if wide else ""
-
-
 def _list(sentences: Sequence[str]) -> str:
     return f"<ul>{''.join(f'<li>{escape(sentence)}</li>' for sentence in sentences)}</ul>"
 
 
 def _time_to_target(condition: Condition, arms: Sequence[str]) -> str:
-    drawn = {width: figures.time_to_target(condition, arms, width) for width in (WIDE, NARROW)}
-
-    def of_target(target: float) -> str:
-        return f"<h3>{target_name(target)} accuracy on held-out images</h3>{_both(lambda width: drawn[width][target])}"
-
-    return "".join(map(of_target, drawn[WIDE])) + (tables.targets(condition).html() if drawn[WIDE] else "")
+    drawn = figures.time_to_target(condition, arms, WIDTH)
+    shown = (f"<h3>{target_name(target)} accuracy on held-out images</h3>{each}" for target, each in drawn.items())
+    return "".join(shown) + (tables.targets(condition).html() if drawn else "")
 
 
 def _scaling(condition: Condition, arms: Sequence[str]) -> str:
-    sizes = {WIDE: 320, NARROW: 280}
-
     def of_group(number: int) -> str:
         group = condition.scaling[number]
         content = [
@@ -291,7 +281,7 @@ def _scaling(condition: Condition, arms: Sequence[str]) -> str:
             for workers, arm in group.arms.items()
         ]
         table = tables.Table(["arm", "workers", "efficiency"], content).html()
-        return _both(lambda width: figures.scaling(condition, arms, number, (width, sizes[width]))) + table
+        return figures.scaling(condition, arms, number, (WIDTH, 280)) + table
 
     return "".join(map(of_group, range(len(condition.scaling))))
 
@@ -302,6 +292,6 @@ def _sweeps(analysis: Analysis) -> str:
 
     def of_arm(arm: str) -> str:
         tried = analysis.sweeps[arm]
-        return f"<h3>{escape(arm)}</h3>" + _both(lambda width: figures.sweep(arm, arms.index(arm), tried, every, width))
+        return f"<h3>{escape(arm)}</h3>" + figures.sweep(arm, arms.index(arm), tried, every, WIDTH)
 
     return "".join(map(of_arm, analysis.sweeps))
