@@ -4,6 +4,7 @@ Pure: values in, values out. Accuracies are shares, times are seconds; all inter
 """
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -209,7 +210,7 @@ def _arm(study: Study, outcomes: Mapping[int, Outcome], reference: Mapping[int, 
     return ArmResult(
         workers=max(outcome.workers for outcome in outcomes.values()),
         learning_rate=max(outcome.learning_rate for outcome in outcomes.values()),
-        accuracy=_over_outcomes(outcomes, lambda outcome: outcome.accuracy),
+        accuracy=_over_outcomes(outcomes, lambda outcome: outcome.accuracy, most=1.0),
         seconds=_over_outcomes(outcomes, lambda outcome: outcome.seconds),
         images_per_second=_over_outcomes(outcomes, lambda outcome: outcome.images_per_second),
         worker_hours=_over_outcomes(outcomes, lambda outcome: outcome.worker_hours),
@@ -224,11 +225,15 @@ def _arm(study: Study, outcomes: Mapping[int, Outcome], reference: Mapping[int, 
     )
 
 
-def _over_outcomes(outcomes: Mapping[int, Outcome], figure: Callable[[Outcome], float]) -> OverSeeds:
-    """A figure that cannot be negative: its interval is cut at 0."""
+def _over_outcomes(
+    outcomes: Mapping[int, Outcome], figure: Callable[[Outcome], float], most: float = math.inf
+) -> OverSeeds:
+    """A figure that cannot be negative or above `most`: its interval is cut there."""
     by_seed = {seed: figure(outcome) for seed, outcome in outcomes.items()}
     summary = summarize(list(by_seed.values()))
-    return OverSeeds(by_seed, summary if summary.low is None else replace(summary, low=max(0.0, summary.low)))
+    if summary.low is not None and summary.high is not None:
+        summary = replace(summary, low=max(0.0, summary.low), high=min(most, summary.high))
+    return OverSeeds(by_seed, summary)
 
 
 def _versus(outcomes: Mapping[int, Outcome], reference: Mapping[int, Outcome]) -> Versus | None:
@@ -238,7 +243,8 @@ def _versus(outcomes: Mapping[int, Outcome], reference: Mapping[int, Outcome]) -
         return None
     arms, references = [outcomes[seed] for seed in seeds], [reference[seed] for seed in seeds]
     bits = [outcome.right for outcome in (*arms, *references) if outcome.right is not None]
-    if len(bits) == 2 * len(seeds) and len({len(right) for right in bits}) == 1:
+    images = {len(right) for right in bits}
+    if len(bits) == 2 * len(seeds) and len(images) == 1 and images != {1}:
         accuracy = difference(np.stack(bits[: len(seeds)]), np.stack(bits[len(seeds) :]))
     else:
         accuracy = difference_of_figures([a.accuracy for a in arms], [r.accuracy for r in references])

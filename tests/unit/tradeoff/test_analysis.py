@@ -175,3 +175,17 @@ def test_runs_without_held_out_images_have_no_targets_and_a_curve_of_training() 
     assert result.targets == ()
     assert [point.mean.validation_accuracy for point in result.curve] == [None, None]
     assert [point.mean.train_accuracy for point in result.curve] == [0.2, 0.4]
+
+
+def test_interval_of_an_accuracy_is_cut_at_one() -> None:
+    result = only([trial("sync", seed, outcome(right=bits(each))) for seed, each in ((0, 0.95), (1, 1.0))]).arms["sync"]
+    assert result.accuracy.summary.high == 1.0
+    assert result.accuracy.summary.low is not None
+    assert result.accuracy.summary.low < 0.95
+
+
+def test_one_test_image_gives_differences_of_accuracies() -> None:
+    trials = [trial(arm, seed, outcome(right=bits(right, 1))) for arm, right in (("a", 0), ("b", 1)) for seed in (0, 1)]
+    versus = only(trials).arms["b"].versus
+    assert versus is not None
+    assert (versus.accuracy.mean, versus.accuracy.images) == (1.0, None)
