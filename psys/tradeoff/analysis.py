@@ -106,11 +106,12 @@ class ArmResult:
 
 @dataclass(frozen=True)
 class Scaling:
-    """Arms that differ in the number of workers only: images/s a worker relative to the fewest workers."""
+    """Arms that differ in the number of workers only, and in the setting that was tuned."""
 
-    arms: Mapping[int, str]
-    """by workers"""
-    efficiency: Mapping[int, float]
+    arms: Mapping[str, int]
+    """number of workers, the fewest first"""
+    efficiency: Mapping[str, float]
+    """images/s a worker relative to the fewest workers"""
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,8 @@ def _condition(study: Study, name: str, trials: Sequence[EndedTrial]) -> Conditi
         if by_seed
     }
     points = {arm: (result.seconds.summary.mean, result.accuracy.summary.mean) for arm, result in arms.items()}
-    return Condition(name, arms, tuple(pareto_front(points)), _scaling(study, arms))
+    firsts = {arm: next(iter(outcomes[arm].values())) for arm in arms}
+    return Condition(name, arms, tuple(pareto_front(points)), _scaling(study, arms, firsts))
 
 
 def _arm(study: Study, outcomes: Mapping[int, Outcome], reference: Mapping[int, Outcome] | None) -> ArmResult:
@@ -331,21 +333,21 @@ def _mean_worker_times(recorded: Sequence[Mapping[str, WorkerTime] | None]) -> d
     }
 
 
-def _scaling(study: Study, arms: Mapping[str, ArmResult]) -> tuple[Scaling, ...]:
-    """One for each group of two or more arms that differ in the number of workers only."""
-    groups: dict[str, dict[int, str]] = {}
-    for arm, result in arms.items():
-        others = {name: value for name, value in study.arms[arm].items() if name != "workers"}
-        groups.setdefault(json.dumps(others, sort_keys=True), {}).setdefault(result.workers, arm)
+def _scaling(study: Study, arms: Mapping[str, ArmResult], outcomes: Mapping[str, Outcome]) -> tuple[Scaling, ...]:
+    """One for each group of arms that differ in the number of workers, and else in nothing but the tuned setting."""
+    groups: dict[str, dict[str, int]] = {}
+    for arm, outcome in outcomes.items():
+        same = {name: value for name, value in outcome.settings.items() if name not in ("workers", "seed", study.tuned)}
+        groups.setdefault(json.dumps(same, sort_keys=True), {})[arm] = outcome.workers
     return tuple(
         Scaling(
-            dict(sorted(by_workers.items())),
+            dict(sorted(group.items(), key=lambda entry: entry[1])),
             scaling_efficiency(
-                {workers: arms[arm].images_per_second.summary.mean for workers, arm in by_workers.items()}
+                {arm: (workers, arms[arm].images_per_second.summary.mean) for arm, workers in group.items()}
             ),
         )
-        for by_workers in groups.values()
-        if len(by_workers) > 1
+        for group in groups.values()
+        if len(set(group.values())) > 1
     )
 
 

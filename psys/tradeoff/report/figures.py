@@ -310,22 +310,23 @@ def worker_times(condition: Condition, arms: Sequence[str], width: int) -> str:
 def scaling(condition: Condition, arms: Sequence[str], number: int, size: tuple[int, int]) -> str:
     """Images/s by workers of the arms of one group, with the line of linear scaling."""
     group = condition.scaling[number]
-    rates = {workers: condition.arms[arm].images_per_second for workers, arm in group.arms.items()}
-    fewest = min(rates)
-    linear = [(float(w), rates[fewest].summary.mean * w / fewest) for w in rates]
+    rates = {arm: condition.arms[arm].images_per_second for arm in group.arms}
+    first, fewest = next(iter(group.arms.items()))
+    base = rates[first].summary.mean / group.efficiency[first]
+    linear = [(float(workers), base * workers / fewest) for workers in group.arms.values()]
     every = [*(y for _, y in linear), *(value for figure in rates.values() for value in figure.by_seed.values())]
     chart = Chart(
         size,
-        [0.0, 1.05 * max(rates)],
+        [0.0, 1.05 * max(group.arms.values())],
         [0.0, *every],
         ("workers", "images/s"),
         (lambda value: f"{value:g}", lambda value: f"{value:g}"),
-        x_ticks=list(rates),
+        x_ticks=sorted(set(group.arms.values())),
     )
     chart.front(linear, "linear scaling")
-    for workers, arm in group.arms.items():
-        index, figure = arms.index(arm), rates[workers]
-        tip = f"{arm}\n{figure.summary.mean:.0f} images/s, efficiency {percent(group.efficiency[workers])}"
+    for arm, workers in group.arms.items():
+        index, figure = arms.index(arm), rates[arm]
+        tip = f"{arm}\n{figure.summary.mean:.0f} images/s, efficiency {percent(group.efficiency[arm])}"
         chart.add(
             index,
             *(

@@ -193,9 +193,9 @@ def of_runs(analysis: Analysis) -> list[Section]:
     return [
         Section(
             "Images per second and scaling",
-            "Training images processed per second of training. Where arms differ in the number of workers only, the "
-            "second figure shows how the speed grows with them; efficiency is the speed per worker relative to the "
-            "fewest workers.",
+            "Training images processed per second of training. Where arms differ in the number of workers only (and in "
+            "the setting that was tuned), the second figure shows how the speed grows with them; efficiency is the "
+            "speed per worker relative to the fewest workers.",
             speed,
         ),
         Section(
@@ -276,9 +276,9 @@ def _scaling(condition: Condition, arms: Sequence[str]) -> str:
             [
                 tables.Cell(arm),
                 tables.Cell(str(workers), workers),
-                tables.Cell(percent(group.efficiency[workers]), group.efficiency[workers]),
+                tables.Cell(percent(group.efficiency[arm]), group.efficiency[arm]),
             ]
-            for workers, arm in group.arms.items()
+            for arm, workers in group.arms.items()
         ]
         table = tables.Table(["arm", "workers", "efficiency"], content).html()
         return figures.scaling(condition, arms, number, (WIDTH, 280)) + table

@@ -146,17 +146,28 @@ def test_claims_are_corrected_over_all_arms_and_conditions() -> None:
 
 
 def test_pareto_front_and_scaling_of_arms_that_differ_in_workers_only() -> None:
+    def ended(
+        workers: int, seconds: float, images_per_second: float, accuracy: float, rate: float, mode: str
+    ) -> Outcome:
+        settings = {"snapshot_epochs": 1.0, "mode": mode, "seed": workers, "workers": workers, "rate": rate}
+        return replace(
+            outcome(seconds=seconds, right=bits(accuracy), settings=settings),
+            workers=workers,
+            images_per_second=images_per_second,
+        )
+
     trials = [
-        trial("a1", 0, outcome(seconds=40.0, right=bits(0.6), workers=1, images_per_second=100.0)),
-        trial("a4", 0, outcome(seconds=20.0, right=bits(0.5), workers=4, images_per_second=200.0)),
-        trial("slow", 0, outcome(seconds=50.0, right=bits(0.4), workers=2)),
+        trial("a4", 0, ended(4, 20.0, 200.0, 0.5, 0.1, "async")),
+        trial("a1", 0, ended(1, 40.0, 100.0, 0.6, 0.2, "async")),
+        trial("again", 0, ended(4, 25.0, 160.0, 0.4, 0.1, "async")),
+        trial("slow", 0, ended(2, 50.0, 100.0, 0.4, 0.1, "sync")),
     ]
-    arms = {"a1": {"mode": "async", "workers": 1}, "a4": {"mode": "async", "workers": 4}, "slow": {"mode": "sync"}}
-    condition = only(trials, arms=arms)
+    condition = only(trials, tuned="rate")
     assert condition.pareto == ("a4", "a1")
     (group,) = condition.scaling
-    assert group.arms == {1: "a1", 4: "a4"}
-    assert group.efficiency == {1: 1.0, 4: 0.5}
+    assert list(group.arms.items()) == [("a1", 1), ("a4", 4), ("again", 4)]
+    assert group.efficiency == {"a1": 1.0, "a4": 0.5, "again": 0.4}
+    assert only(trials).scaling == ()
 
 
 def test_tuning_trials_are_in_the_sweep_only() -> None:
