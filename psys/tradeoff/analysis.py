@@ -15,6 +15,7 @@ import numpy as np
 from psys.run.curves import EpochPoint
 from psys.tradeoff.outcome import EndedTrial, Outcome, Study, WorkerTime
 from psys.tradeoff.statistics import (
+    SEEDS_FOR_A_CLAIM,
     Claim,
     Difference,
     Ratio,
@@ -64,6 +65,7 @@ class Versus:
     accuracy: Difference
     interval: tuple[float, float] | None
     p_better: float | None
+    """None below `SEEDS_FOR_A_CLAIM` seeds, and without right/wrong bits"""
     claim: Claim
     times_as_fast: Ratio
     """seconds of the reference over seconds of the arm"""
@@ -156,6 +158,16 @@ class Analysis:
     failed: tuple[EndedTrial, ...]
     missing: tuple[tuple[str, str, int], ...]
     """arm, condition and seed of the trials that have not ended"""
+
+    @property
+    def versus(self) -> list[Versus]:
+        """All comparisons with the reference arm."""
+        return [arm.versus for condition in self.conditions for arm in condition.arms.values() if arm.versus]
+
+    @property
+    def held_out_images(self) -> int:
+        """The most of a trial; 0: no images were held out."""
+        return max((trial.outcome.held_out_images for trial in self.study.trials if trial.outcome), default=0)
 
 
 def analyze(study: Study) -> Analysis:
@@ -254,7 +266,7 @@ def _versus(outcomes: Mapping[int, Outcome], reference: Mapping[int, Outcome]) -
         seeds,
         accuracy,
         accuracy.interval,
-        accuracy.p_greater(),
+        accuracy.p_greater() if accuracy.images and len(seeds) >= SEEDS_FOR_A_CLAIM else None,
         Claim("undecided", "undecided: right/wrong answers by test image were not recorded"),
         ratio([outcome.seconds for outcome in references], [outcome.seconds for outcome in arms]),
     )

@@ -169,6 +169,18 @@ def _targets(condition: Condition, reference: str) -> list[str]:
     return sentences
 
 
+def _contained(analysis: Analysis) -> str:
+    contained = [versus.accuracy.images is not None for versus in analysis.versus if versus.interval]
+    if all(contained):
+        return "those of differences do." if contained else "and there are none of differences."
+    missing = "the runs recorded the answer to each test image"
+    return (
+        f"those of differences only where {missing}."
+        if any(contained)
+        else f"nor do those of differences, which need {missing}."
+    )
+
+
 def _cautions(analysis: Analysis) -> list[str]:
     study = analysis.study
     results = [(condition, arm, each) for condition in analysis.conditions for arm, each in condition.arms.items()]
@@ -201,7 +213,7 @@ def _cautions(analysis: Analysis) -> list[str]:
         error = percent((0.25 / images[0]) ** 0.5)
         cautions.append(
             f"There are {images[0]:,} test images: their choice alone moves an accuracy near 50 % by {error} "
-            "(one standard error). The intervals of differences contain it, those of single arms do not."
+            f"(one standard error). The intervals of single arms do not contain it, {_contained(analysis)}"
         )
     if study.tuned is None and len(study.arms) > 1:
         cautions.append("No setting was tuned: the arms are compared at the settings given, which may suit one better.")

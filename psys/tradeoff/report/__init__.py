@@ -60,7 +60,7 @@ def as_json(analysis: Analysis) -> dict[str, Any]:
 def _html(analysis: Analysis, found: Findings, settings: str, environment: Mapping[str, Any]) -> str:
     study = analysis.study
     content = [
-        sections.summary(found),
+        sections.summary(analysis, found),
         *sections.of_study(analysis),
         sections.all_trials(analysis),
         sections.setup(settings, _machine(environment)),

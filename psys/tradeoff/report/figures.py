@@ -202,10 +202,12 @@ def differences(condition: Condition, arms: Sequence[str], reference: str, margi
             mean = 100 * versus.accuracy.mean
             figures = f"{points(versus.accuracy.mean)} points"
             interval = None
-            if versus.interval and versus.p_better is not None:
+            if versus.interval:
                 low, high = versus.interval
                 interval = (100 * low, 100 * high)
-                figures += f" ({points(low)} to {points(high)}), P(better) {confidence(versus.p_better)}"
+                figures += f" ({points(low)} to {points(high)})"
+            if versus.p_better is not None:
+                figures += f", P(better) {confidence(versus.p_better)}"
             other = condition.arms[reference].accuracy.by_seed
             dots = [
                 Dot(100 * (value - other[seed]), f"{arm}, seed {seed}\n{points(value - other[seed])} points")

@@ -24,7 +24,8 @@ _WORDS = {
     "test images": "images that are used once, to measure the accuracy of the best snapshot.",
     "snapshot": "the network as it is at one moment of the training.",
     "95 % interval": "where the true value lies with 95 % confidence, given how much the seeds differ.",
-    "P(better)": "how sure it is, from these trials, that the arm is truly more accurate than the reference.",
+    "P(better)": "the confidence that the true difference in accuracy to the reference is above 0, if the noise of "
+    "seeds and test images is normal. It is not corrected for the number of comparisons.",
     "staleness": "how many updates were made since a worker read the parameters that its gradient is for.",
 }
 _SWATCH = '<span class="key" style="background:var(--{0})"></span>{0}'
@@ -53,8 +54,13 @@ class Section:
         return f"<section><h2>{escape(self.title)}</h2>{how}{blocks}{self.whole}</section>"
 
 
-def summary(found: Findings) -> Section:
+def summary(analysis: Analysis, found: Findings) -> Section:
     """The findings in sentences."""
+    unused = set()
+    if not any(versus.p_better is not None for versus in analysis.versus):
+        unused.add("P(better)")
+    if not analysis.held_out_images:
+        unused.add("held-out images")
     cautions = (
         f'<div class="cautions"><h3>Limits of these findings</h3>{_list(found.cautions)}</div>'
         if found.cautions
@@ -62,7 +68,7 @@ def summary(found: Findings) -> Section:
     )
     about = "".join(f"<p>{escape(sentence)}</p>" for sentence in found.about)
     by_condition = {name: _list(sentences) for name, sentences in found.by_condition.items()}
-    words = "".join(f"<dt>{word}</dt><dd>{meaning}</dd>" for word, meaning in _WORDS.items())
+    words = "".join(f"<dt>{word}</dt><dd>{meaning}</dd>" for word, meaning in _WORDS.items() if word not in unused)
     glossary = f"<details><summary>Words used on this page</summary><dl>{words}</dl></details>"
     return Section("What was found", about, by_condition, cautions + glossary)
 
@@ -82,6 +88,9 @@ def of_study(analysis: Analysis) -> list[Section]:
             f" The grey area is the margin of {margin_name(study.margin)}, fixed before the study: a difference that "
             "lies in it with confidence loses nothing."
         )
+    better = ""
+    if any(versus.p_better is not None for versus in analysis.versus):
+        better = " P(better) is the confidence that the true difference is above 0 under the model of the statistics."
     tests = f" Claims are corrected for {analysis.comparisons} comparisons (Holm)." if analysis.comparisons > 1 else ""
     targets = _each(analysis, lambda condition: _time_to_target(condition, arms))
     return [
@@ -98,9 +107,8 @@ def of_study(analysis: Analysis) -> list[Section]:
         Section(
             f"Differences from {reference}",
             "Each arm minus the reference with the same seed, in percentage points of test accuracy: small marks are "
-            "seeds, the large mark is their mean, the bar its 95 % interval for new seeds and new test images. A bar "
-            "that crosses the line shows no difference. P(better) is the confidence that the true difference is above "
-            f"0.{margin}{tests}",
+            f"seeds, the large mark is their mean, the bar its 95 % interval. {_covered(analysis)} A bar that crosses "
+            f"the line shows no difference.{better}{margin}{tests}",
             _each(analysis, differences),
         ),
         Section(
@@ -117,6 +125,12 @@ def of_study(analysis: Analysis) -> list[Section]:
             _sweeps(analysis),
         ),
     ]
+
+
+def _covered(analysis: Analysis) -> str:
+    if all(versus.accuracy.images for versus in analysis.versus):
+        return "It is for new seeds and new test images."
+    return "It is for new seeds, and for new test images where the runs recorded the answer to each image."
 
 
 def key_figures(analysis: Analysis) -> Section:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -166,3 +167,22 @@ def test_no_two_arms_look_alike_and_the_first_five_differ_in_colour_dash_and_mar
     styles = [(i % COLOURS, DASHES[i % len(DASHES)], MARKERS[i % len(MARKERS)]) for i in range(200)]
     assert len(set(styles)) == len(styles)
     assert [len(set(kind)) for kind in zip(*styles[:5], strict=True)] == [5, 5, 5]
+
+
+@pytest.mark.parametrize(("seeds", "recorded"), [(4, True), (3, True), (4, False)])
+def test_p_better_needs_four_seeds_and_the_answers_to_each_image(seeds: int, recorded: bool) -> None:
+    trials = [
+        trial(arm, seed, replace(ended, right=ended.right if recorded else None))
+        for arm, right in (("sync", 0.5), ("async", 0.6))
+        for seed in range(seeds)
+        for ended in [outcome(right=bits(right + seed / 100))]
+    ]
+    analysis = analyze(study(trials))
+    files = render(analysis, "", {})
+    (row,) = re.findall(r"\| async \| \d \| \+10\.0 \(.*", files["report.md"])
+    assert (analysis.versus[0].p_better is not None) == (seeds == 4 and recorded)
+    assert ("P(better) is the confidence" in files["report.html"]) == (seeds == 4 and recorded)
+    assert ("<dt>P(better)" in files["report.html"]) == (seeds == 4 and recorded)
+    assert ("| – |" in row) == (seeds < 4 or not recorded)
+    differences = "those of differences do." if recorded else "nor do those of differences"
+    assert differences in files["report.md"]

@@ -128,6 +128,7 @@ def test_limits_name_failures_missing_pairs_load_divergence_and_few_images() -> 
         "2 of the planned trials have not ended",
         "There are 500 test images",
         "near 50 % by 2.2 %",
+        "intervals of single arms do not contain it, and there are none of differences",
         "No setting was tuned",
         "busy with something else before 1 of 4 trials",
         "The training of sync.uniform.seed1 diverged",
