@@ -167,7 +167,12 @@ class Analysis:
     @property
     def held_out_images(self) -> int:
         """The most of a trial; 0: no images were held out."""
-        return max((trial.outcome.held_out_images for trial in self.study.trials if trial.outcome), default=0)
+        return max((outcome.held_out_images for outcome in self.outcomes), default=0)
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """Of all trials that have one, tuning trials too."""
+        return [trial.outcome for trial in self.study.trials if trial.outcome]
 
 
 def analyze(study: Study) -> Analysis:

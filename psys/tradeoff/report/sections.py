@@ -8,7 +8,7 @@ import psys.tradeoff.report.figures as figures
 import psys.tradeoff.report.tables as tables
 from psys.tradeoff.analysis import Analysis, Condition
 from psys.tradeoff.report.svg import swatch
-from psys.tradeoff.summary import Findings
+from psys.tradeoff.summary import Findings, counted_snapshot
 from psys.tradeoff.words import margin_name, percent, target_name
 
 SIZES = {"wide": (940, 420), "narrow": (346, 300)}
@@ -21,7 +21,7 @@ _WORDS = {
     "seed, trial": "a trial is one training run of one arm under one condition. Its seed draws the initial weights and "
     "the order of the data; chance differs between seeds.",
     "held-out images": "training images that are not trained on. They show progress and choose the best snapshot.",
-    "test images": "images that are used once, to measure the accuracy of the best snapshot.",
+    "test images": "images that are used once, to measure the final accuracy.",
     "snapshot": "the network as it is at one moment of the training.",
     "95 % interval": "where the true value lies with 95 % confidence, given how much the seeds differ.",
     "P(better)": "the confidence that the true difference in accuracy to the reference is above 0, if the noise of "
@@ -139,7 +139,7 @@ def key_figures(analysis: Analysis) -> Section:
     return Section(
         "Key figures",
         "Means over seeds, with 95 % intervals in brackets where there are two seeds or more. Test accuracy is that of "
-        "each run's best snapshot, which is chosen on held-out images. Rate is the highest learning rate of an update.",
+        f"{counted_snapshot(analysis)}. Rate is the highest learning rate of an update.",
         _each(
             analysis,
             lambda condition: tables.key_figures(condition).html([swatches[arm] for arm in condition.arms]),
@@ -239,7 +239,7 @@ def of_runs(analysis: Analysis) -> list[Section]:
         Section(
             "Loss and accuracy by epoch",
             "The same passes over the data side by side, whatever time they took: loss and accuracy on training images "
-            "(as augmented) and on held-out images.",
+            f"(as augmented){' and on held-out images' if analysis.held_out_images else ''}.",
             _each(analysis, by_epoch),
         ),
     ]

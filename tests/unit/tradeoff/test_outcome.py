@@ -139,13 +139,14 @@ def test_what_is_no_study_gets_one_line(tmp_path: Path) -> None:
 
 
 def test_compare_shows_what_differs_and_writes_a_page(tmp_path: Path, store: PreparedStore) -> None:
-    runs = [evaluated(tmp_path / name, store) for name in ("a", "b")]
+    runs = [evaluated(tmp_path / name, store) for name in ("a", "b[red]")]
     config = runs[1].config_file
     config.write_text(
         config.read_text().replace("mode: async", "mode: ssp").replace("label_smoothing: 0.0", "label_smoothing: 0.2")
     )
     printed, page = io.StringIO(), tmp_path / "compare.html"
     compare([run.path for run in runs], page, Console(file=printed, width=200))
+    assert "b[red]" in printed.getvalue()
     lines = [line.split() for line in printed.getvalue().splitlines()]
     assert ["│", "mode", "│", "async", "│", "ssp", "│"] in lines
     assert ["│", "label_smoothing", "│", "0.0", "│", "0.2", "│"] in lines

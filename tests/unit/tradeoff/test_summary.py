@@ -7,6 +7,7 @@ import pytest
 
 from psys.tradeoff.analysis import analyze
 from psys.tradeoff.outcome import EndedTrial
+from psys.tradeoff.report import render
 from psys.tradeoff.summary import Findings, findings
 from psys.tradeoff.words import confidence, duration, join, p_value, points
 from tests.support.outcomes import bits, outcome, study, trial
@@ -154,3 +155,18 @@ def test_numbers_in_words() -> None:
         "p < 0.001",
         "p = 0.012",
     )
+
+
+def test_without_held_out_images_the_last_snapshot_counts_and_no_time_to_target_is_known() -> None:
+    trials = [trial(arm, s, outcome((None, None), held_out_images=0)) for arm in ("sync", "async") for s in (0, 1)]
+    analysis = analyze(study(trials, targets=(0.5,)))
+    found = findings(analysis)
+    last = "No images were held out to choose a snapshot: final accuracy is that of the last one on 200 test images."
+    assert found.about[-1] == last
+    assert "No time to target is known, because no images were held out." in found.cautions
+    page = render(analysis, "", {})["report.html"]
+    assert "Test accuracy is that of the last snapshot, for no images were held out to choose one." in page
+    assert "<dt>held-out images" not in page
+    assert "chosen on held-out" not in page
+    both = analyze(study([*trials, trial("ssp", 0, outcome())], targets=(0.5,)))
+    assert "or the last one of a run without held-out images" in render(both, "", {})["report.html"]
