@@ -75,7 +75,7 @@ def test_resolved_settings_are_written_and_reopened(tmp_path: Path, mode: Mode) 
         ({"mode": "sync", "workers": 1}, "0.1 for one worker's batch"),
         (
             {"mode": "sync", "workers": 16},
-            "0.1 for one worker's batch, x 4 for the mean of 16 gradients (scaling sqrt; docs/rates.md)",
+            "0.1 for one worker's batch, x 8 for the mean of 16 gradients (scaling capped; docs/rates.md)",
         ),
         (
             {"mode": "async", "workers": 8},

@@ -120,7 +120,7 @@ def test_settings_of_the_run_to_resume_are_the_defaults(tmp_path: Path) -> None:
 def test_settings_that_nobody_set_follow_a_resumed_run(tmp_path: Path) -> None:
     chosen = TrainingConfig(runs=tmp_path, name="r", mode="async", compensation=CompensationConfig(staleness_power=0.5))
     run = RunDirectory.create(chosen.run_config(workers=16))
-    assert (run.config().compensation.gap_aware, run.config().schedule.scaling) == (True, "sqrt")
+    assert (run.config().compensation.gap_aware, run.config().schedule.scaling) == (True, "capped")
     for resumed in (
         read_settings(["--resume", str(run.path), "--mode", "sync"]),
         over_run(TrainingConfig(resume=run.path, mode="sync")),
