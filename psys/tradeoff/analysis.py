@@ -4,6 +4,7 @@ Pure: values in, values out. Accuracies are shares, times are seconds; all inter
 """
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ import numpy as np
 from psys.run.curves import EpochPoint
 from psys.tradeoff.outcome import EndedTrial, Outcome, Study, WorkerTime
 from psys.tradeoff.statistics import (
+    SEEDS_FOR_A_CLAIM,
     Claim,
     Difference,
     Ratio,
@@ -63,6 +65,7 @@ class Versus:
     accuracy: Difference
     interval: tuple[float, float] | None
     p_better: float | None
+    """None below `SEEDS_FOR_A_CLAIM` seeds, and without right/wrong bits"""
     claim: Claim
     times_as_fast: Ratio
     """seconds of the reference over seconds of the arm"""
@@ -105,11 +108,12 @@ class ArmResult:
 
 @dataclass(frozen=True)
 class Scaling:
-    """Arms that differ in the number of workers only: images/s a worker relative to the fewest workers."""
+    """Arms that differ in the number of workers only, and in the setting that was tuned."""
 
-    arms: Mapping[int, str]
-    """by workers"""
-    efficiency: Mapping[int, float]
+    arms: Mapping[str, int]
+    """number of workers, the fewest first"""
+    efficiency: Mapping[str, float]
+    """images/s a worker relative to the fewest workers"""
 
 
 @dataclass(frozen=True)
@@ -155,6 +159,21 @@ class Analysis:
     missing: tuple[tuple[str, str, int], ...]
     """arm, condition and seed of the trials that have not ended"""
 
+    @property
+    def versus(self) -> list[Versus]:
+        """All comparisons with the reference arm."""
+        return [arm.versus for condition in self.conditions for arm in condition.arms.values() if arm.versus]
+
+    @property
+    def held_out_images(self) -> int:
+        """The most of a trial; 0: no images were held out."""
+        return max((outcome.held_out_images for outcome in self.outcomes), default=0)
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """Of all trials that have one, tuning trials too."""
+        return [trial.outcome for trial in self.study.trials if trial.outcome]
+
 
 def analyze(study: Study) -> Analysis:
     """All figures of a study, of the trials that have ended."""
@@ -196,7 +215,8 @@ def _condition(study: Study, name: str, trials: Sequence[EndedTrial]) -> Conditi
         if by_seed
     }
     points = {arm: (result.seconds.summary.mean, result.accuracy.summary.mean) for arm, result in arms.items()}
-    return Condition(name, arms, tuple(pareto_front(points)), _scaling(study, arms))
+    firsts = {arm: next(iter(outcomes[arm].values())) for arm in arms}
+    return Condition(name, arms, tuple(pareto_front(points)), _scaling(study, arms, firsts))
 
 
 def _arm(study: Study, outcomes: Mapping[int, Outcome], reference: Mapping[int, Outcome] | None) -> ArmResult:
@@ -209,7 +229,7 @@ def _arm(study: Study, outcomes: Mapping[int, Outcome], reference: Mapping[int, 
     return ArmResult(
         workers=max(outcome.workers for outcome in outcomes.values()),
         learning_rate=max(outcome.learning_rate for outcome in outcomes.values()),
-        accuracy=_over_outcomes(outcomes, lambda outcome: outcome.accuracy),
+        accuracy=_over_outcomes(outcomes, lambda outcome: outcome.accuracy, most=1.0),
         seconds=_over_outcomes(outcomes, lambda outcome: outcome.seconds),
         images_per_second=_over_outcomes(outcomes, lambda outcome: outcome.images_per_second),
         worker_hours=_over_outcomes(outcomes, lambda outcome: outcome.worker_hours),
@@ -224,11 +244,15 @@ def _arm(study: Study, outcomes: Mapping[int, Outcome], reference: Mapping[int, 
     )
 
 
-def _over_outcomes(outcomes: Mapping[int, Outcome], figure: Callable[[Outcome], float]) -> OverSeeds:
-    """A figure that cannot be negative: its interval is cut at 0."""
+def _over_outcomes(
+    outcomes: Mapping[int, Outcome], figure: Callable[[Outcome], float], most: float = math.inf
+) -> OverSeeds:
+    """A figure that cannot be negative or above `most`: its interval is cut there."""
     by_seed = {seed: figure(outcome) for seed, outcome in outcomes.items()}
     summary = summarize(list(by_seed.values()))
-    return OverSeeds(by_seed, summary if summary.low is None else replace(summary, low=max(0.0, summary.low)))
+    if summary.low is not None and summary.high is not None:
+        summary = replace(summary, low=max(0.0, summary.low), high=min(most, summary.high))
+    return OverSeeds(by_seed, summary)
 
 
 def _versus(outcomes: Mapping[int, Outcome], reference: Mapping[int, Outcome]) -> Versus | None:
@@ -238,7 +262,8 @@ def _versus(outcomes: Mapping[int, Outcome], reference: Mapping[int, Outcome]) -
         return None
     arms, references = [outcomes[seed] for seed in seeds], [reference[seed] for seed in seeds]
     bits = [outcome.right for outcome in (*arms, *references) if outcome.right is not None]
-    if len(bits) == 2 * len(seeds) and len({len(right) for right in bits}) == 1:
+    images = {len(right) for right in bits}
+    if len(bits) == 2 * len(seeds) and len(images) == 1 and images != {1}:
         accuracy = difference(np.stack(bits[: len(seeds)]), np.stack(bits[len(seeds) :]))
     else:
         accuracy = difference_of_figures([a.accuracy for a in arms], [r.accuracy for r in references])
@@ -246,7 +271,7 @@ def _versus(outcomes: Mapping[int, Outcome], reference: Mapping[int, Outcome]) -
         seeds,
         accuracy,
         accuracy.interval,
-        accuracy.p_greater(),
+        accuracy.p_greater() if accuracy.images and len(seeds) >= SEEDS_FOR_A_CLAIM else None,
         Claim("undecided", "undecided: right/wrong answers by test image were not recorded"),
         ratio([outcome.seconds for outcome in references], [outcome.seconds for outcome in arms]),
     )
@@ -325,21 +350,21 @@ def _mean_worker_times(recorded: Sequence[Mapping[str, WorkerTime] | None]) -> d
     }
 
 
-def _scaling(study: Study, arms: Mapping[str, ArmResult]) -> tuple[Scaling, ...]:
-    """One for each group of two or more arms that differ in the number of workers only."""
-    groups: dict[str, dict[int, str]] = {}
-    for arm, result in arms.items():
-        others = {name: value for name, value in study.arms[arm].items() if name != "workers"}
-        groups.setdefault(json.dumps(others, sort_keys=True), {}).setdefault(result.workers, arm)
+def _scaling(study: Study, arms: Mapping[str, ArmResult], outcomes: Mapping[str, Outcome]) -> tuple[Scaling, ...]:
+    """One for each group of arms that differ in the number of workers, and else in nothing but the tuned setting."""
+    groups: dict[str, dict[str, int]] = {}
+    for arm, outcome in outcomes.items():
+        same = {name: value for name, value in outcome.settings.items() if name not in ("workers", "seed", study.tuned)}
+        groups.setdefault(json.dumps(same, sort_keys=True), {})[arm] = outcome.workers
     return tuple(
         Scaling(
-            dict(sorted(by_workers.items())),
+            dict(sorted(group.items(), key=lambda entry: entry[1])),
             scaling_efficiency(
-                {workers: arms[arm].images_per_second.summary.mean for workers, arm in by_workers.items()}
+                {arm: (workers, arms[arm].images_per_second.summary.mean) for arm, workers in group.items()}
             ),
         )
-        for by_workers in groups.values()
-        if len(by_workers) > 1
+        for group in groups.values()
+        if len(set(group.values())) > 1
     )
 
 

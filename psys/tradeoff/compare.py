@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from psys.errors import PsysError
 from psys.tradeoff.analysis import analyze
 from psys.tradeoff.outcome import EndedTrial, Outcome, Study, differing, read_outcome
-from psys.tradeoff.report import as_json, sections, tables
+from psys.tradeoff.report import sections, tables
 from psys.tradeoff.report.page import page
+from psys.tradeoff.summary import counted_snapshot
 from psys.tradeoff.words import count, duration, percent
 
 _CONDITION = "runs"
@@ -30,7 +32,7 @@ def compare(runs: Sequence[Path], out: Path, console: Console) -> None:
         out.write_text(_page(outcomes, names), encoding="utf-8")
     except OSError as error:
         raise PsysError(f"cannot write {out}: {error.strerror}") from None
-    console.print(f"curves and figures: {out}")
+    console.print(f"curves and figures: {out}", markup=False, soft_wrap=True, highlight=False)
 
 
 def _names(runs: Sequence[Path]) -> list[str]:
@@ -46,12 +48,12 @@ def _names(runs: Sequence[Path]) -> list[str]:
 def _table(outcomes: Mapping[str, Outcome], names: Sequence[str]) -> Table:
     table = Table(title=f"{count(len(outcomes), 'run')} compared", title_justify="left")
     for name in ("", *outcomes):
-        table.add_column(name, overflow="fold")
+        table.add_column(escape(name), overflow="fold")
     for name in names:
-        table.add_row(name, *(str(outcome.settings.get(name, "")) for outcome in outcomes.values()))
+        table.add_row(name, *(escape(str(outcome.settings.get(name, ""))) for outcome in outcomes.values()))
     table.add_section()
     for name, shown in {
-        "test accuracy, best snapshot": lambda outcome: percent(outcome.accuracy),
+        "test accuracy": lambda outcome: percent(outcome.accuracy),
         "test images": lambda outcome: f"{outcome.test_images:,}",
         "wall-clock of training": lambda outcome: duration(outcome.seconds),
         "speed": lambda outcome: f"{outcome.images_per_second:.0f} images/s",
@@ -75,11 +77,11 @@ def _page(outcomes: Mapping[str, Outcome], names: Sequence[str]) -> str:
     analysis = analyze(study)
     differences = tables.settings_table(settings, names).html() if names else "<p>None: all settings are equal.</p>"
     content = [
-        replace(sections.key_figures(analysis), how="Test accuracy is that of the best snapshot of each run."),
+        replace(sections.key_figures(analysis), how=f"Test accuracy is that of {counted_snapshot(analysis)}."),
         sections.Section("Settings that differ", "", {}, differences),
         sections.accuracy_by_time(analysis),
         sections.accuracy_against_time(analysis),
         *sections.of_runs(analysis),
     ]
     lead = f"{count(len(outcomes), 'run')}, each an arm of its own with one seed: differences may be chance."
-    return page(study.name, lead, list(outcomes), study.conditions, content, as_json(analysis))
+    return page(lead, analysis, content)

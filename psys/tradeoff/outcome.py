@@ -37,7 +37,7 @@ class Outcome:
     """by dotted name, without the name and the place of the run; the fault plan as `faults` and `slow_workers`"""
     points: tuple[EpochPoint, ...]
     accuracy: float
-    """of the best snapshot, chosen on held-out images, on the test images"""
+    """on the test images, of the snapshot that is best on held-out images, or the last one where there are none"""
     test_images: int
     right: NDArray[np.bool_] | None
     """(test images,): whether the best snapshot was right; None: the run did not record it"""

@@ -1,10 +1,9 @@
 """What a study says in plain sentences: only what its intervals carry, and what limits it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from psys.tradeoff.analysis import Analysis, ArmResult, Condition, Versus
-from psys.tradeoff.outcome import Outcome
 from psys.tradeoff.statistics import SEEDS_FOR_A_CLAIM, Ratio
 from psys.tradeoff.words import (
     count,
@@ -53,18 +52,30 @@ def _about(analysis: Analysis) -> list[str]:
         f"({join(study.conditions)}), {count(len(study.seeds), 'seed')} each: {done} of {planned} trials finished.",
         f"Every arm is compared with {study.reference}, seed by seed: the same seed has the same initial weights and "
         "order of data in all arms.",
-        *_images([trial.outcome for trial in compared if trial.outcome]),
+        *_images(analysis),
     ]
 
 
-def _images(outcomes: Sequence[Outcome]) -> list[str]:
-    if not outcomes:
+def _images(analysis: Analysis) -> list[str]:
+    if not analysis.outcomes:
         return []
-    held_out = max(outcome.held_out_images for outcome in outcomes)
-    during = f"accuracy during training is that on {held_out:,} held-out images, which choose the best snapshot; "
-    tested = f"final accuracy is that of this snapshot on {outcomes[0].test_images:,} test images."
-    sentence = (during if held_out else "") + tested
-    return [sentence[0].upper() + sentence[1:]]
+    tested, held_out = f"{analysis.outcomes[0].test_images:,} test images", analysis.held_out_images
+    if not held_out:
+        return [f"No images were held out to choose a snapshot: final accuracy is that of the last one on {tested}."]
+    return [
+        f"Accuracy during training is that on {held_out:,} held-out images, which choose the best snapshot; final "
+        f"accuracy is that of this snapshot on {tested}."
+    ]
+
+
+def counted_snapshot(analysis: Analysis) -> str:
+    """The snapshot whose test accuracy counts: the runs' own choice."""
+    held_out = {outcome.held_out_images > 0 for outcome in analysis.outcomes}
+    if held_out == {False}:
+        return "the last snapshot, for no images were held out to choose one"
+    if len(held_out) == 2:
+        return "the best snapshot on held-out images, or the last one of a run without held-out images"
+    return "the best snapshot, which is chosen on held-out images"
 
 
 def _of_condition(analysis: Analysis, condition: Condition) -> list[str]:
@@ -169,6 +180,18 @@ def _targets(condition: Condition, reference: str) -> list[str]:
     return sentences
 
 
+def _contained(analysis: Analysis) -> str:
+    contained = [versus.accuracy.images is not None for versus in analysis.versus if versus.interval]
+    if all(contained):
+        return "those of differences do." if contained else "and there are none of differences."
+    missing = "the runs recorded the answer to each test image"
+    return (
+        f"those of differences only where {missing}."
+        if any(contained)
+        else f"nor do those of differences, which need {missing}."
+    )
+
+
 def _cautions(analysis: Analysis) -> list[str]:
     study = analysis.study
     results = [(condition, arm, each) for condition in analysis.conditions for arm, each in condition.arms.items()]
@@ -183,6 +206,8 @@ def _cautions(analysis: Analysis) -> list[str]:
             f"differences shown are what was measured, and may be chance. A claim takes at least {SEEDS_FOR_A_CLAIM} "
             "seeds, and 10 or more for differences below 3 points."
         )
+    if study.targets and analysis.outcomes and not analysis.held_out_images:
+        cautions.append("No time to target is known, because no images were held out.")
     if analysis.failed:
         cautions.append(
             f"{count(len(analysis.failed), 'trial')} failed; the table of trials says why. A seed whose trial failed "
@@ -201,7 +226,7 @@ def _cautions(analysis: Analysis) -> list[str]:
         error = percent((0.25 / images[0]) ** 0.5)
         cautions.append(
             f"There are {images[0]:,} test images: their choice alone moves an accuracy near 50 % by {error} "
-            "(one standard error). The intervals of differences contain it, those of single arms do not."
+            f"(one standard error). The intervals of single arms do not contain it, {_contained(analysis)}"
         )
     if study.tuned is None and len(study.arms) > 1:
         cautions.append("No setting was tuned: the arms are compared at the settings given, which may suit one better.")
@@ -211,5 +236,5 @@ def _cautions(analysis: Analysis) -> list[str]:
             f"than {100 * BUSY:g} % of its cores): their times may be too long."
         )
     if diverged := [trial.name for trial in done if trial.outcome and trial.outcome.diverged is not None]:
-        cautions.append(f"The training of {join(diverged)} diverged: their best snapshot before that counts.")
+        cautions.append(f"The training of {join(diverged)} diverged: a snapshot from before that counts.")
     return cautions

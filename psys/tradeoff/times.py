@@ -106,15 +106,17 @@ def pareto_front(points: Mapping[str, tuple[float, float]]) -> list[str]:
     return sorted(front, key=lambda arm: points[arm])
 
 
-def scaling_efficiency(rates: Mapping[int, float]) -> dict[int, float]:
+def scaling_efficiency(rates: Mapping[str, tuple[int, float]]) -> dict[str, float]:
     """Images/s a worker, as a share of images/s a worker with the fewest workers; 1 is linear scaling.
 
-    rates: images/s by number of workers. ValueError if there is none, or a number is not positive.
+    rates: workers and images/s by arm; of arms with the fewest workers, the mean counts. ValueError if there is none,
+    or a number is not positive.
     """
-    if not rates or min(rates) <= 0 or not all(0 < rate < math.inf for rate in rates.values()):
+    if not rates or not all(workers > 0 and 0 < rate < math.inf for workers, rate in rates.values()):
         raise ValueError(f"scaling needs positive images/s by positive numbers of workers; got {dict(rates)}")
-    fewest = min(rates)
-    return {workers: rate / workers / (rates[fewest] / fewest) for workers, rate in sorted(rates.items())}
+    fewest = min(workers for workers, _ in rates.values())
+    base = np.mean([rate / workers for workers, rate in rates.values() if workers == fewest])
+    return {arm: rate / workers / float(base) for arm, (workers, rate) in rates.items()}
 
 
 def _kaplan_meier_median(times: Sequence[TimeToTarget]) -> float | None:

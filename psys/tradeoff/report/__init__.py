@@ -36,7 +36,7 @@ def render(analysis: Analysis, settings: str, environment: Mapping[str, Any]) ->
     found = findings(analysis)
     figures = as_json(analysis) | {"findings": plain(found), "environment": environment}
     return {
-        "report.html": _html(analysis, found, settings, environment, figures),
+        "report.html": _html(analysis, found, settings, environment),
         "report.md": _markdown(analysis, found, environment),
         "report.json": json.dumps(figures, indent=1, allow_nan=False) + "\n",
         "report.csv": tables.as_csv(analysis),
@@ -57,12 +57,10 @@ def as_json(analysis: Analysis) -> dict[str, Any]:
     return content | {"settings": {name: value for name, value in common.items() if name not in names}}
 
 
-def _html(
-    analysis: Analysis, found: Findings, settings: str, environment: Mapping[str, Any], figures: Mapping[str, Any]
-) -> str:
+def _html(analysis: Analysis, found: Findings, settings: str, environment: Mapping[str, Any]) -> str:
     study = analysis.study
     content = [
-        sections.summary(found),
+        sections.summary(analysis, found),
         *sections.of_study(analysis),
         sections.all_trials(analysis),
         sections.setup(settings, _machine(environment)),
@@ -71,7 +69,7 @@ def _html(
         f"A study of accuracy against wall-clock: {count(len(study.arms), 'arm')}, "
         f"{count(len(study.conditions), 'condition')}, {count(len(study.seeds), 'seed')}."
     )
-    return page(study.name, lead, list(study.arms), study.conditions, content, figures)
+    return page(lead, analysis, content)
 
 
 def _markdown(analysis: Analysis, found: Findings, environment: Mapping[str, Any]) -> str:

@@ -29,7 +29,7 @@ QUANTITIES = {
     "validation_accuracy": "held-out accuracy",
 }
 TIME_PARTS = ("compute", "wait", "communicate")
-_MARKS = 12  # markers on a mean line at most: they name the arm, and dots show the values
+_MARKS = 8  # markers on a mean line at most: they name the arm, and dots show the values
 
 
 @dataclass(frozen=True)
@@ -50,28 +50,29 @@ class Clock:
 
 
 def curves(condition: Condition, arms: Sequence[str], quantity: str, by: str, size: tuple[int, int]) -> str:
-    """A quantity of all arms by "seconds" or "epoch": seeds as dots and thin lines, their range, and the mean.
+    """A quantity of all arms by "train_seconds" or "epoch": the range of seeds, and the mean.
 
-    arms: all of the study, whose place is the colour. Empty if no trial has the quantity.
+    The page's script adds the seeds from the embedded curves: dots, thin lines and read-outs. arms: all of the study,
+    whose place is the colour. Empty if no trial has the quantity.
     """
     clock = Clock.of(max(result.seconds.summary.mean for result in condition.arms.values()))
+    unit = clock.seconds if by == "train_seconds" else 1.0
 
     def places(curve: Sequence[EpochPoint], at: Sequence[EpochPoint] | None = None) -> list[Point]:
         found = []
         for point, place in zip(curve, at or curve, strict=True):
             value = getattr(point, quantity)
             if value is not None:
-                found.append((place.train_seconds / clock.seconds if by == "seconds" else place.epoch, value))
+                found.append((getattr(place, by) / unit, value))
         return found
 
-    seeds = {arm: {seed: places(curve) for seed, curve in r.curves.items()} for arm, r in condition.arms.items()}
-    every = [point for by_seed in seeds.values() for curve in by_seed.values() for point in curve]
+    every = [p for result in condition.arms.values() for curve in result.curves.values() for p in places(curve)]
     if not every:
         return ""
     targets = [t.target for result in condition.arms.values() for t in result.targets]
-    targets = sorted(set(targets)) if by == "seconds" else []
+    targets = sorted(set(targets)) if by == "train_seconds" else []
     is_share = quantity.endswith("accuracy")
-    x_label = clock.axis("training time")[0] if by == "seconds" else "epoch"
+    x_label = clock.axis("training time")[0] if by == "train_seconds" else "epoch"
     chart = Chart(
         size,
         [0.0, *(x for x, _ in every)],
@@ -90,14 +91,20 @@ def curves(condition: Condition, arms: Sequence[str], quantity: str, by: str, si
         chart.add(
             number,
             *([chart.band(low, high)] if len(result.curves) > 1 and line else []),
-            *(chart.curve(curve, seed) for seed, curve in seeds[arm].items() if curve),
             *([chart.line(line, "line", dash_of(number))] if line else []),
             *(
                 chart.mark(number, (x, y), f"{read_out}\n{x_label}: {x:.4g}\n{_read(quantity, y)}")
                 for x, y in line[(len(line) - 1) % step :: step]
             ),
         )
-    return chart.svg(f"{QUANTITIES[quantity]} by {x_label}", condition=condition.name, quantity=quantity, by=by)
+    return chart.svg(
+        f"{QUANTITIES[quantity]} by {x_label}",
+        condition=condition.name,
+        quantity=quantity,
+        by=by,
+        x=f"{chart.x(0):.6g} {(chart.x(1) - chart.x(0)) / unit:.6g}",
+        y=f"{chart.y(0):.6g} {chart.y(1) - chart.y(0):.6g}",
+    )
 
 
 def time_to_target(condition: Condition, arms: Sequence[str], width: int) -> dict[float, str]:
@@ -195,10 +202,12 @@ def differences(condition: Condition, arms: Sequence[str], reference: str, margi
             mean = 100 * versus.accuracy.mean
             figures = f"{points(versus.accuracy.mean)} points"
             interval = None
-            if versus.interval and versus.p_better is not None:
+            if versus.interval:
                 low, high = versus.interval
                 interval = (100 * low, 100 * high)
-                figures += f" ({points(low)} to {points(high)}), P(better) {confidence(versus.p_better)}"
+                figures += f" ({points(low)} to {points(high)})"
+            if versus.p_better is not None:
+                figures += f", P(better) {confidence(versus.p_better)}"
             other = condition.arms[reference].accuracy.by_seed
             dots = [
                 Dot(100 * (value - other[seed]), f"{arm}, seed {seed}\n{points(value - other[seed])} points")
@@ -303,22 +312,23 @@ def worker_times(condition: Condition, arms: Sequence[str], width: int) -> str:
 def scaling(condition: Condition, arms: Sequence[str], number: int, size: tuple[int, int]) -> str:
     """Images/s by workers of the arms of one group, with the line of linear scaling."""
     group = condition.scaling[number]
-    rates = {workers: condition.arms[arm].images_per_second for workers, arm in group.arms.items()}
-    fewest = min(rates)
-    linear = [(float(w), rates[fewest].summary.mean * w / fewest) for w in rates]
+    rates = {arm: condition.arms[arm].images_per_second for arm in group.arms}
+    first, fewest = next(iter(group.arms.items()))
+    base = rates[first].summary.mean / group.efficiency[first]
+    linear = [(float(workers), base * workers / fewest) for workers in group.arms.values()]
     every = [*(y for _, y in linear), *(value for figure in rates.values() for value in figure.by_seed.values())]
     chart = Chart(
         size,
-        [0.0, 1.05 * max(rates)],
+        [0.0, 1.05 * max(group.arms.values())],
         [0.0, *every],
         ("workers", "images/s"),
         (lambda value: f"{value:g}", lambda value: f"{value:g}"),
-        x_ticks=list(rates),
+        x_ticks=sorted(set(group.arms.values())),
     )
     chart.front(linear, "linear scaling")
-    for workers, arm in group.arms.items():
-        index, figure = arms.index(arm), rates[workers]
-        tip = f"{arm}\n{figure.summary.mean:.0f} images/s, efficiency {percent(group.efficiency[workers])}"
+    for arm, workers in group.arms.items():
+        index, figure = arms.index(arm), rates[arm]
+        tip = f"{arm}\n{figure.summary.mean:.0f} images/s, efficiency {percent(group.efficiency[arm])}"
         chart.add(
             index,
             *(

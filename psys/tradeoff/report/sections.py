@@ -8,21 +8,24 @@ import psys.tradeoff.report.figures as figures
 import psys.tradeoff.report.tables as tables
 from psys.tradeoff.analysis import Analysis, Condition
 from psys.tradeoff.report.svg import swatch
-from psys.tradeoff.summary import Findings
+from psys.tradeoff.summary import Findings, counted_snapshot
 from psys.tradeoff.words import margin_name, percent, target_name
 
-WIDE, NARROW = 940, 346
-"""Widths of a figure in pixels: on a desktop and on a phone."""
+SIZES = {"wide": (940, 420), "narrow": (346, 300)}
+"""Of the main figure in pixels, which is drawn twice: for a desktop and for a phone."""
+WIDTH = 420
+"""Of all other figures in pixels, which a phone shrinks a little."""
 _WORDS = {
     "arm": "one of the settings that the study compares, for example a way in which workers are synchronised.",
     "condition": "what the machine does to all arms alike, for example that one worker is slow.",
     "seed, trial": "a trial is one training run of one arm under one condition. Its seed draws the initial weights and "
     "the order of the data; chance differs between seeds.",
     "held-out images": "training images that are not trained on. They show progress and choose the best snapshot.",
-    "test images": "images that are used once, to measure the accuracy of the best snapshot.",
+    "test images": "images that are used once, to measure the final accuracy.",
     "snapshot": "the network as it is at one moment of the training.",
     "95 % interval": "where the true value lies with 95 % confidence, given how much the seeds differ.",
-    "P(better)": "how sure it is, from these trials, that the arm is truly more accurate than the reference.",
+    "P(better)": "the confidence that the true difference in accuracy to the reference is above 0, if the noise of "
+    "seeds and test images is normal. It is not corrected for the number of comparisons.",
     "staleness": "how many updates were made since a worker read the parameters that its gradient is for.",
 }
 _SWATCH = '<span class="key" style="background:var(--{0})"></span>{0}'
@@ -51,8 +54,13 @@ class Section:
         return f"<section><h2>{escape(self.title)}</h2>{how}{blocks}{self.whole}</section>"
 
 
-def summary(found: Findings) -> Section:
+def summary(analysis: Analysis, found: Findings) -> Section:
     """The findings in sentences."""
+    unused = set()
+    if not any(versus.p_better is not None for versus in analysis.versus):
+        unused.add("P(better)")
+    if not analysis.held_out_images:
+        unused.add("held-out images")
     cautions = (
         f'<div class="cautions"><h3>Limits of these findings</h3>{_list(found.cautions)}</div>'
         if found.cautions
@@ -60,7 +68,7 @@ def summary(found: Findings) -> Section:
     )
     about = "".join(f"<p>{escape(sentence)}</p>" for sentence in found.about)
     by_condition = {name: _list(sentences) for name, sentences in found.by_condition.items()}
-    words = "".join(f"<dt>{word}</dt><dd>{meaning}</dd>" for word, meaning in _WORDS.items())
+    words = "".join(f"<dt>{word}</dt><dd>{meaning}</dd>" for word, meaning in _WORDS.items() if word not in unused)
     glossary = f"<details><summary>Words used on this page</summary><dl>{words}</dl></details>"
     return Section("What was found", about, by_condition, cautions + glossary)
 
@@ -71,7 +79,7 @@ def of_study(analysis: Analysis) -> list[Section]:
     arms, reference = list(study.arms), study.reference or ""
 
     def differences(condition: Condition) -> str:
-        picture = _both(lambda width: figures.differences(condition, arms, reference, study.margin, width))
+        picture = figures.differences(condition, arms, reference, study.margin, WIDTH)
         return picture and picture + tables.comparison(condition, reference).html()
 
     margin = ""
@@ -80,6 +88,9 @@ def of_study(analysis: Analysis) -> list[Section]:
             f" The grey area is the margin of {margin_name(study.margin)}, fixed before the study: a difference that "
             "lies in it with confidence loses nothing."
         )
+    better = ""
+    if any(versus.p_better is not None for versus in analysis.versus):
+        better = " P(better) is the confidence that the true difference is above 0 under the model of the statistics."
     tests = f" Claims are corrected for {analysis.comparisons} comparisons (Holm)." if analysis.comparisons > 1 else ""
     targets = _each(analysis, lambda condition: _time_to_target(condition, arms))
     return [
@@ -96,17 +107,14 @@ def of_study(analysis: Analysis) -> list[Section]:
         Section(
             f"Differences from {reference}",
             "Each arm minus the reference with the same seed, in percentage points of test accuracy: small marks are "
-            "seeds, the large mark is their mean, the bar its 95 % interval for new seeds and new test images. A bar "
-            "that crosses the line shows no difference. P(better) is the confidence that the true difference is above "
-            f"0.{margin}{tests}",
+            f"seeds, the large mark is their mean, the bar its 95 % interval. {_covered(analysis)} A bar that crosses "
+            f"the line shows no difference.{better}{margin}{tests}",
             _each(analysis, differences),
         ),
         Section(
             f"Training speed relative to {reference}",
             "Training time of the reference divided by that of the arm, with the same seed: 2 is half the time.",
-            _each(
-                analysis, lambda condition: _both(lambda width: figures.speed_ratios(condition, arms, reference, width))
-            ),
+            _each(analysis, lambda condition: figures.speed_ratios(condition, arms, reference, WIDTH)),
         ),
         *of_runs(analysis),
         Section(
@@ -119,13 +127,19 @@ def of_study(analysis: Analysis) -> list[Section]:
     ]
 
 
+def _covered(analysis: Analysis) -> str:
+    if all(versus.accuracy.images for versus in analysis.versus):
+        return "It is for new seeds and new test images."
+    return "It is for new seeds, and for new test images where the runs recorded the answer to each image."
+
+
 def key_figures(analysis: Analysis) -> Section:
     """The table of arms."""
     swatches = {arm: swatch(number) for number, arm in enumerate(analysis.study.arms)}
     return Section(
         "Key figures",
         "Means over seeds, with 95 % intervals in brackets where there are two seeds or more. Test accuracy is that of "
-        "each run's best snapshot, which is chosen on held-out images. Rate is the highest learning rate of an update.",
+        f"{counted_snapshot(analysis)}. Rate is the highest learning rate of an update.",
         _each(
             analysis,
             lambda condition: tables.key_figures(condition).html([swatches[arm] for arm in condition.arms]),
@@ -135,13 +149,17 @@ def key_figures(analysis: Analysis) -> Section:
 
 def accuracy_by_time(analysis: Analysis) -> Section:
     """Held-out accuracy against wall-clock."""
-    arms, sizes = list(analysis.study.arms), {WIDE: 420, NARROW: 300}
+    arms = list(analysis.study.arms)
 
     def draw(condition: Condition) -> str:
-        def of_width(width: int) -> str:
-            return figures.curves(condition, arms, "validation_accuracy", "seconds", (width, sizes[width]))
-
-        return _both(of_width) or "<p>These runs hold out no images.</p>"
+        drawn = {
+            kind: figures.curves(condition, arms, "validation_accuracy", "train_seconds", size)
+            for kind, size in SIZES.items()
+        }
+        return (
+            "".join(f'<div class="{kind}">{each}</div>' for kind, each in drawn.items() if each)
+            or "<p>These runs hold out no images.</p>"
+        )
 
     return Section(
         "Accuracy against wall-clock",
@@ -154,10 +172,10 @@ def accuracy_by_time(analysis: Analysis) -> Section:
 
 def accuracy_against_time(analysis: Analysis) -> Section:
     """Final accuracy against training time."""
-    arms, sizes = list(analysis.study.arms), {WIDE: 400, NARROW: 300}
+    arms = list(analysis.study.arms)
 
     def draw(condition: Condition) -> str:
-        picture = _both(lambda width: figures.accuracy_against_time(condition, arms, (width, sizes[width])))
+        picture = figures.accuracy_against_time(condition, arms, (WIDTH, 320))
         return f"{picture}<p>On the front: {escape(', '.join(condition.pareto))}.</p>"
 
     return Section(
@@ -170,20 +188,17 @@ def accuracy_against_time(analysis: Analysis) -> Section:
 
 def of_runs(analysis: Analysis) -> list[Section]:
     """Figures that need no reference arm: speed, staleness, time, cost, and the curves by epoch."""
-    arms, small = list(analysis.study.arms), {WIDE: (456, 260), NARROW: (NARROW, 220)}
+    arms = list(analysis.study.arms)
 
     def by_epoch(condition: Condition) -> str:
-        def of_quantity(quantity: str) -> str:
-            drawn = _both(lambda width: figures.curves(condition, arms, quantity, "epoch", small[width]))
-            return f"<div>{drawn}</div>"
-
-        return f'<div class="four">{"".join(map(of_quantity, figures.QUANTITIES))}</div>'
+        drawn = (figures.curves(condition, arms, quantity, "epoch", (WIDTH, 260)) for quantity in figures.QUANTITIES)
+        return f'<div class="four">{"".join(f"<div>{each}</div>" for each in drawn)}</div>'
 
     def over_seeds(name: str) -> dict[str, str]:
         of, unit, label = figures.FIGURES[name]
         return _each(
             analysis,
-            lambda condition: _both(lambda width: figures.figure_rows(condition, arms, of, unit, label, width)),
+            lambda condition: figures.figure_rows(condition, arms, of, unit, label, WIDTH),
         )
 
     scaling = _each(analysis, lambda condition: _scaling(condition, arms))
@@ -192,16 +207,16 @@ def of_runs(analysis: Analysis) -> list[Section]:
     return [
         Section(
             "Images per second and scaling",
-            "Training images processed per second of training. Where arms differ in the number of workers only, the "
-            "second figure shows how the speed grows with them; efficiency is the speed per worker relative to the "
-            "fewest workers.",
+            "Training images processed per second of training. Where arms differ in the number of workers only (and in "
+            "the setting that was tuned), the second figure shows how the speed grows with them; efficiency is the "
+            "speed per worker relative to the fewest workers.",
             speed,
         ),
         Section(
             "Staleness",
             "How many updates other workers had made between reading the parameters and applying a gradient, as shares "
             "of all gradients. One bar for each value.",
-            _each(analysis, lambda condition: _both(lambda width: figures.staleness(condition, arms, width))),
+            _each(analysis, lambda condition: figures.staleness(condition, arms, WIDTH)),
         ),
         Section(
             "Where the workers' time went",
@@ -210,7 +225,7 @@ def of_runs(analysis: Analysis) -> list[Section]:
             _each(
                 analysis,
                 lambda condition: (
-                    _both(lambda width: figures.worker_times(condition, arms, width))
+                    figures.worker_times(condition, arms, WIDTH)
                     if any(result.worker_times for result in condition.arms.values())
                     else "<p>Not recorded by these runs.</p>"
                 ),
@@ -224,7 +239,7 @@ def of_runs(analysis: Analysis) -> list[Section]:
         Section(
             "Loss and accuracy by epoch",
             "The same passes over the data side by side, whatever time they took: loss and accuracy on training images "
-            "(as augmented) and on held-out images.",
+            f"(as augmented){' and on held-out images' if analysis.held_out_images else ''}.",
             _each(analysis, by_epoch),
         ),
     ]
@@ -258,40 +273,29 @@ def _each(analysis: Analysis, draw: Callable[[Condition], str]) -> dict[str, str
     return {condition.name: draw(condition) for condition in analysis.conditions if condition.arms}
 
 
-def _both(draw: Callable[[int], str]) -> str:
-    """A figure in both widths; the page shows the one that fits."""
-    wide = draw(WIDE)
-    return f'<div class="wide">{wide}</div><div class="narrow">{draw(NARROW)}</div>' if wide else ""
-
-
 def _list(sentences: Sequence[str]) -> str:
     return f"<ul>{''.join(f'<li>{escape(sentence)}</li>' for sentence in sentences)}</ul>"
 
 
 def _time_to_target(condition: Condition, arms: Sequence[str]) -> str:
-    drawn = {width: figures.time_to_target(condition, arms, width) for width in (WIDE, NARROW)}
-
-    def of_target(target: float) -> str:
-        return f"<h3>{target_name(target)} accuracy on held-out images</h3>{_both(lambda width: drawn[width][target])}"
-
-    return "".join(map(of_target, drawn[WIDE])) + (tables.targets(condition).html() if drawn[WIDE] else "")
+    drawn = figures.time_to_target(condition, arms, WIDTH)
+    shown = (f"<h3>{target_name(target)} accuracy on held-out images</h3>{each}" for target, each in drawn.items())
+    return "".join(shown) + (tables.targets(condition).html() if drawn else "")
 
 
 def _scaling(condition: Condition, arms: Sequence[str]) -> str:
-    sizes = {WIDE: 320, NARROW: 280}
-
     def of_group(number: int) -> str:
         group = condition.scaling[number]
         content = [
             [
                 tables.Cell(arm),
                 tables.Cell(str(workers), workers),
-                tables.Cell(percent(group.efficiency[workers]), group.efficiency[workers]),
+                tables.Cell(percent(group.efficiency[arm]), group.efficiency[arm]),
             ]
-            for workers, arm in group.arms.items()
+            for arm, workers in group.arms.items()
         ]
         table = tables.Table(["arm", "workers", "efficiency"], content).html()
-        return _both(lambda width: figures.scaling(condition, arms, number, (width, sizes[width]))) + table
+        return figures.scaling(condition, arms, number, (WIDTH, 280)) + table
 
     return "".join(map(of_group, range(len(condition.scaling))))
 
@@ -302,6 +306,6 @@ def _sweeps(analysis: Analysis) -> str:
 
     def of_arm(arm: str) -> str:
         tried = analysis.sweeps[arm]
-        return f"<h3>{escape(arm)}</h3>" + _both(lambda width: figures.sweep(arm, arms.index(arm), tried, every, width))
+        return f"<h3>{escape(arm)}</h3>" + figures.sweep(arm, arms.index(arm), tried, every, WIDTH)
 
     return "".join(map(of_arm, analysis.sweeps))

@@ -6,6 +6,7 @@ colour, dash and marker, so that no one of the three is needed to tell them apar
 
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
+from itertools import pairwise
 from math import log as logarithm
 
 from matplotlib.ticker import LogLocator, MaxNLocator
@@ -20,7 +21,6 @@ MARKERS = (  # paths of about the same area around the origin
     "M0 4.8L4.6 -3.6H-4.6Z",
     "M-4.5 -1.5H-1.5V-4.5H1.5V-1.5H4.5V1.5H1.5V4.5H-1.5V1.5H-4.5Z",
 )
-_DOTS = 30  # of a curve; more of them hide each other
 CHARACTER = 6.9
 """Width of a character of 12 pixels, as far as layout needs it"""
 
@@ -91,12 +91,6 @@ class Chart:
         """The marker of an arm, which shows `tip` to whoever points at it."""
         return mark(arm, self.x(point[0]), self.y(point[1]), tip, kind)
 
-    def curve(self, points: Sequence[Point], seed: int) -> str:
-        """A trial's curve, with dots if they are few; the page's script finds its read-outs in the embedded figures."""
-        dots = "".join(f"M{self.x(x):.1f} {self.y(y):.1f}h0" for x, y in points if len(points) <= _DOTS)
-        line = f'<path class="thin" data-seed="{seed}" d="{self._path(points)}"/>'
-        return line + (f'<path class="dots" d="{dots}"/>' if dots else "")
-
     def note_line(self, value: float, text: str) -> None:
         """A horizontal line with a text above its left end."""
         y = self.y(value)
@@ -118,7 +112,10 @@ class Chart:
         return picture(self.width, self.height, label, self._parts, **data)
 
     def _path(self, points: Sequence[Point]) -> str:
-        return "M" + "L".join(f"{self.x(x):.1f} {self.y(y):.1f}" for x, y in points)
+        """Steps from point to point, which are shorter than places; their rounding does not add up."""
+        places = [(round(10 * self.x(x)), round(10 * self.y(y))) for x, y in points]
+        steps = ((x - x0, y - y0) for (x0, y0), (x, y) in pairwise([(0, 0), *places]))
+        return "m" + "l".join(f"{x / 10:g} {y / 10:g}" for x, y in steps)
 
     def _axes(self, labels: tuple[str, str], formats: tuple[Format, Format], x_ticks: Sequence[float]) -> str:
         left, right, bottom, top = self.x.start, self.x.end, self.y.start, self.y.end
@@ -141,11 +138,10 @@ class Chart:
 
 def mark(arm: int, x: float, y: float, tip: str, kind: str = "mark") -> str:
     """The marker of an arm at a place in pixels."""
-    size = " scale(1.5)" if "large" in kind else ""
-    return (
-        f'<path class="{kind}" d="{MARKERS[arm % len(MARKERS)]}" transform="translate({x:.1f} {y:.1f}){size}" '
-        f'data-tip="{escape(tip)}"/>'
-    )
+    place = f'x="{x:.1f}" y="{y:.1f}"'
+    if "large" in kind:
+        place = f'transform="translate({x:.1f} {y:.1f})scale(1.5)"'
+    return f'<use class="{kind}" href="#m{arm % len(MARKERS)}" {place} data-tip="{escape(tip)}"/>'
 
 
 def dash_of(arm: int) -> str:
@@ -158,8 +154,14 @@ def swatch(arm: int) -> str:
     return (
         f'<svg class="arm{arm % COLOURS}" width="30" height="14" viewBox="0 0 30 14" aria-hidden="true">'
         f'<path class="line" d="M0 7H30"{_dash(dash_of(arm))}/>'
-        f'<path class="mark" d="{MARKERS[arm % len(MARKERS)]}" transform="translate(15 7)"/></svg>'
+        f'<use class="mark" href="#m{arm % len(MARKERS)}" transform="translate(15 7)"/></svg>'
     )
+
+
+def markers() -> str:
+    """The shapes of markers, which those of a page refer to."""
+    shapes = "".join(f'<path id="m{number}" d="{shape}"/>' for number, shape in enumerate(MARKERS))
+    return f'<svg width="0" height="0" style="position:absolute" aria-hidden="true"><defs>{shapes}</defs></svg>'
 
 
 def picture(width: int, height: float, label: str, parts: Iterable[str], **data: object) -> str:

@@ -45,7 +45,7 @@ class Table:
 
         def cell(content: Cell, before: str = "") -> str:
             kind = f' class="{content.kind}"' if content.kind else ""
-            value = f' data-value="{content.value!r}"' if content.value is not None else ""
+            value = f' data-value="{content.value:.6g}"' if content.value is not None else ""
             return f"<td{kind}{value}>{before}{escape(content.text)}</td>"
 
         last = self.rows[-1] if self.rows else [Cell("")] * len(self.header)

@@ -146,17 +146,28 @@ def test_claims_are_corrected_over_all_arms_and_conditions() -> None:
 
 
 def test_pareto_front_and_scaling_of_arms_that_differ_in_workers_only() -> None:
+    def ended(
+        workers: int, seconds: float, images_per_second: float, accuracy: float, rate: float, mode: str
+    ) -> Outcome:
+        settings = {"snapshot_epochs": 1.0, "mode": mode, "seed": workers, "workers": workers, "rate": rate}
+        return replace(
+            outcome(seconds=seconds, right=bits(accuracy), settings=settings),
+            workers=workers,
+            images_per_second=images_per_second,
+        )
+
     trials = [
-        trial("a1", 0, outcome(seconds=40.0, right=bits(0.6), workers=1, images_per_second=100.0)),
-        trial("a4", 0, outcome(seconds=20.0, right=bits(0.5), workers=4, images_per_second=200.0)),
-        trial("slow", 0, outcome(seconds=50.0, right=bits(0.4), workers=2)),
+        trial("a4", 0, ended(4, 20.0, 200.0, 0.5, 0.1, "async")),
+        trial("a1", 0, ended(1, 40.0, 100.0, 0.6, 0.2, "async")),
+        trial("again", 0, ended(4, 25.0, 160.0, 0.4, 0.1, "async")),
+        trial("slow", 0, ended(2, 50.0, 100.0, 0.4, 0.1, "sync")),
     ]
-    arms = {"a1": {"mode": "async", "workers": 1}, "a4": {"mode": "async", "workers": 4}, "slow": {"mode": "sync"}}
-    condition = only(trials, arms=arms)
+    condition = only(trials, tuned="rate")
     assert condition.pareto == ("a4", "a1")
     (group,) = condition.scaling
-    assert group.arms == {1: "a1", 4: "a4"}
-    assert group.efficiency == {1: 1.0, 4: 0.5}
+    assert list(group.arms.items()) == [("a1", 1), ("a4", 4), ("again", 4)]
+    assert group.efficiency == {"a1": 1.0, "a4": 0.5, "again": 0.4}
+    assert only(trials).scaling == ()
 
 
 def test_tuning_trials_are_in_the_sweep_only() -> None:
@@ -175,3 +186,17 @@ def test_runs_without_held_out_images_have_no_targets_and_a_curve_of_training() 
     assert result.targets == ()
     assert [point.mean.validation_accuracy for point in result.curve] == [None, None]
     assert [point.mean.train_accuracy for point in result.curve] == [0.2, 0.4]
+
+
+def test_interval_of_an_accuracy_is_cut_at_one() -> None:
+    result = only([trial("sync", seed, outcome(right=bits(each))) for seed, each in ((0, 0.95), (1, 1.0))]).arms["sync"]
+    assert result.accuracy.summary.high == 1.0
+    assert result.accuracy.summary.low is not None
+    assert result.accuracy.summary.low < 0.95
+
+
+def test_one_test_image_gives_differences_of_accuracies() -> None:
+    trials = [trial(arm, seed, outcome(right=bits(right, 1))) for arm, right in (("a", 0), ("b", 1)) for seed in (0, 1)]
+    versus = only(trials).arms["b"].versus
+    assert versus is not None
+    assert (versus.accuracy.mean, versus.accuracy.images) == (1.0, None)

@@ -142,20 +142,21 @@ def test_what_is_no_study_gets_one_line(tmp_path: Path) -> None:
 
 
 def test_compare_shows_what_differs_and_writes_a_page(tmp_path: Path, store: PreparedStore) -> None:
-    runs = [evaluated(tmp_path / name, store) for name in ("a", "b")]
+    runs = [evaluated(tmp_path / name, store) for name in ("a", "b[red]")]
     config = runs[1].config_file
     config.write_text(
         config.read_text().replace("mode: async", "mode: ssp").replace("label_smoothing: 0.0", "label_smoothing: 0.2")
     )
     printed, page = io.StringIO(), tmp_path / "compare.html"
     compare([run.path for run in runs], page, Console(file=printed, width=200))
+    assert "b[red]" in printed.getvalue()
     lines = [line.split() for line in printed.getvalue().splitlines()]
     assert ["│", "mode", "│", "async", "│", "ssp", "│"] in lines
     assert ["│", "label_smoothing", "│", "0.0", "│", "0.2", "│"] in lines
     assert not [line for line in lines if "epochs" in line]
     text = page.read_text()
     assert str(runs[0].path) in text  # both are called r: their paths name them
-    assert text.count('class="dots"') >= 2 * 4
+    assert text.count('"train_loss":[') == 2  # the curves of both
     with pytest.raises(PsysError, match="is given twice"):
         compare([runs[0].path, runs[0].path], page, Console(file=printed))
     with pytest.raises(PsysError, match=r"cannot write .*no/page\.html"):

@@ -4,9 +4,11 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from psys.tradeoff.analysis import Analysis, analyze
@@ -37,12 +39,17 @@ def compared(arms: tuple[str, ...] = ("sync", "async"), reason: str = "it was ki
     return analyze(study(trials, targets=(0.5,), margin=0.01, **fields))
 
 
+def embedded_curves(page: str) -> dict[str, Any]:
+    found = re.search(r'<script type="application/json" id="curves">(.*?)</script>', page, re.S)
+    assert found is not None
+    curves: dict[str, Any] = json.loads(found[1])
+    return curves
+
+
 def test_json_csv_markdown_and_page_have_the_same_figures() -> None:
     files = render(compared(), "name: by-hand", ENVIRONMENT)
     figures = json.loads(files["report.json"])
-    embedded = re.search(r'<script type="application/json" id="figures">(.*?)</script>', files["report.html"], re.S)
-    assert embedded is not None
-    assert json.loads(embedded[1]) == figures
+    curves = embedded_curves(files["report.html"])
     lines = {line["trial"]: line for line in csv.DictReader(io.StringIO(files["report.csv"]))}
     assert len(lines) == len(figures["trials"]) == 12
     for each in figures["trials"]:
@@ -53,11 +60,14 @@ def test_json_csv_markdown_and_page_have_the_same_figures() -> None:
         assert float(line["accuracy"]) == reached["accuracy"]
         assert float(line["seconds"]) == reached["seconds"]
         assert float(line["staleness_mean"]) == 0.25
+        embedded = curves[each["condition"]][each["arm"]][str(each["seed"])]
+        assert embedded.keys() == reached["points"].keys()
+        assert all(embedded[name] == pytest.approx(values, rel=1e-5) for name, values in reached["points"].items())
     async_ = figures["conditions"][0]["arms"]["async"]
     assert async_["accuracy"]["by_seed"]["2"] == float(lines["async.uniform.seed2"]["accuracy"])
     assert percent(async_["accuracy"]["summary"]["mean"]) in files["report.md"]
-    assert f'data-value="{async_["accuracy"]["summary"]["mean"]!r}"' in files["report.html"]
-    assert f'data-value="{async_["versus"]["times_as_fast"]["mean"]!r}"' in files["report.html"]
+    assert f'data-value="{async_["accuracy"]["summary"]["mean"]:.6g}"' in files["report.html"]
+    assert f'data-value="{async_["versus"]["times_as_fast"]["mean"]:.6g}"' in files["report.html"]
 
 
 def test_csv_and_json_say_when_each_trial_reached_the_target() -> None:
@@ -86,7 +96,7 @@ def test_page_shows_the_values_that_were_tuned_and_the_one_chosen() -> None:
     final = trial("sync", 0, outcome(settings={"snapshot_epochs": 1.0, "schedule.learning_rate": 0.1}))
     page = render(analyze(study([*tried, final], tuned="schedule.learning_rate")), "", {})["report.html"]
     names = re.findall(r'<text class="name"[^>]*>([^<]*)</text>', page[page.index("<h2>Tuning</h2>") :])
-    assert names == ["0.01", "0.1  ← chosen", "1.0"] * 2  # in two widths
+    assert names == ["0.01", "0.1  ← chosen", "1.0"]
 
 
 def test_findings_and_limits_are_in_page_markdown_and_json() -> None:
@@ -112,7 +122,7 @@ def test_texts_of_users_are_escaped_everywhere() -> None:
 
 def test_the_page_refers_to_nothing_outside() -> None:
     page = render(compared(), "", ENVIRONMENT)["report.html"]
-    assert not re.search(r"(?:src|href)=|url\(|@import|https?://(?!www\.w3\.org/2000/svg)", page)
+    assert not re.search(r"(?:src|href)=(?!\"#m)|url\(|@import|https?://(?!www\.w3\.org/2000/svg)", page)
     assert "default-src 'none'" in page
 
 
@@ -132,6 +142,20 @@ def test_a_study_with_hardly_anything_has_a_report(analysis: Analysis, tmp_path:
     draw(analysis, tmp_path)
 
 
+def test_a_page_of_150_trials_of_60_evaluations_is_below_a_megabyte() -> None:
+    rng = np.random.default_rng(0)
+    trials = [
+        trial(f"arm{number}", seed, outcome(tuple(rng.random(60)), 100 + rng.random(), rng.random(2000) < 0.5), name)
+        for name in ("uniform", "one-slow", "gamma")
+        for number in range(5)
+        for seed in range(10)
+    ]
+    page = render(analyze(study(trials, targets=(0.3, 0.5), margin=0.01)), "", ENVIRONMENT)["report.html"]
+    assert len(page) < 1_000_000
+    points = embedded_curves(page)["gamma"]["arm4"]["9"]
+    assert [len(values) for values in points.values()] == [60] * 6
+
+
 def test_pictures_are_png_files(tmp_path: Path) -> None:
     draw(compared(), tmp_path)
     names = sorted(path.name for path in tmp_path.iterdir())
@@ -143,3 +167,22 @@ def test_no_two_arms_look_alike_and_the_first_five_differ_in_colour_dash_and_mar
     styles = [(i % COLOURS, DASHES[i % len(DASHES)], MARKERS[i % len(MARKERS)]) for i in range(200)]
     assert len(set(styles)) == len(styles)
     assert [len(set(kind)) for kind in zip(*styles[:5], strict=True)] == [5, 5, 5]
+
+
+@pytest.mark.parametrize(("seeds", "recorded"), [(4, True), (3, True), (4, False)])
+def test_p_better_needs_four_seeds_and_the_answers_to_each_image(seeds: int, recorded: bool) -> None:
+    trials = [
+        trial(arm, seed, replace(ended, right=ended.right if recorded else None))
+        for arm, right in (("sync", 0.5), ("async", 0.6))
+        for seed in range(seeds)
+        for ended in [outcome(right=bits(right + seed / 100))]
+    ]
+    analysis = analyze(study(trials))
+    files = render(analysis, "", {})
+    (row,) = re.findall(r"\| async \| \d \| \+10\.0 \(.*", files["report.md"])
+    assert (analysis.versus[0].p_better is not None) == (seeds == 4 and recorded)
+    assert ("P(better) is the confidence" in files["report.html"]) == (seeds == 4 and recorded)
+    assert ("<dt>P(better)" in files["report.html"]) == (seeds == 4 and recorded)
+    assert ("| – |" in row) == (seeds < 4 or not recorded)
+    differences = "those of differences do." if recorded else "nor do those of differences"
+    assert differences in files["report.md"]

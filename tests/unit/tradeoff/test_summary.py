@@ -7,6 +7,7 @@ import pytest
 
 from psys.tradeoff.analysis import analyze
 from psys.tradeoff.outcome import EndedTrial
+from psys.tradeoff.report import render
 from psys.tradeoff.summary import Findings, findings
 from psys.tradeoff.words import confidence, duration, join, p_value, points
 from tests.support.outcomes import bits, outcome, study, trial
@@ -128,6 +129,7 @@ def test_limits_name_failures_missing_pairs_load_divergence_and_few_images() -> 
         "2 of the planned trials have not ended",
         "There are 500 test images",
         "near 50 % by 2.2 %",
+        "intervals of single arms do not contain it, and there are none of differences",
         "No setting was tuned",
         "busy with something else before 1 of 4 trials",
         "The training of sync.uniform.seed1 diverged",
@@ -153,3 +155,18 @@ def test_numbers_in_words() -> None:
         "p < 0.001",
         "p = 0.012",
     )
+
+
+def test_without_held_out_images_the_last_snapshot_counts_and_no_time_to_target_is_known() -> None:
+    trials = [trial(arm, s, outcome((None, None), held_out_images=0)) for arm in ("sync", "async") for s in (0, 1)]
+    analysis = analyze(study(trials, targets=(0.5,)))
+    found = findings(analysis)
+    last = "No images were held out to choose a snapshot: final accuracy is that of the last one on 200 test images."
+    assert found.about[-1] == last
+    assert "No time to target is known, because no images were held out." in found.cautions
+    page = render(analysis, "", {})["report.html"]
+    assert "Test accuracy is that of the last snapshot, for no images were held out to choose one." in page
+    assert "<dt>held-out images" not in page
+    assert "chosen on held-out" not in page
+    both = analyze(study([*trials, trial("ssp", 0, outcome())], targets=(0.5,)))
+    assert "or the last one of a run without held-out images" in render(both, "", {})["report.html"]

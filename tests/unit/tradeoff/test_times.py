@@ -111,8 +111,8 @@ def test_pareto_front_holds_the_arms_that_no_arm_beats() -> None:
 
 
 def test_scaling_efficiency_is_relative_to_the_fewest_workers() -> None:
-    assert scaling_efficiency({4: 300.0, 1: 100.0, 2: 200.0}) == {1: 1, 2: 1, 4: 0.75}
-    assert scaling_efficiency({8: 400.0, 2: 200.0}) == {2: 1, 8: 0.5}
+    assert scaling_efficiency({"c": (4, 300.0), "a": (1, 100.0), "b": (2, 200.0)}) == {"a": 1, "b": 1, "c": 0.75}
+    assert scaling_efficiency({"a": (2, 200.0), "b": (8, 400.0), "c": (2, 600.0)}) == {"a": 0.5, "b": 0.25, "c": 1.5}
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_scaling_efficiency_is_relative_to_the_fewest_workers() -> None:
         (lambda: summarize_times([]), "one trial"),
         (lambda: pareto_front({"arm": (math.nan, 0.5)}), "not for arm"),
         (lambda: scaling_efficiency({}), "positive"),
-        (lambda: scaling_efficiency({0: 1.0}), "positive"),
+        (lambda: scaling_efficiency({"a": (0, 1.0)}), "positive"),
     ],
 )
 def test_wrong_input_is_refused(call: Callable[[], object], message: str) -> None:
