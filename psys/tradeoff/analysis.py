@@ -1,6 +1,7 @@
 """The figures of a study, from the outcomes of its trials: what the report shows, and what may be claimed.
 
-Pure: values in, values out. Accuracies are shares, times are seconds; all intervals have 95 % confidence.
+Pure: values in, values out. Accuracies are shares, times are seconds; intervals have 95 % confidence, those of median
+times to target the level that they name.
 """
 
 import json

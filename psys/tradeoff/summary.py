@@ -131,10 +131,12 @@ def _interval(ratio: Ratio) -> str:
 
 
 def _accuracy(analysis: Analysis, arm: str, versus: Versus) -> list[str]:
-    """Nothing where seeds are too few: one sentence says that of the whole study."""
+    """Nothing where all arms have too few seeds: one sentence says that of the whole study."""
     reference, claim = analysis.study.reference, versus.claim
     if claim.p is None:
-        return []
+        seeds = count(len(versus.seeds), "seed")
+        sentence = f"The accuracy of {arm} against {reference} is {claim.text} ({seeds})."
+        return [sentence] if _most_seeds(analysis) >= SEEDS_FOR_A_CLAIM else []
     assert versus.interval
     low, high = (points(end) for end in versus.interval)
     figures = f"95 % interval {low} to {high} points, {count(len(versus.seeds), 'seed')}"
@@ -180,6 +182,11 @@ def _targets(condition: Condition, reference: str) -> list[str]:
     return sentences
 
 
+def _most_seeds(analysis: Analysis) -> int:
+    """Of a comparison."""
+    return max((len(versus.seeds) for versus in analysis.versus), default=0)
+
+
 def _contained(analysis: Analysis) -> str:
     contained = [versus.accuracy.images is not None for versus in analysis.versus if versus.interval]
     if all(contained):
@@ -195,11 +202,15 @@ def _contained(analysis: Analysis) -> str:
 def _cautions(analysis: Analysis) -> list[str]:
     study = analysis.study
     results = [(condition, arm, each) for condition in analysis.conditions for arm, each in condition.arms.items()]
-    seeds = max((len(result.versus.seeds) for *_, result in results if result.versus), default=0)
+    seeds = _most_seeds(analysis)
     done = [trial for trial in study.trials if trial.outcome]
     images = sorted({trial.outcome.test_images for trial in done if trial.outcome})
     cautions = []
-    if seeds < SEEDS_FOR_A_CLAIM and len(study.arms) > 1:
+    if not seeds and len(study.arms) > 1:
+        cautions.append(
+            f"Nothing is compared: no seed has a finished trial both of {study.reference} and of another arm."
+        )
+    elif seeds < SEEDS_FOR_A_CLAIM and len(study.arms) > 1:
         carry = "carries" if seeds == 1 else "carry"
         cautions.append(
             f"{in_letters(seeds).capitalize()} seed{'' if seeds == 1 else 's'} {carry} no claim on accuracy: the "
@@ -222,6 +233,13 @@ def _cautions(analysis: Analysis) -> list[str]:
         cautions.append(f"Left out of the comparison with {study.reference}, for lack of a pair: {join(unpaired)}.")
     if analysis.missing:
         cautions.append(f"This report is of a part: {len(analysis.missing)} of the planned trials have not ended.")
+    ratios = [versus.times_as_fast for versus in analysis.versus]
+    ratios += [target.times_as_fast for *_, result in results for target in result.targets if target.times_as_fast]
+    if (intervals := sum(ratio.low is not None for ratio in ratios)) > 1:
+        cautions.append(
+            f"The {intervals} comparisons in time (training time, time to target) have one 95 % interval each, not "
+            "corrected for their number: the more of them, the likelier is one that shows a difference by chance."
+        )
     if images and images[0] < FEW_IMAGES:
         error = percent((0.25 / images[0]) ** 0.5)
         cautions.append(

@@ -16,6 +16,7 @@ from psys.tradeoff.words import (
     count,
     duration,
     hours_unit,
+    level_name,
     percent,
     points,
     target_name,
@@ -116,10 +117,10 @@ def time_to_target(condition: Condition, arms: Sequence[str], width: int) -> dic
         for target in result.targets:
             summary = target.summary
             median = "median not reached" if summary.median is None else f"median {duration(summary.median)}"
-            interval = None
-            if summary.low is not None:
+            figures, interval = f"{median}, reached by {summary.reached} of {summary.trials}", None
+            if summary.low is not None and summary.level is not None:
                 interval = (summary.low / clock.seconds, None if summary.high is None else summary.high / clock.seconds)
-            figures = f"{median}, reached by {summary.reached} of {summary.trials}"
+                figures += f", {level_name(summary.level)} interval"
             dots = [_time_dot(arm, seed, time, clock) for seed, time in target.by_seed.items()]
             mean = Dot(summary.median / clock.seconds, f"{arm}\n{figures}") if summary.median is not None else None
             found.setdefault(target.target, []).append(Row(arms.index(arm), arm, figures, dots, mean, interval))

@@ -100,7 +100,8 @@ def of_study(analysis: Analysis) -> list[Section]:
             "Time to target",
             "When the accuracy on held-out images first reached each target. Small marks are trials. An open mark with "
             "an arrow is a trial that never reached it: it stands where the trial ended. The large mark is the median "
-            "(Kaplan-Meier), the bar its interval, which takes five seeds; an arrow means that it has no upper end.",
+            "(Kaplan-Meier), the bar its interval with the confidence that is named, which takes five seeds; an arrow "
+            "means that it has no upper end.",
             targets,
         ),
         accuracy_against_time(analysis),

@@ -16,6 +16,7 @@ from psys.tradeoff.words import (
     confidence,
     duration,
     hours_unit,
+    level_name,
     percent,
     points,
     seconds_unit,
@@ -118,8 +119,9 @@ def targets(condition: Condition) -> Table:
         for target in result.targets:
             summary, ratio = target.summary, target.times_as_fast
             median = "–" if summary.median is None else duration(summary.median)
-            if summary.low is not None:
-                median += f" ({duration(summary.low)} to {'never' if summary.high is None else duration(summary.high)})"
+            if summary.low is not None and summary.level is not None:
+                high = "never" if summary.high is None else duration(summary.high)
+                median += f" ({duration(summary.low)} to {high}, {level_name(summary.level)})"
             curve = duration(target.of_mean_curve.seconds) if target.of_mean_curve else ""
             soon = "" if ratio is None else times(ratio.mean)
             if ratio and ratio.low is not None and ratio.high is not None:

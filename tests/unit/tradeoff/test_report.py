@@ -186,3 +186,10 @@ def test_p_better_needs_four_seeds_and_the_answers_to_each_image(seeds: int, rec
     assert ("| – |" in row) == (seeds < 4 or not recorded)
     differences = "those of differences do." if recorded else "nor do those of differences"
     assert differences in files["report.md"]
+
+
+def test_interval_of_a_median_time_has_its_level() -> None:
+    trials = [trial("sync", seed, outcome((0.3, 0.5), 20.0 + seed)) for seed in range(5)]
+    files = render(analyze(study(trials, targets=(0.5,))), "", {})
+    assert "22.0 s (20.0 s to 24.0 s, 93.75 %)" in files["report.md"]
+    assert "median 22.0 s, reached by 5 of 5, 93.75 % interval" in files["report.html"]
