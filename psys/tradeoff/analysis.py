@@ -159,6 +159,8 @@ class Analysis:
     failed: tuple[EndedTrial, ...]
     missing: tuple[tuple[str, str, int], ...]
     """arm, condition and seed of the trials that have not ended"""
+    untuned: tuple[str, ...]
+    """arms of which every tuning trial failed: they have no trials"""
 
     @property
     def versus(self) -> list[Versus]:
@@ -187,20 +189,27 @@ def analyze(study: Study) -> Analysis:
         if result.versus and result.versus.accuracy.images is not None
     }
     claimed = claims(differences, study.margin)
+    sweeps = {arm: sweep for arm in study.arms if (sweep := _sweep(study, arm)).points}
+    untuned = tuple(
+        arm
+        for arm, sweep in sweeps.items()
+        if len(sweep.points) == study.tuning_trials and not any(point.held_out_accuracy for point in sweep.points)
+    )
     ended = {(trial.arm, trial.condition, trial.seed) for trial in compared}
     return Analysis(
         study=study,
         conditions=tuple(_with_claims(condition, claimed) for condition in conditions),
         comparisons=sum(claim.p is not None for claim in claimed.values()),
-        sweeps={arm: sweep for arm in study.arms if (sweep := _sweep(study, arm)).points},
+        sweeps=sweeps,
         failed=tuple(trial for trial in study.trials if trial.outcome is None),
         missing=tuple(
             (arm, condition, seed)
             for condition in study.conditions
             for arm in study.arms
             for seed in study.seeds
-            if (arm, condition, seed) not in ended
+            if arm not in untuned and (arm, condition, seed) not in ended
         ),
+        untuned=untuned,
     )
 
 

@@ -1,5 +1,6 @@
 """What a study says in plain sentences: only what its intervals carry, and what limits it."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -95,7 +96,7 @@ def _of_condition(analysis: Analysis, condition: Condition) -> list[str]:
     absent = [arm for arm in analysis.study.arms if arm not in condition.arms]
     sentences += _targets(condition, reference)
     sentences += [_late(arm, result) for arm, result in condition.arms.items() if result.late]
-    return [*sentences, *(f"{arm} has no finished trial here." for arm in absent)]
+    return [*sentences, *(f"{arm} has no finished trial here." for arm in absent if arm not in analysis.untuned)]
 
 
 def _late(arm: str, result: ArmResult) -> str:
@@ -182,6 +183,19 @@ def _targets(condition: Condition, reference: str) -> list[str]:
     return sentences
 
 
+def _differing(analysis: Analysis) -> list[str]:
+    """In what the trials that are done differ beside their settings."""
+    done = [trial for trial in analysis.study.trials if trial.outcome]
+    values: dict[str, set[str | None]] = {
+        "host": {trial.host for trial in done},
+        "processor": {outcome.environment.get("processor") for outcome in analysis.outcomes},
+        "commit": {outcome.environment.get("commit") for outcome in analysis.outcomes},
+        "version of Python": {outcome.environment.get("python") for outcome in analysis.outcomes},
+        "package versions": {json.dumps(outcome.environment.get("packages")) for outcome in analysis.outcomes},
+    }
+    return [name for name, found in values.items() if len(found) > 1]
+
+
 def _most_seeds(analysis: Analysis) -> int:
     """Of a comparison."""
     return max((len(versus.seeds) for versus in analysis.versus), default=0)
@@ -231,6 +245,10 @@ def _cautions(analysis: Analysis) -> list[str]:
     ]
     if unpaired:
         cautions.append(f"Left out of the comparison with {study.reference}, for lack of a pair: {join(unpaired)}.")
+    cautions += [
+        f"{arm} has no value of {study.tuned}, for all of its tuning trials failed: it takes no part."
+        for arm in analysis.untuned
+    ]
     if analysis.missing:
         cautions.append(f"This report is of a part: {len(analysis.missing)} of the planned trials have not ended.")
     ratios = [versus.times_as_fast for versus in analysis.versus]
@@ -253,6 +271,8 @@ def _cautions(analysis: Analysis) -> list[str]:
             f"The machine was busy with something else before {len(busy)} of {count(len(study.trials), 'trial')} (more "
             f"than {100 * BUSY:g} % of its cores): their times may be too long."
         )
+    if differ := _differing(analysis):
+        cautions.append(f"The trials differ in {join(differ)}: differences between arms may come from this.")
     if diverged := [trial.name for trial in done if trial.outcome and trial.outcome.diverged is not None]:
         cautions.append(f"The training of {join(diverged)} diverged: a snapshot from before that counts.")
     return cautions

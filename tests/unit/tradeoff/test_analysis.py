@@ -170,6 +170,16 @@ def test_pareto_front_and_scaling_of_arms_that_differ_in_workers_only() -> None:
     assert only(trials).scaling == ()
 
 
+def test_an_arm_whose_tuning_trials_all_failed_is_not_missing() -> None:
+    tried = [trial("sync", 0, outcome(), tuning=0.1), trial("sync", 0, outcome(), tuning=0.2)]
+    failed = [trial("async", 0, None, tuning=0.1), trial("async", 0, None, tuning=0.2)]
+    trials = [*tried, *failed, trial("sync", 0, outcome())]
+    found = analyze(study(trials, tuned="rate", tuning_trials=2))
+    assert (found.untuned, found.missing) == (("async",), ())
+    going_on = analyze(study(trials, tuned="rate", tuning_trials=3))
+    assert (going_on.untuned, going_on.missing) == ((), (("async", "uniform", 0),))
+
+
 def test_tuning_trials_are_in_the_sweep_only() -> None:
     tried = [trial("sync", 0, outcome((0.2, best)), tuning=value) for value, best in ((0.01, 0.3), (0.1, 0.4))]
     final = trial("sync", 7, outcome(settings={"snapshot_epochs": 1.0, "schedule.learning_rate": 0.1}))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from psys.tradeoff.analysis import Analysis, analyze
 from psys.tradeoff.report import render
@@ -193,3 +194,54 @@ def test_interval_of_a_median_time_has_its_level() -> None:
     files = render(analyze(study(trials, targets=(0.5,))), "", {})
     assert "22.0 s (20.0 s to 24.0 s, 93.75 %)" in files["report.md"]
     assert "median 22.0 s, reached by 5 of 5, 93.75 % interval" in files["report.html"]
+
+
+def test_a_failed_tuning_trial_counts_as_0_and_values_are_compared_as_values() -> None:
+    tried = [trial("sync", seed, outcome((0.2, 0.3)), tuning=1) for seed in (0, 1)]
+    tried += [trial("sync", 0, outcome((0.2, 0.5)), tuning=2), trial("sync", 1, None, tuning=2)]
+    final = trial("sync", 0, outcome(settings={"snapshot_epochs": 1.0, "rate": 1.0}))
+    page = render(analyze(study([*tried, final], tuned="rate", tuning_trials=4)), "", {})["report.html"]
+    tuning = page[page.index("<h2>Tuning</h2>") :]
+    assert re.findall(r'<text class="name"[^>]*>([^<]*)</text><text[^>]*>([^<]*)', tuning) == [
+        ("1  ← chosen", "30.0 %"),
+        ("2", "25.0 %, 1 of 2 failed and counted as 0"),
+    ]
+
+
+def test_legend_of_a_picture_has_the_arms_of_all_panels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    legends = []
+
+    def read(figure: Figure, *unused: object) -> None:
+        legend = figure.axes[0].get_legend()
+        legends.append([text.get_text() for text in legend.get_texts()] if legend else [])
+
+    monkeypatch.setattr(Figure, "savefig", read)
+    trials = [trial("sync", 0, outcome()), trial("async", 0, None)]
+    trials += [trial(arm, 0, outcome(), "slow") for arm in ("sync", "async")]
+    draw(analyze(study(trials)), tmp_path)
+    assert legends == [["sync", "async"]] * 3
+
+
+def test_page_shows_the_machines_of_the_trials_and_says_that_they_differ() -> None:
+    machines = [
+        {"commit": commit, "processor": processor, "packages": {"torch": "2.13.0"}, "started": started}
+        for commit, processor, started in (("c1", "p1", "2026-11-28"), ("c2", "p1", "2026-11-29"))
+    ]
+    trials = [trial("sync", seed, outcome(environment=machine)) for seed, machine in enumerate(machines)]
+    latest = {"command": ["psys", "tradeoff"], "commit": "c3", "processor": "p3", "started": "2026-11-30"}
+    text = render(analyze(study(trials)), "", latest)["report.md"]
+    for line in ("command: psys tradeoff", "commit: c1; c2", "processor: p1", "packages: torch 2.13.0"):
+        assert f"- {line}\n" in text
+    assert "- trials started: 2026-11-28 to 2026-11-29\n" in text
+    assert "c3" not in text
+    assert "The trials differ in commit: differences between arms may come from this." in text
+
+
+def test_hosts_and_packages_that_differ_are_said() -> None:
+    trials = [
+        trial("sync", seed, outcome(environment={"packages": {"torch": version}}), host=host)
+        for seed, (version, host) in enumerate((("2.13.0", "a"), ("2.12.0", "b")))
+    ]
+    assert "The trials differ in host and package versions" in render(analyze(study(trials)), "", {})["report.md"]
+    same = [trial("sync", seed, outcome(environment={"packages": {"torch": "2.13.0"}})) for seed in (0, 1)]
+    assert "The trials differ" not in render(analyze(study(same)), "", {})["report.md"]

@@ -195,3 +195,11 @@ def test_number_of_intervals_in_time_is_said_for_they_are_not_corrected(seeds: i
     trials = [trial(arm, s, outcome((0.3, 0.5))) for arm in ("sync", "async") for s in range(seeds)]
     found = of(trials, targets=(0.3, 0.5, 0.9)).cautions
     assert [sentence[: len("The 3 comparisons in time")] for sentence in found if "not corrected" in sentence] == said
+
+
+def test_an_arm_without_a_tuned_value_is_said_to_take_no_part() -> None:
+    trials = [trial("sync", 0, outcome()), trial("async", 0, None, tuning=0.1), trial("sync", 0, outcome(), tuning=0.1)]
+    found = of(trials, tuned="rate", tuning_trials=1)
+    assert "async has no value of rate, for all of its tuning trials failed: it takes no part." in found.cautions
+    assert not [sentence for sentence in found.cautions if "have not ended" in sentence]
+    assert found.by_condition["uniform"] == ()
