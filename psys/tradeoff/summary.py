@@ -205,12 +205,9 @@ def _contained(analysis: Analysis) -> str:
     contained = [versus.accuracy.images is not None for versus in analysis.versus if versus.interval]
     if all(contained):
         return "those of differences do." if contained else "and there are none of differences."
-    missing = "the runs recorded the answer to each test image"
-    return (
-        f"those of differences only where {missing}."
-        if any(contained)
-        else f"nor do those of differences, which need {missing}."
-    )
+    if any(contained):
+        return "those of differences only where the runs recorded the answer to each test image."
+    return "nor do those of differences: the runs did not record the answer to each test image."
 
 
 def _cautions(analysis: Analysis) -> list[str]:

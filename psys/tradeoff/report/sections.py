@@ -259,7 +259,7 @@ def all_trials(analysis: Analysis) -> Section:
 
 def setup(study: str, environment: Mapping[str, str]) -> Section:
     """What it takes to repeat the study: its settings, machine, versions and command."""
-    machine = tables.Table(["", ""], [[tables.Cell(n), tables.Cell(v, kind="text")] for n, v in environment.items()])
+    machine = tables.Table(["", ""], [[tables.Cell(n), tables.Cell(v, "text")] for n, v in environment.items()])
     return Section(
         "How it was made",
         "",
@@ -290,8 +290,8 @@ def _scaling(condition: Condition, arms: Sequence[str]) -> str:
         content = [
             [
                 tables.Cell(arm),
-                tables.Cell(str(workers), workers),
-                tables.Cell(percent(group.efficiency[arm]), group.efficiency[arm]),
+                tables.Cell(str(workers)),
+                tables.Cell(percent(group.efficiency[arm])),
             ]
             for arm, workers in group.arms.items()
         ]
