@@ -275,6 +275,8 @@ def _explain(model: type[Config], location: tuple[int | str, ...], kind: str, me
         below = next((f", such as '{name}'" for name, _ in _leaves(model) if name.startswith(f"{path}.")), "")
         message = f"expected a mapping of settings{below}"
     message = message.removeprefix("Value error, ")
+    if isinstance(value, dict) and kind == "value_error":  # the message is about several settings of a group
+        return f"setting '{path}': {message}" if path else message
     return f"setting '{path}': {message}, got {_short(repr(value))}" if path else message
 
 
@@ -288,8 +290,8 @@ def _explain_arguments(model: type[Config], unknown: Sequence[str]) -> str:
 def _explain_flag(model: type[Config], flag: str) -> str:
     no, name = re.fullmatch("--?(no-)?(.*)", flag, re.DOTALL).groups()  # type: ignore[union-attr]
     found = closest_settings(model, name)
-    fields = dict(_leaves(model))
-    meant = [f"--{no if no and fields[each].annotation is bool else ''}{each}".replace("_", "-") for each in found]
+    switches = [name for name, field in _leaves(model) if field.annotation in (bool, bool | None)]
+    meant = [f"--{no if no and each in switches else ''}{each}".replace("_", "-") for each in found]
     return f"unknown flag {_short(flag)}" + (f": did you mean {' or '.join(meant)}?" if meant else " (see --help)")
 
 

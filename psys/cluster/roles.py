@@ -19,6 +19,7 @@ from psys.errors import LostServerError, PsysError, allow_many_open_files, say
 from psys.ps.effects import RunEnd
 from psys.ps.events import RunStarted
 from psys.ps.ledger import Ledger
+from psys.ps.store import refitted
 from psys.run.assembly import initial_ledger, initial_model, initial_slice, layout_of, run_controller
 from psys.run.checkpoint import Checkpoint, state_of_slice
 from psys.run.config import RunConfig
@@ -157,7 +158,7 @@ def _newest_checkpoint(run: RunDirectory, config: RunConfig) -> Checkpoint | Non
     checkpoint, refused = run.checkpoints(config.keep_checkpoints).newest()
     for reason in refused:
         say(reason)
-    return checkpoint
+    return checkpoint and checkpoint._replace(state=refitted(checkpoint.state, config.state_names()))
 
 
 def _start(

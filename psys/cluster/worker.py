@@ -105,16 +105,16 @@ class _Steps:
         self._run, self._model, self._batches = run, model, gradient.batches
         self._compute = local_steps(run.config, gradient.batches.samples, gradient)
         self._step = 0
-        self._call_seconds = 0.0
+        self._call_seconds = self._hidden_seconds = 0.0
 
     def expect(self, lease: Lease) -> None:
         """This lease is computed next: where images are decoded, decoding begins now, unless others come before."""
         if self._run.config.local_steps == 1:
             self._batches.expect(lease.batch)
 
-    def called(self, seconds: float) -> None:
-        """The worker stood still that long for the call that brought the next lease."""
-        self._call_seconds = round(seconds, 6)
+    def called(self, seconds: float, hidden: float) -> None:
+        """The worker stood still that long for the call that brought the next lease, after `hidden` seconds of it."""
+        self._call_seconds, self._hidden_seconds = round(seconds, 6), hidden
 
     def __call__(self, lease: Lease, grant: Grant) -> Push:
         """Leave the gradient of the batch in the lease's slot."""
@@ -136,7 +136,8 @@ class _Steps:
         if math.isfinite(result.gradient_norm):
             self._model.send(lease.slot)
         self._step += 1
-        wait_seconds = min(grant.wait_seconds, self._call_seconds)
+        # A call waits first and transfers then: what was hidden was waiting.
+        wait_seconds = min(round(max(0.0, grant.wait_seconds - self._hidden_seconds), 6), self._call_seconds)
         return Push(lease, *result, round(time.monotonic() - began, 6), wait_seconds, self._call_seconds)
 
 
@@ -158,11 +159,11 @@ def _call_until_the_end(run: ReconnectingWorker, calls: Calls, steps: _Steps, pr
         _drive(calls, call_at_once, steps.called)
 
 
-def _drive(calls: Calls, start: Callable[[Call], Callable[[], Grant]], called: Callable[[float], None]) -> None:
+def _drive(calls: Calls, start: Callable[[Call], Callable[[], Grant]], called: Callable[[float, float], None]) -> None:
     """Make the worker's calls: `start` begins a call and returns the function that waits for its reply.
 
-    `called` is told how many seconds the worker stood still for each call, 0 for the first: it waits for the run's
-    start.
+    `called` is told how many seconds the worker stood still for each call, 0 for the first, which waits for the run's
+    start, and how many seconds of the call it was computing.
     """
     reply: Grant | None = None
     with contextlib.suppress(StopIteration):
@@ -173,11 +174,12 @@ def _drive(calls: Calls, start: Callable[[Call], Callable[[], Grant]], called: C
                 raise LeaveRequested
             began = time.monotonic()
             wait = start(call)
-            starting = time.monotonic() - began
+            started = time.monotonic()
             assert next(calls) is None  # with prefetch, a batch is computed here
-            began, first = time.monotonic(), reply is None
+            computed, first = time.monotonic(), reply is None
             reply = wait()
-            called(0.0 if first else starting + time.monotonic() - began)
+            stood_still = started - began + time.monotonic() - computed
+            called(0.0 if first else stood_still, computed - started)
 
 
 class _Background:

@@ -18,11 +18,17 @@ class LocalSteps:
     batch's gradient. With more, each batch is a step of plain SGD (Stich, "Local SGD converges fast and communicates
     little", ICLR 2019), and the lease's gradient is the sum of the steps' gradients: at the rate of the steps, without
     momentum, it moves the parameters to where the steps end. Momentum of the server is then that of SlowMo (Wang et
-    al., ICLR 2020) and, as Nesterov momentum, of DiLoCo (Douillard et al., 2023).
+    al., ICLR 2020) and, as Nesterov momentum, of DiLoCo (Douillard et al., 2023). `weight_decay` is that of each step.
     """
 
-    def __init__(self, gradient: Callable[[int, FlatModel], StepResult], leases: BatchPlan, batches: BatchPlan) -> None:
-        self._gradient, self._leases, self._batches = gradient, leases, batches
+    def __init__(
+        self,
+        gradient: Callable[[int, FlatModel], StepResult],
+        leases: BatchPlan,
+        batches: BatchPlan,
+        weight_decay: float = 0.0,
+    ) -> None:
+        self._gradient, self._leases, self._batches, self._decay = gradient, leases, batches, weight_decay
         self._vectors: tuple[Tensor, Tensor] | None = None  # where the steps are, and the sum of their gradients
 
     def __call__(self, lease: int, model: FlatModel, learning_rate: float) -> StepResult:
@@ -31,7 +37,7 @@ class LocalSteps:
         The result is that of all its batches; the norm is the sum's, and not finite if that of one step is not.
         """
         batches = self._batches.within(*self._leases.place(lease))
-        if len(batches) == 1:
+        if len(batches) == 1 and not self._decay:
             return self._gradient(batches[0], model)
         # The model's gradient may take the place of its parameters.
         position, total = self._vectors = self._vectors or (
@@ -44,6 +50,7 @@ class LocalSteps:
         for batch in batches:
             model.parameters.copy_(position)
             steps.append(self._gradient(batch, model))
+            model.gradient[: model.decayed].add_(position[: model.decayed], alpha=self._decay)
             total.add_(model.gradient)
             position.sub_(model.gradient, alpha=learning_rate)
         model.gradient.copy_(total)

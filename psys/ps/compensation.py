@@ -21,13 +21,15 @@ class CompensationConfig(Config):
     """correct gradients for the parameters' move since they were read (DC-ASGD, Zheng et al. 2017)"""
     delay_strength: float | None = Field(None, ge=0)
     """lambda of `delay`; by default the paper's: 0.04 for constant, 2 for adaptive"""
-    gap_aware: bool = False
-    """divide each element by 1 + its parameter's move in typical steps (Gap-Aware, Barkai et al. 2020); of sgd"""
+    gap_aware: bool | None = None
+    """divide elements by 1 + the move of the parameter in typical steps (Barkai et al. 2020); default: docs/rates.md"""
 
     @model_validator(mode="after")
-    def _strength_goes_with_delay(self) -> Self:
+    def _settings_have_an_effect(self) -> Self:
         if self.delay == "none" and self.delay_strength is not None:
             raise ValueError("'delay_strength' needs 'delay' constant or adaptive")
+        if self.anneal_share and not self.staleness_power:
+            raise ValueError("'anneal_share' needs 'staleness_power' above 0")
         return self
 
     @property
@@ -40,7 +42,7 @@ class CompensationConfig(Config):
     @property
     def needs_reads(self) -> bool:
         """Whether a gradient is compared with the parameters that its worker read."""
-        return self.strength > 0 or self.gap_aware
+        return self.strength > 0 or bool(self.gap_aware)
 
     def state_names(self) -> tuple[str, ...]:
         """Names of the vectors kept for it: running means of the squares of gradients, and of the momentum vector."""

@@ -198,13 +198,15 @@ class RunController:
                 self._accepted[push.lease] = push
             else:
                 assert decision.receipt is not None
-                self._refuse(now, push.lease, decision.receipt, effects)
+                self._refuse(now, push, decision.receipt)
         self._carry_out(now, decision, effects)
         if self._failure and not self._coordinator.over:
             self._carry_out(now, self._coordinator.stop(), effects)
 
-    def _refuse(self, now: float, lease: Lease, receipt: Receipt, effects: Effects) -> None:
-        self._unlogged.append(PushRefused(receipt=receipt.value, lease=lease, seconds=self.train_seconds(now)))
+    def _refuse(self, now: float, push: Push, receipt: Receipt) -> None:
+        lease, seconds = push.lease, self.train_seconds(now)
+        times = {name: getattr(push, name) for name in ("compute_seconds", "wait_seconds", "call_seconds")}
+        self._unlogged.append(PushRefused(receipt=receipt.value, lease=lease, seconds=seconds, **times))
         if receipt is Receipt.DAMAGED:
             damaged = self._damaged[lease.batch]
             damaged.append(lease)
@@ -213,8 +215,7 @@ class RunController:
                     f"training diverged: the gradient of batch {lease.batch} was not finite {MAX_DAMAGED} times"
                 )
                 version = min(each.version for each in damaged)
-                diverged = RunDiverged(version=version, batch=lease.batch, seconds=self.train_seconds(now))
-                self._unlogged.append(diverged)
+                self._unlogged.append(RunDiverged(version=version, batch=lease.batch, seconds=seconds))
 
     def _heartbeat(self, now: float, worker: str, effects: Effects) -> None:
         if self._membership.state(worker) is State.DEAD and worker in self._asking:

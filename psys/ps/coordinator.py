@@ -88,10 +88,9 @@ class Coordinator:
         """No lease will be granted any more: every batch is applied, or the run was stopped."""
         return self._stopping or self.ledger.finished
 
-    @property
-    def rate(self) -> float:
-        """The learning rate of the next update."""
-        return learning_rate(self._schedule, self.ledger.epochs_done, self._epochs)
+    def rate(self, gradients: float) -> float:
+        """The learning rate of the next update if it has the mean of so many gradients."""
+        return learning_rate(self._schedule, self.ledger.epochs_done, self._epochs, gradients)
 
     def waiting(self) -> Mapping[str, Wait]:
         """Why each worker without an answer waits."""
@@ -236,15 +235,15 @@ class Coordinator:
 
     def _looking_ahead(self, lease: Lease, under_way: int, computing: bool) -> Grant:
         """The grant of a worker with `under_way` gradients not applied, the last of which it may be `computing`."""
-        rate = self.rate
         period = self._policy.period()
+        rate = self.rate(len(self._members) / period)
         # A round has other workers' gradients too, and must not depend on who computed which of them.
         ahead = self._optimizer.gradient_look_ahead(period) if computing and period == len(self._members) else 0.0
         momentum_ahead = self._optimizer.momentum_look_ahead((under_way + 1) * period - 1)
-        return Grant(lease, rate * momentum_ahead, rate * ahead, learning_rate=rate)
+        return Grant(lease, rate * momentum_ahead, rate * ahead, learning_rate=self.rate(1))
 
     def _apply(self, leases: Sequence[Lease]) -> Update:
-        rate, progress = self.rate, self.ledger.epochs_done / self._epochs
+        rate, progress = self.rate(len(leases)), self.ledger.epochs_done / self._epochs
         # An update replaces the running statistics as far as its gradients come from all workers, or the only worker.
         statistics_share = min(1.0, len(leases) / max(1, len(self._members)))
         sizes = [self.ledger.size(lease.batch) for lease in leases]

@@ -115,6 +115,9 @@ class PushRefused(Record):
     event: Literal["refused"] = "refused"
     receipt: str
     lease: Lease
+    compute_seconds: float = field(default=0.0, compare=False)
+    wait_seconds: float = field(default=0.0, compare=False)
+    call_seconds: float = field(default=0.0, compare=False)
     seconds: float
 
 

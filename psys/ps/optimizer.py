@@ -22,8 +22,8 @@ class OptimizerConfig(Config):
     """decay of the running mean of squares: rmsprop's alpha, adam's second beta"""
     look_ahead: bool = True
     """compute late gradients at the parameters predicted for the time they are applied; of sgd"""
-    momentum_per_worker: bool = False
-    """a momentum vector for each worker (DANA, Hakimi et al. 2019), each in memory; of nesterov in mode async"""
+    momentum_per_worker: bool | None = None
+    """a momentum vector for each worker (DANA, Hakimi et al. 2019), each in memory; by default see docs/rates.md"""
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> Self:

@@ -1,6 +1,6 @@
 """One slice of the flat parameter vector with its optimizer: gradients in, new versions out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from psys.ps.optimizer import OptimizerConfig
 from psys.ps.partition import CACHE_LINE, partition
 
 _BLOCK = 1 << 16  # elements, about
+_MEANS = ("gradient_squares", "momentum_squares")  # running means, see CompensationConfig.state_names
 _GRADIENT_SMOOTHING, _MOMENTUM_SMOOTHING = 0.95, 0.999  # of the papers (see ParameterStore._compensate)
 
 
@@ -27,6 +28,19 @@ class SliceState(NamedTuple):
     def vectors(self) -> dict[str, Tensor]:
         """All vectors by name; `parameters` and `statistics` come first."""
         return {"parameters": self.parameters, "statistics": self.statistics, **self.optimizer}
+
+
+def refitted(state: SliceState, names: Collection[str]) -> SliceState:
+    """`state` with those of the running means of `names`, as another compensation needs others to go on.
+
+    A mean of gradients that `state` lacks begins at zero, one of the momentum vector as the square of that vector.
+    """
+    vectors = {name: vector for name, vector in state.optimizer.items() if name in names or name not in _MEANS}
+    if "gradient_squares" in names and "gradient_squares" not in vectors:
+        vectors["gradient_squares"] = torch.zeros_like(state.parameters)
+    if "momentum_squares" in names and "momentum_squares" not in vectors and "momentum" in vectors:
+        vectors["momentum_squares"] = vectors["momentum"].square()
+    return state._replace(optimizer=vectors)
 
 
 class Contribution(NamedTuple):
@@ -147,7 +161,7 @@ class ParameterStore:
 
     def lacks(self, worker: str) -> bool:
         """Whether the worker is to be added before it reads."""
-        return self._optimizer.momentum_per_worker and worker not in self._momenta
+        return bool(self._optimizer.momentum_per_worker) and worker not in self._momenta
 
     def add_worker(self, worker: str) -> None:
         """The worker's momentum vector begins. All updates that have begun must be complete."""

@@ -40,16 +40,14 @@ def layout_of(config: RunConfig, model: FlatModel) -> BufferLayout:
 
 
 def initial_slice(config: RunConfig, model: FlatModel, number: int) -> Slice:
-    """Server `number`'s slice of the model, with the optimizer at its start.
-
-    Local steps do not decay weights: the update that follows them decays for all of them, the same to first order.
-    """
+    """Server `number`'s slice of the model, with the optimizer at its start. Where workers take steps, these decay."""
     part = layout_of(config, model).slices[number]
     decayed = min(max(model.decayed - part.start, 0), part.stop - part.start)
     statistics = model.statistics if number == 0 else model.statistics[:0]
-    decay = config.optimizer.weight_decay * config.local_steps
-    optimizer = config.optimizer.model_copy(update={"weight_decay": decay})
-    rate = highest_rate(config.schedule)
+    optimizer = config.optimizer
+    if config.local_steps > 1:
+        optimizer = optimizer.model_copy(update={"weight_decay": 0.0})
+    rate = highest_rate(config.schedule, config.gradients_of_update)
     store = ParameterStore(model.parameters[part], decayed, statistics, optimizer, config.compensation, rate)
     return Slice(number, store, config.wire, config.topk_share)
 
@@ -68,7 +66,8 @@ def ledger_of(config: RunConfig, samples: int) -> Ledger:
 def local_steps(config: RunConfig, samples: int, gradient: Callable[[int, FlatModel], StepResult]) -> LocalSteps:
     """Computes the leases of a run over `samples`, each batch with `gradient`."""
     batches = BatchPlan(samples, config.batch_size, config.earlier_batch_sizes)
-    return LocalSteps(gradient, BatchPlan(samples, *_lease_sizes(config)), batches)
+    decay = config.optimizer.weight_decay if config.local_steps > 1 else 0.0
+    return LocalSteps(gradient, BatchPlan(samples, *_lease_sizes(config)), batches, decay)
 
 
 def _lease_sizes(config: RunConfig) -> tuple[int, list[tuple[int, int]]]:

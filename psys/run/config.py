@@ -39,7 +39,7 @@ TOPICS = {
     "evaluation": ("snapshot_epochs", "evaluate_every", "early_stopping"),
     "parallelism": (
         *("mode", "staleness", "backup_workers", "max_staleness", "sync_epochs", "local_steps"),
-        *("workers", "threads", "servers", "remote_servers", "wire", "topk_share", "prefetch"),
+        *("workers", "threads", "servers", "remote_servers", "wire", "topk_share", "prefetch", "followed"),
     ),
     "checkpoints and faults": ("checkpoint_every", "keep_checkpoints", "faults"),
     "network": ("listen", "port", "role", "join", "token_file"),
@@ -157,6 +157,8 @@ class RunConfig(Config):
     """batches that a worker takes an SGD step with, one after the other, before it pushes the sum of their gradients"""
     threads: int | None = Field(None, ge=1)
     """threads that each worker computes with; by default this machine's cores, shared by its workers"""
+    followed: tuple[str, ...] = ()
+    """the settings that nobody set and that follow `mode` and `workers`, also in a run resumed with others"""
     epochs: int = Field(20, ge=1, le=100_000)
     """passes over the training images"""
     batch_size: int = Field(64, ge=1)
@@ -258,7 +260,9 @@ class RunConfig(Config):
         if self.optimizer.momentum_per_worker and self.mode != "async":
             raise ValueError(f"'optimizer.momentum_per_worker' needs 'mode' async, not {self.mode}")
         if self.optimizer.momentum_per_worker and self.sync_epochs:
-            raise ValueError("'optimizer.momentum_per_worker' and 'sync_epochs' do not go together")
+            raise ValueError("'optimizer.momentum_per_worker' needs 'sync_epochs' 0: a round has no worker of its own")
+        if self.compensation.delay != "none" and self.local_steps > 1:
+            raise ValueError("'compensation.delay' needs 'local_steps' 1: it corrects the gradient of one step")
         if self.compensation.gap_aware and self.optimizer.kind != "sgd":
             raise ValueError(f"'compensation.gap_aware' needs 'optimizer.kind' sgd, not {self.optimizer.kind}")
         return self
@@ -272,6 +276,11 @@ class RunConfig(Config):
     def evaluates_while_training(self) -> bool:
         """Whether snapshots are evaluated before the run ends."""
         return self.evaluate_every != 0 and self.validation_share > 0
+
+    @property
+    def gradients_of_update(self) -> int:
+        """Gradients whose mean is an update when all workers take part."""
+        return 1 if self.mode == "async" else max(1, (self.workers or 1) - self.backup_workers)
 
     def rules(self) -> RunRules:
         """When snapshots, checkpoints, the start and the end are due."""

@@ -1,7 +1,7 @@
 """A run's directory: its resolved settings, environment, events, snapshots and results; enough to repeat the run.
 
 config.yaml environment.json events.jsonl faults.yaml logs/ snapshots/ checkpoints/   written while the run trains
-segments/<version>/ result-<version>.json   the files of before, of a run that was resumed with other settings there
+segments/<version>/ result-<version>.json right-<version>.npz                         before a resume
 best.safetensors last.safetensors model.json model.onnx                               once it is evaluated
 curves.png confusion.png right.npz result.json                                        once it is evaluated
 """
@@ -154,11 +154,10 @@ class RunDirectory:
 
     def archive_result(self) -> None:
         """Keep the result until now under the name of its last version; the run is not `complete` any more."""
-        kept = self.path / "result-{:08d}.json".format(self.result()["last"]["version"])
-        if kept.exists():
-            self.result_file.unlink()  # the earlier one is of the same version
-        else:
-            self.result_file.rename(kept)
+        version = self.result()["last"]["version"]
+        for file in (self.path / "right.npz", self.result_file):
+            if file.exists():
+                file.replace(file.with_stem(f"{file.stem}-{version:08d}"))
 
     def write_token(self, token: str) -> None:
         """Write the token that every joining process must have; only the user of this process can read the file."""

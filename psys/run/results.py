@@ -18,10 +18,20 @@ from psys.compute.device import choose_device
 from psys.compute.evaluate import Evaluation
 from psys.data.store import PreparedStore
 from psys.errors import PsysError
-from psys.ps.events import RunEnded, RunEvent, RunStarted, SnapshotEvaluated, SnapshotSaved, StoppedEarly, UpdateApplied
+from psys.ps.events import (
+    PushRefused,
+    RunEnded,
+    RunEvent,
+    RunStarted,
+    SnapshotEvaluated,
+    SnapshotSaved,
+    StoppedEarly,
+    UpdateApplied,
+)
 from psys.run.config import RunConfig
 from psys.run.confusion import draw_confusion
 from psys.run.curves import EpochPoint, draw
+from psys.run.defaults import rate_in_words
 from psys.run.description import as_metadata, describe_model
 from psys.run.directory import RunDirectory
 from psys.run.divergence import advice, epochs_at, last_sound_version
@@ -185,7 +195,7 @@ def _summary(events: list[RunEvent]) -> dict[str, Any]:
         "diverged": {"version": sound, "epoch": epochs_at(sound, events)} if sound is not None else None,
         "segments": [segment._asdict() for segment in segments(events)],
         "images_per_second": sum(update.images for update in updates) / seconds,
-        "time": worker_times(updates),
+        "time": worker_times(events),
         "staleness_mean": float(np.mean(staleness)),
         "staleness_max": max(staleness),
         # Of a run that was killed nobody knows them.
@@ -196,14 +206,16 @@ def _summary(events: list[RunEvent]) -> dict[str, Any]:
 
 
 def _workers(events: list[RunEvent]) -> int:
-    """Workers that computed updates, at most since one start of the servers: a resume gives all of them new names."""
+    """Workers that pushed gradients, at most since one start of the servers: a resume gives all of them new names."""
     names, most = set[str](), 0
     for event in events:
         if isinstance(event, RunStarted):
             names = set()
         elif isinstance(event, UpdateApplied):
             names.update(event.workers)
-            most = max(most, len(names))
+        elif isinstance(event, PushRefused):
+            names.add(event.lease.worker)
+        most = max(most, len(names))
     return most
 
 
@@ -241,6 +253,7 @@ def _table(run: RunDirectory, result: dict[str, Any]) -> Table:
         "speed": f"{result['images_per_second']:.0f} images/s",
         "workers": str(result["workers"]),
         "workers computed / waited / communicated": shares(result["time"]),
+        "learning rate": rate_in_words(run.config()),
         "staleness mean / max": f"{result['staleness_mean']:.2f} / {result['staleness_max']} updates",
         "batches applied / duplicated / lost": " / ".join(map(str, counts)),
         "ONNX Runtime against torch": f"within {onnx['max_difference']:.0e} on {onnx['images']} images",

@@ -30,7 +30,7 @@ from psys.ps.messages import (
     Tick,
 )
 from psys.ps.slots import Slot
-from psys.ps.store import SliceState
+from psys.ps.store import SliceState, refitted
 from psys.run.assembly import initial_slice, layout_of, run_controller
 from psys.run.checkpoint import concatenate_states, state_of_slice
 from psys.run.config import RunConfig
@@ -183,8 +183,9 @@ class InProcessRun:
             assert checkpoint.save.ledger is not None, "a snapshot is no checkpoint"
             version, seconds = checkpoint.save.version, checkpoint.save.seconds
             self.ledger.restore(checkpoint.save.ledger)
+            saved = refitted(checkpoint.state, config.state_names())
             for number, part in enumerate(parts):
-                self.slices[number].store.restore(state_of_slice(checkpoint.state, part, number))
+                self.slices[number].store.restore(state_of_slice(saved, part, number))
         self._buffers = [_Buffers() for _ in parts]
         snapshots = [saved.save.version for saved in self.saves if saved.save.snapshot]
         newest = max((snapshot for snapshot in snapshots if snapshot <= version), default=0)

@@ -1,6 +1,7 @@
 """What a study compares: its arms, conditions and seeds, and how many times and where its trials run."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
@@ -16,6 +17,8 @@ from psys.run.faults import FaultPlan
 RunSettings = dict[str, Any]
 Share = Annotated[float, Field(gt=0, le=1)]
 
+_NAME_BYTES = 64  # of an arm or a condition: a trial's files are named by both and by less than 60 bytes more, of 255
+
 _OF_THE_STUDY = {
     "name": "the study names its runs",
     "runs": "runs lie in the study's directory",
@@ -25,21 +28,31 @@ _OF_THE_STUDY = {
     "early_stopping": "all trials train for their epochs",
     "remote_servers": "a trial runs on one machine",
 }
-_OF_BASE = {"validation_share": "all arms have the same held-out images"}
+_OF_BASE = {
+    "source": "arms are compared image by image",
+    "store": "arms are compared image by image",
+    "validation_share": "all arms have the same held-out images",
+}
+_OF_THE_ARMS = dict.fromkeys(
+    ("workers", "epochs", "snapshot_epochs", "image_size"), "make an arm of each value: the report compares it"
+)
 
 
-def _seeds(value: object) -> object:
-    """A list of seeds, or their number: from 0 on; a flag's value is text."""
+def _seeds(value: object, first: int) -> object:
+    """A list of seeds, or their number: from `first` on; a flag's value is text."""
     if isinstance(value, str):
         value = [part.strip() for part in value.strip("[]").split(",")] if not value.isdecimal() else int(value)
+    if isinstance(value, bool) or not isinstance(value, int | list | tuple):
+        raise ValueError("expected a list of whole numbers from 0 on, or how many: 10")
     if isinstance(value, int) and not 0 < value <= 1000:
         raise ValueError("a study needs at least one seed, and at most 1000")
-    return tuple(range(value)) if isinstance(value, int) else value
+    return tuple(range(first, first + value)) if isinstance(value, int) else value
 
 
-Seeds = Annotated[
-    tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], NoDecode, BeforeValidator(_seeds), Field(min_length=1)
-]
+_FIRST_TUNING_SEED = 1000
+_SeedTuple = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], NoDecode, Field(min_length=1)]
+Seeds = Annotated[_SeedTuple, BeforeValidator(partial(_seeds, first=0))]
+TuningSeeds = Annotated[_SeedTuple, BeforeValidator(partial(_seeds, first=_FIRST_TUNING_SEED))]
 
 
 class TuningConfig(Config):
@@ -49,8 +62,8 @@ class TuningConfig(Config):
     """dotted name, such as schedule.learning_rate"""
     values: Annotated[tuple[Any, ...], Field(min_length=1)] | dict[str, tuple[Any, ...]]
     """values that each arm tries, or those of each arm: equally many"""
-    seeds: Seeds = (0,)
-    """each value is tried with each of these seeds, in the first condition"""
+    seeds: TuningSeeds = (_FIRST_TUNING_SEED,)
+    """a list, or the number of seeds: from 1000 on; each value is tried with each of them, in the first condition"""
 
     def values_of(self, arm: str) -> tuple[Any, ...]:
         """The values that `arm` tries."""
@@ -109,15 +122,23 @@ class StudyConfig(Config):
             for name in names:
                 if not name.replace("-", "").replace("_", "").isalnum() or name[0] == "-":
                     raise ValueError(f"'{name}' cannot name a directory: name {kind}s in letters, digits, - and _")
+                if len(name.encode()) > _NAME_BYTES:
+                    raise ValueError(f"{kind} '{name[:20]}...' is too long to name files: at most {_NAME_BYTES} bytes")
         return self
 
     @model_validator(mode="after")
     def _is_a_comparison(self) -> Self:
         if self.reference not in self.arms:
             raise ValueError(f"'reference' is '{self.reference}', expected an arm: {', '.join(self.arms)}")
-        for name, seeds in (("seeds", self.seeds), ("tuning.seeds", self.tuning.seeds if self.tuning else ())):
-            if repeated := {seed for seed in seeds if seeds.count(seed) > 1}:
+        tuning_seeds = self.tuning.seeds if self.tuning else ()
+        for name, each in (("seeds", self.seeds), ("tuning.seeds", tuning_seeds), ("targets", self.targets)):
+            if repeated := {value for value in each if each.count(value) > 1}:
                 raise ValueError(f"'{name}' has {min(repeated)} more than once")
+        if both := set(self.seeds) & set(tuning_seeds):
+            raise ValueError(
+                f"'tuning.seeds' has {min(both)}, which is in 'seeds': a value would be measured again by "
+                "trials that chose it"
+            )
         return self
 
     @model_validator(mode="after")
@@ -129,6 +150,8 @@ class StudyConfig(Config):
         tried = [self.tuning.values_of(arm) for arm in self.arms]
         if len({len(values) for values in tried}) != 1 or not tried[0]:
             raise ValueError("'tuning.values' needs equally many values, at least one, for each arm")
+        if any(value is None for values in tried for value in values):
+            raise ValueError("'tuning.values' has null, which is no value")
         if any(values.count(value) > 1 for values in tried for value in values):
             raise ValueError("'tuning.values' has a value more than once")
         return self
@@ -136,11 +159,13 @@ class StudyConfig(Config):
     @model_validator(mode="after")
     def _runs_are_valid(self) -> Self:
         """Raises PsysError, which names the arm or the condition, for settings that no run can have."""
+        tuned = {self.tuning.setting: None} if self.tuning else {}
         for where, settings, reserved in (
             ("base", self.base, _OF_THE_STUDY),
             *((f"arm '{arm}'", settings, _OF_THE_STUDY | _OF_BASE) for arm, settings in self.arms.items()),
+            ("tuning", tuned, _OF_THE_STUDY | _OF_BASE | _OF_THE_ARMS),
         ):
-            for name in nested(settings).keys() & reserved.keys():
+            for name in nested(settings, where).keys() & reserved.keys():
                 raise PsysError(f"'{name}' cannot be set in {where}: {reserved[name]}")
         runs = {arm: self.run_config(arm) for arm in self.arms}
         points = {arm: run.epochs / run.snapshot_epochs for arm, run in runs.items()}
@@ -148,7 +173,8 @@ class StudyConfig(Config):
             try:
                 build(run.model, num_classes=2)
             except PsysError as error:
-                raise PsysError(f"{error} (in arm '{arm}')") from None
+                where = f"arm '{arm}'" if "model" in self.arms[arm] else "base"
+                raise PsysError(f"{error} (in {where})") from None
             for value in self.tuning.values_of(arm) if self.tuning else ():
                 self.run_config(arm, value)
             if points[arm] != points[self.reference]:
@@ -202,11 +228,23 @@ class StudyCommand(StudyConfig):
         return StudyConfig(**{name: getattr(self, name) for name in names})
 
 
-def nested(settings: Mapping[str, Any]) -> RunSettings:
-    """Settings by dotted names as settings in groups: {"a.b": 1} is {"a": {"b": 1}}."""
+def nested(settings: Mapping[str, Any], where: str = "") -> RunSettings:
+    """Settings by dotted names as settings in groups: {"a.b": 1} is {"a": {"b": 1}}.
+
+    Raises PsysError, which names `where`, for a setting that is there twice, or is a group and has a value.
+    """
     result: RunSettings = {}
     for name, value in settings.items():
         for part in reversed(name.split(".")):
             value = {part: value}
-        result = overlay(result, value)
+        result = _joined(result, value, where)
     return result
+
+
+def _joined(one: RunSettings, other: RunSettings, where: str, above: str = "") -> RunSettings:
+    joined = one | other
+    for name in one.keys() & other.keys():
+        if not (isinstance(one[name], dict) and isinstance(other[name], dict)):
+            raise PsysError(f"'{above}{name}' is set twice, in a group and by a dotted name (in {where})")
+        joined[name] = _joined(one[name], other[name], where, f"{above}{name}.")
+    return joined

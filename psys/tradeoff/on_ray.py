@@ -11,10 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from psys.config import validate
 from psys.data.folders import new_folder
 from psys.data.store import PreparedStore
 from psys.errors import PsysError, reason_of
 from psys.files import lock_file
+from psys.run.config import RunConfig
 from psys.segment.actors import checked_interrupts, ray_session
 from psys.tradeoff.config import StudyConfig
 from psys.tradeoff.plan import Trial
@@ -32,7 +34,7 @@ def run_trials(config: StudyConfig, trials: Sequence[Trial], folder: Path) -> It
     A trial whose node was lost is repeated on another one. What a trial leaves comes back to `folder`. Raises PsysError
     if the cluster does not answer or has too few cores.
     """
-    runs = {trial.name: config.run_config(trial.arm) for trial in trials}
+    runs = {trial.name: validate(RunConfig, trial.settings, f"trial '{trial.name}'") for trial in trials}
     cores = {name: config.cores_per_trial or (run.workers or 1) * (run.threads or 1) for name, run in runs.items()}
     with (
         ray_session(max(cores.values()), config.ray_address),

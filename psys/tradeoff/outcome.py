@@ -151,7 +151,9 @@ def read_outcome(path: Path) -> Outcome:
             diverged=result["diverged"]["epoch"] if result["diverged"] else None,
         )
     except (KeyError, TypeError, ValueError):
-        raise PsysError(f"{run.result_file} is not a result of this version: evaluate {path} again") from None
+        raise PsysError(
+            f"{run.result_file} is not a result of this version: remove it, and run `psys evaluate {path}`"
+        ) from None
 
 
 def read_study(folder: Path) -> Study:

@@ -62,13 +62,17 @@ class TrialLog:
         record = TrialRecord(trial=trial.name, status=status, **of_trial, **finished._asdict())
         self.records[trial.name] = record
         os.sync()
-        self._write()
+        self.write()
         return record
 
     def forget_failed(self) -> None:
-        """Remove the records of failed trials: they are to run again."""
-        self.records = {name: each for name, each in self.records.items() if each.status == "done"}
-        self._write()
+        """Take failed trials out of `records`: they are to run again, but not those of a tuning that was used since."""
+        tuned = {each.arm for each in self.records.values() if each.status == "done" and each.tuning is None}
+        self.records = {
+            name: each
+            for name, each in self.records.items()
+            if each.status == "done" or (each.arm in tuned and each.tuning is not None)
+        }
 
     def _read(self, number: int, line: bytes) -> TrialRecord:
         where = f"{self._path} line {number}"
@@ -78,7 +82,8 @@ class TrialLog:
             raise PsysError(f"{where} is not a trial: the file was changed after it was written") from None
         return validate(TrialRecord, content, where)
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Write `records`, whole or not at all."""
         temporary = self._path.with_suffix(".tmp")
         with temporary.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(each.model_dump()) + "\n" for each in self.records.values())

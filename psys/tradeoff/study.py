@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from psys.config import validate, write_yaml
+from psys.config import read_yaml, validate, write_yaml
 from psys.data.source import open_source
 from psys.data.store import PreparedStore
 from psys.errors import PsysError, say
@@ -32,24 +32,19 @@ def run_study(command: StudyCommand, console: Console) -> bool:
     """
     config = command.study()
     folder = config.studies / config.name
-    stores = {run.store: run for run in (config.run_config(arm) for arm in config.arms)}
-    for run in stores.values():
-        _check_store(run)
+    _check_stores(config)
     if command.dry_run:
-        _show_plan(config, TrialLog(folder), console)
+        _show_plan(config, _checked_log(command, folder), console)
         return True
     with stop_signals_interrupt(), run_lock(folder, what="study"):
-        if not (folder / "study.yaml").exists() and set(os.listdir(folder)) - {"lock"}:
-            raise PsysError(f"{folder} holds other files than those of a study: choose another --name")
-        end_trials(folder)
-        log = TrialLog(folder)
+        log = _checked_log(command, folder)
         if command.retry_failed:
-            log.forget_failed()
-        check_unchanged(config, log)
+            log.write()
+        end_trials(folder)
         write_yaml(config, folder / "study.yaml")
         write_json(environment(), folder / "environment.json")
-        for run in stores.values():
-            _prepare(run)
+        _prepare(config.run_config(config.reference))
+        _check_stores(config)
         try:
             _run_missing(config, log, console)
         finally:
@@ -59,11 +54,23 @@ def run_study(command: StudyCommand, console: Console) -> bool:
         return all(record.status == "done" for record in log.records.values())
 
 
+def _checked_log(command: StudyCommand, folder: Path) -> TrialLog:
+    """The finished trials, which `command` can go on with. Raises PsysError if it cannot."""
+    file = folder / "study.yaml"
+    if folder.exists() and not file.exists() and (not folder.is_dir() or set(os.listdir(folder)) - {"lock"}):
+        raise PsysError(f"{folder} holds other files than those of a study: choose another --name")
+    log = TrialLog(folder)
+    if command.retry_failed:
+        log.forget_failed()
+    check_unchanged(command.study(), log)
+    return log
+
+
 def _run_missing(config: StudyConfig, log: TrialLog, console: Console) -> None:
-    total = len(_names(config))
     with StudyProgress(console) as progress:
         # The study's trials are known when those that choose their settings have finished.
         while missing := [trial for trial in _trials(config, log) if trial.name not in log.records]:
+            total = len(_names(config, log))
             for trial, finished in _run(config, log, missing, progress, total):
                 progress.report(log.add(trial, finished), log, total)
             check_unchanged(config, log)
@@ -84,10 +91,14 @@ def _run(
         yield trial, run_trial(trial, log.folder, config.idle_wait)
 
 
+def _tuned(config: StudyConfig, log: TrialLog) -> bool:
+    return all(trial.name in log.records for trial in tuning_trials(config))
+
+
 def _trials(config: StudyConfig, log: TrialLog) -> list[Trial]:
     """The trials that choose settings and, when these have finished, the study's: of arms that have a setting."""
     tuning = tuning_trials(config)
-    if any(trial.name not in log.records for trial in tuning):
+    if not _tuned(config, log):
         return tuning
     chosen = choose(config, {trial.name: _held_out_accuracy(log, trial.name) for trial in tuning})
     return tuning + [trial for trial in study_trials(config, chosen) if not tuning or trial.arm in chosen]
@@ -99,23 +110,41 @@ def _held_out_accuracy(log: TrialLog, name: str) -> float | None:
     return float(log.run(name).result()["best"]["validation_accuracy"])
 
 
-def _names(config: StudyConfig) -> list[str]:
-    return [trial.name for trial in (*tuning_trials(config), *study_trials(config, {}))]
+def _names(config: StudyConfig, log: TrialLog) -> list[str]:
+    """Names of all trials, also of those whose settings are not known yet."""
+    waiting = [] if _tuned(config, log) else study_trials(config, {})
+    return [trial.name for trial in (*_trials(config, log), *waiting)]
 
 
 def check_unchanged(config: StudyConfig, log: TrialLog) -> None:
-    """Raises PsysError if finished trials are not those of the study: arms, conditions and seeds can only be added."""
+    """Raises PsysError if finished trials are not those of the study: arms, conditions and seeds can only be added.
+
+    Once a trial has finished that is not of the tuning, margin and reference are fixed, and what its arm tries.
+    """
     another = "choose another --name for a changed study"
-    names = set(_names(config))
+    names = set(_names(config, log))
     if gone := [record for record in log.records.values() if record.trial not in names]:
         what = f"arm '{gone[0].arm}', condition '{gone[0].condition}', seed {gone[0].seed}"
         raise PsysError(f"{log.folder} has a finished trial of {what}, which is not in the study any more: {another}")
+    begun = {record.arm for record in log.records.values() if record.tuning is None}
+    if begun and (file := log.folder / "study.yaml").exists():
+        before = read_yaml(file)
+        for name in ("margin", "reference"):
+            if before.get(name) != getattr(config, name):
+                raise PsysError(
+                    f"'{name}' was {before.get(name)} when trials of {log.folder} finished, and is fixed: {another}"
+                )
     for trial in _trials(config, log):
         if trial.name not in log.records:
+            if trial.arm in begun and trial.tuning is not None:
+                raise PsysError(
+                    f"{log.folder} has finished trials of arm '{trial.arm}' that were not tuned by {trial.name}: "
+                    f"what an arm tries is fixed before its trials; {another}"
+                )
             continue
-        before, faults = read_settings(trial.name, log.folder)
+        then, faults = read_settings(trial.name, log.folder)
         now = validate(RunConfig, trial.settings, f"arm '{trial.arm}'")
-        if changed := list(_differences(before.model_dump(), now.model_dump())):
+        if changed := list(_differences(then.model_dump(), now.model_dump())):
             what = f"arm '{trial.arm}' with another {', '.join(changed)}"
         elif faults != validate(FaultPlan, trial.faults, f"condition '{trial.condition}'"):
             what = f"condition '{trial.condition}' with other stragglers"
@@ -133,14 +162,20 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any], above: str =
             yield f"{above}{name}"
 
 
-def _check_store(run: RunConfig) -> None:
-    """Raises PsysError if the store of a run is damaged, or missing and there is nothing to prepare it from."""
-    if run.store.exists():
-        PreparedStore.open(run.store, run.image_size)
-    elif run.source is None:
-        raise PsysError(f"no prepared store at {run.store}, and no 'source' to prepare it from")
-    else:
+def _check_stores(config: StudyConfig) -> None:
+    """Raises PsysError if the store is damaged, lacks an arm's images, or is missing and cannot be prepared."""
+    run = config.run_config(config.reference)
+    if not run.store.exists():
+        if run.source is None:
+            raise PsysError(f"no prepared store at {run.store}, and no 'source' to prepare it from")
         open_source(run.source, Path("datasets"), test_share=0.2, seed=0)
+        return
+    PreparedStore.open(run.store)
+    for size, arm in {config.run_config(arm).image_size: arm for arm in config.arms}.items():
+        try:
+            PreparedStore.open(run.store, size)
+        except PsysError as error:
+            raise PsysError(f"{error} (in arm '{arm}')") from None
 
 
 def _prepare(run: RunConfig) -> None:
@@ -156,10 +191,11 @@ def _prepare(run: RunConfig) -> None:
 
 
 def _show_plan(config: StudyConfig, log: TrialLog, console: Console) -> None:
-    names = _names(config)
+    names = _names(config, log)
     for name in names:
         status = log.records[name].status if name in log.records else "to run"
         console.print(f"{name}: {status}", soft_wrap=True, highlight=False)
+    to_run = len(names) - len(log.records)
     seconds = remaining(list(log.records.values()), len(names))
-    estimate = f"about {seconds / 60:.0f} min, as long as trials so far took" if seconds else "no trial is done yet"
-    console.print(f"{len(names) - len(log.records)} of {len(names)} trials are to run: {estimate}", highlight=False)
+    estimate = f": about {seconds / 60:.0f} min, as long as trials so far took" if seconds else ""
+    console.print(f"{to_run} of {len(names)} trials are to run{estimate}", highlight=False)

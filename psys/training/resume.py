@@ -8,6 +8,7 @@ from psys.errors import PsysError, say
 from psys.ps.events import RunEnded, RunEvent, RunStarted, SettingsChanged, StoppedEarly, UpdateApplied
 from psys.ps.ledger import Ledger
 from psys.ps.schedule import learning_rate
+from psys.ps.store import refitted
 from psys.run.assembly import initial_ledger
 from psys.run.checkpoint import Checkpoint
 from psys.run.config import RunConfig
@@ -20,7 +21,7 @@ from psys.run.segments import in_words
 _HOW_IT_RUNS = {
     *("name", "runs", "store", "source", "servers", "remote_servers", "threads", "faults", "listen", "port"),
     *("heartbeat_timeout", "patience", "start_timeout", "join_timeout", "leave_timeout", "restarts"),
-    *("checkpoint_every", "keep_checkpoints", "snapshot_epochs", "evaluate_every", "earlier_batch_sizes"),
+    *("checkpoint_every", "keep_checkpoints", "snapshot_epochs", "evaluate_every", "earlier_batch_sizes", "followed"),
 }
 _FIXED = {
     "model": "the checkpoint holds parameters of the other",
@@ -49,7 +50,7 @@ def resume(run: RunDirectory, settings: RunConfig, store: PreparedStore, wait: f
         begin = next((event for event in events if isinstance(event, RunStarted)), None)
         if begin and begin.store != store.content_hash:
             raise PsysError(f"{store.path} is not the store that {run.path} was trained on: name that one with --store")
-        chosen = changed.keys() - {"workers"}  # their number may be that of another machine's cores
+        chosen = changed.keys() - {"workers", *settings.followed}  # it may be the number of another machine's cores
         if divergence(events) and not chosen:
             raise PsysError(f"training of {run.path} diverged; {advice(run)}")
         sound = last_sound_version(events) if chosen else None
@@ -58,7 +59,7 @@ def resume(run: RunDirectory, settings: RunConfig, store: PreparedStore, wait: f
         begun = _epochs_begun(initial_ledger(before, store), checkpoint)
         _check(run, before, settings, changed, begun)
         if checkpoint:
-            _check_vectors(run, before, settings)
+            _check_optimizer(run, checkpoint, settings)
         earlier = _earlier_batch_sizes(before, settings.batch_size, begun)
         settings = settings.model_copy(update={"earlier_batch_sizes": earlier})
         ledger = initial_ledger(settings, store)
@@ -87,7 +88,7 @@ def resume(run: RunDirectory, settings: RunConfig, store: PreparedStore, wait: f
         run.update(settings)
     say(f"{run.path} continues from version {version} (epoch {ledger.epochs_done:.4g})")
     if changed:
-        rate = learning_rate(settings.schedule, ledger.epochs_done, settings.epochs)
+        rate = learning_rate(settings.schedule, ledger.epochs_done, settings.epochs, settings.gradients_of_update)
         say(f"changed from here on: {', '.join(in_words(changed))}; the learning rate is {rate:.4g} here")
     return True
 
@@ -145,13 +146,12 @@ def _check(
         raise PsysError(f"cannot resume {run.path} with --epochs {settings.epochs}: epoch {begun} has begun")
 
 
-def _check_vectors(run: RunDirectory, before: RunConfig, settings: RunConfig) -> None:
-    needed, kept = settings.state_names(), before.state_names()
-    if set(needed) != set(kept):
-        setting = "optimizer" if settings.optimizer.state_names() != before.optimizer.state_names() else "compensation"
+def _check_optimizer(run: RunDirectory, checkpoint: Checkpoint, settings: RunConfig) -> None:
+    needed = settings.state_names()
+    if set(needed) != set(refitted(checkpoint.state, needed).optimizer):
         raise PsysError(
-            f"cannot resume {run.path} with this {setting}: it needs {_names(needed)}, the checkpoint holds "
-            f"{_names(kept)}; start a new run"
+            f"cannot resume {run.path} with this optimizer: it needs {_names(needed)}, the checkpoint holds "
+            f"{_names(list(checkpoint.state.optimizer))}; start a new run"
         )
 
 

@@ -13,6 +13,7 @@ from psys.config import Parser, overlay, parse, validate
 from psys.cores import available_cores
 from psys.errors import PsysError
 from psys.run.config import RunConfig
+from psys.run.defaults import reopened, resolved
 from psys.run.directory import RunDirectory
 
 Role = Literal["all", "worker", "server"]
@@ -33,9 +34,12 @@ class TrainingConfig(RunConfig):
     """file with the token that every process must have to join; by default PSYS_TOKEN of the environment"""
 
     def run_config(self, workers: int) -> RunConfig:
-        """The settings of the run, with that number of workers. Raises PsysError if they are too few."""
+        """The settings of the run, with that number of workers and what follows it.
+
+        Raises PsysError if the workers are too few.
+        """
         fields = {name: getattr(self, name) for name in RunConfig.model_fields}
-        return validate(RunConfig, {**fields, "workers": workers}, where=f"a run of {workers} workers")
+        return resolved(validate(RunConfig, {**fields, "workers": workers}, where=f"a run of {workers} workers"))
 
     def token(self) -> str:
         """The token from the file or the environment; "" if none was given. Raises PsysError for an unusable file."""
@@ -64,14 +68,14 @@ def read_settings(argv: Sequence[str], prog: str = "launch/ps.py", default_file:
     if resume in (None, AUTO):
         return parse(TrainingConfig, argv, prog, default_file)
     # Of torchrun's ranks the first has the settings, and perhaps the only one that can read the run.
-    run = {} if int(os.environ.get("RANK", 0)) else RunDirectory(resume).config().model_dump(mode="json")
+    run = {} if int(os.environ.get("RANK", 0)) else reopened(RunDirectory(resume).config()).model_dump(mode="json")
     return parse(TrainingConfig, argv, prog, base=run)
 
 
 def over_run(config: TrainingConfig) -> TrainingConfig:
     """`config` with the settings of the run to resume where `config` sets nothing. Raises PsysError as `parse`."""
     assert config.resume
-    run = RunDirectory(config.resume).config().model_dump()
+    run = reopened(RunDirectory(config.resume).config()).model_dump()
     return validate(TrainingConfig, overlay(run, config.model_dump(exclude_unset=True)), where="TrainingConfig")
 
 

@@ -16,6 +16,7 @@ from psys.errors import PsysError, say
 from psys.models.registry import build
 from psys.run.assembly import layout_of, loss_weights
 from psys.run.config import RunConfig
+from psys.run.defaults import rate_in_words
 from psys.run.directory import RunDirectory
 from psys.run.divergence import advice, divergence
 from psys.run.events import EventLog, read_events, surviving
@@ -66,6 +67,8 @@ def started_run(config: TrainingConfig, workers: int, attempt: Attempt | None = 
             else:
                 trains = True
                 say(f"{config.mode} training of {config.model} with {workers} workers; everything goes to {run.path}")
+            if trains:
+                say(f"learning rate: {rate_in_words(settings)}")
             with _advice_added(run):
                 yield StartedRun(run, trains)
         finally:

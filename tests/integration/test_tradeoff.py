@@ -99,8 +99,8 @@ def test_tuned_arms_use_the_value_of_the_highest_held_out_accuracy(small_store_p
     assert done.code == 1, done
     found = records(tmp_path / "studies" / "s")
     assert [(name, record["tuning"], record["status"]) for name, record in found.items()] == [
-        ("only.uniform.seed0.value0", 1e10, "failed"),
-        ("only.uniform.seed0.value1", 0.02, "done"),
+        ("only.uniform.seed1000.value0", 1e10, "failed"),
+        ("only.uniform.seed1000.value1", 0.02, "done"),
         ("only.uniform.seed0", None, "done"),
     ]
     trial = RunDirectory(tmp_path / "studies" / "s" / "trials" / "only.uniform.seed0")

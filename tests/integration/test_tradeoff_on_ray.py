@@ -9,7 +9,7 @@ from psys.config import validate
 from psys.data.store import PreparedStore
 from psys.run.directory import RunDirectory
 from psys.tradeoff import on_ray
-from psys.tradeoff.config import StudyConfig
+from psys.tradeoff.config import StudyConfig, TuningConfig
 from psys.tradeoff.plan import study_trials
 from psys.tradeoff.record import TrialLog
 from psys.tradeoff.study import check_unchanged
@@ -27,7 +27,8 @@ def config(small_store_path: Path) -> StudyConfig:
 
 def test_trials_of_a_local_ray_come_back_to_the_study(config: StudyConfig, tmp_path: Path) -> None:
     log = TrialLog(tmp_path)
-    for trial, finished in on_ray.run_trials(config, study_trials(config, {}), tmp_path):
+    tuned = config.model_copy(update={"tuning": TuningConfig(setting="threads", values=(1, 2))})
+    for trial, finished in on_ray.run_trials(tuned, study_trials(tuned, {"good": 2}), tmp_path):
         log.add(trial, finished)
     good, bad = (TrialLog(tmp_path).records[f"{arm}.uniform.seed0"] for arm in ("good", "bad"))
     assert (good.status, bad.status) == ("done", "failed")
@@ -35,8 +36,10 @@ def test_trials_of_a_local_ray_come_back_to_the_study(config: StudyConfig, tmp_p
     assert bad.reason.startswith("training diverged")
     run = RunDirectory(tmp_path / "trials" / "good.uniform.seed0")
     assert audited(run.path).unfinished == 0
-    assert run.config().threads == 1
-    check_unchanged(config, TrialLog(tmp_path))
+    assert run.config().threads == 2
+    assert RunDirectory(tmp_path / "trials" / "bad.uniform.seed0").config().threads == 1
+    chosen = {**ARMS, "good": {"mode": "sync", "threads": 2}}
+    check_unchanged(config.model_copy(update={"arms": chosen}), TrialLog(tmp_path))
     assert (tmp_path / "logs" / "bad.uniform.seed0.log").exists()
     assert not list(tmp_path.glob(".node-*"))
 

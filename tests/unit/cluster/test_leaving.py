@@ -57,4 +57,4 @@ def test_request_during_a_finalizer_is_answered_at_the_next_call(monkeypatch: py
     Finalized()
     assert dropped == [LeaveRequested]
     with pytest.raises(LeaveRequested):
-        worker._drive(calls(), start, called=lambda seconds: None)
+        worker._drive(calls(), start, called=lambda seconds, hidden: None)

@@ -14,7 +14,7 @@ from psys.compute.local_steps import LocalSteps
 from psys.compute.step import StepResult
 from psys.data.batch_plan import BatchPlan
 
-SAMPLES, BATCH, STEPS, RATE = 23, 4, 4, 0.5
+SAMPLES, BATCH, STEPS, RATE, DECAY = 23, 4, 4, 0.5, 0.01
 """Six batches an epoch: a lease of four and one of two."""
 
 
@@ -41,16 +41,24 @@ def new_model(shared: bool) -> FlatModel:
 
 
 @pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize(("lease", "batches"), [(0, range(4)), (1, range(4, 6)), (2, range(6, 10))])
-def test_gradient_of_a_lease_is_the_sum_of_those_of_its_sgd_steps(shared: bool, lease: int, batches: range) -> None:
+@pytest.mark.parametrize("decay", [0.0, DECAY])
+@pytest.mark.parametrize(
+    ("steps", "lease", "batches"),
+    [(STEPS, 0, range(4)), (STEPS, 1, range(4, 6)), (STEPS, 2, range(6, 10)), (5, 1, range(5, 6)), (99, 0, range(6))],
+)
+def test_gradient_of_a_lease_is_the_sum_of_those_of_its_sgd_steps(
+    shared: bool, decay: float, steps: int, lease: int, batches: range
+) -> None:
+    """With weight decay of the four weights in each step, also in a lease of one batch."""
     model = new_model(shared)
     parameters, statistics = model.parameters.clone(), model.statistics.clone()
-    compute = LocalSteps(step, *of_leases())
-    compute(7, new_model(shared), RATE)  # what it computed before does not matter
+    compute = LocalSteps(step, *of_leases(steps), decay)
+    compute(3, new_model(shared), RATE)  # what it computed before does not matter
     result = compute(lease, model, RATE)
     total = torch.zeros(10)
     for batch in batches:
         gradient = gradient_at(parameters, batch)
+        gradient[:4] += decay * parameters[:4]
         total += gradient
         parameters = parameters - RATE * gradient
     torch.testing.assert_close(model.gradient, total)

@@ -106,7 +106,7 @@ def test_damping_is_a_power_of_the_staleness(
     assert config.damping(staleness, progress) == pytest.approx(expected)
 
 
-@given(power=st.floats(0, 2), share=st.floats(0, 1), staleness=st.integers(0, 10_000), progress=st.floats(0, 1))
+@given(power=st.floats(0.01, 2), share=st.floats(0, 1), staleness=st.integers(0, 10_000), progress=st.floats(0, 1))
 def test_damping_never_amplifies_and_later_gradients_count_no_more(
     power: float, share: float, staleness: int, progress: float
 ) -> None:
@@ -119,6 +119,8 @@ def test_damping_never_amplifies_and_later_gradients_count_no_more(
     ("settings", "message"),
     [
         ({"compensation": {"delay_strength": 0.1}}, "'delay_strength' needs 'delay' constant or adaptive"),
+        ({"compensation": {"anneal_share": 0.5}}, "'anneal_share' needs 'staleness_power' above 0"),
+        ({"compensation": {"delay": "constant"}, "local_steps": 2}, "'compensation.delay' needs 'local_steps' 1"),
         ({"compensation": {"staleness_power": 3}}, "less than or equal to 2"),
         (
             {"compensation": {"gap_aware": True}, "optimizer": {"kind": "adam"}},
@@ -131,6 +133,10 @@ def test_damping_never_amplifies_and_later_gradients_count_no_more(
         (
             {"optimizer": {"momentum_per_worker": True}, "mode": "ssp"},
             "'optimizer.momentum_per_worker' needs 'mode' async, not ssp",
+        ),
+        (
+            {"optimizer": {"momentum_per_worker": True}, "sync_epochs": 1},
+            "'optimizer.momentum_per_worker' needs 'sync_epochs' 0",
         ),
     ],
 )

@@ -389,6 +389,22 @@ def test_learning_rate_follows_the_progress_of_the_run() -> None:
     assert rates == [pytest.approx(0.5 * (1 + math.cos(math.pi * epochs / EPOCHS))) for epochs in done]
 
 
+@pytest.mark.parametrize("mode", ["sync", "ssp", "async"])
+def test_rate_of_an_update_follows_the_gradients_that_it_has(mode: Mode) -> None:
+    """Of 7 batches 3 workers make two updates of three gradients in rounds; the last batch is alone."""
+    schedule = ScheduleConfig(kind="constant", learning_rate=0.5, scaling="linear")
+    policy, plain = make_policy(mode, 0, 0), OptimizerConfig(momentum=0, nesterov=False)
+    coordinator = Coordinator(Ledger(1, 7, 1), policy, plain, schedule, epochs=1, awaited=3, slots=1)
+    held: dict[str, Lease | None] = dict.fromkeys(("worker0", "worker1", "worker2"))
+    rates: list[float] = []
+    for _ in range(4):
+        for name, lease in list(held.items()):
+            decision = coordinator.push_pull(name, lease)
+            rates += [update.learning_rate for update in decision.updates]
+            held |= {worker: grant.lease for worker, grant in decision.grants.items()}
+    assert rates == ([0.5] * 7 if mode == "async" else [1.5, 1.5, 0.5])
+
+
 @pytest.mark.parametrize("workers", [1, 2, 5])
 @pytest.mark.parametrize(("mode", "prefetch"), [("sync", 0), ("sync", 1), ("async", 0), ("async", 1), ("ssp", 1)])
 def test_look_ahead_equals_the_staleness_of_equally_fast_workers(mode: Mode, prefetch: int, workers: int) -> None:

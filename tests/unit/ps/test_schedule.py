@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from psys.ps.schedule import ScheduleConfig, learning_rate
+from psys.ps.schedule import LINEAR_UP_TO, Scaling, ScheduleConfig, highest_rate, learning_rate, rate_factor
 
 TABLE_I = ((0, 1e-3), (50, 1e-4), (65, 1e-5), (75, 1e-6), (85, 5e-7))
 
@@ -46,6 +46,20 @@ def test_a_warmup_as_long_as_the_run_is_allowed() -> None:
     assert learning_rate(config, 3.0, epochs=3) == pytest.approx(0.4)
 
 
+@pytest.mark.parametrize(("scaling", "factor"), [(None, 1), ("none", 1), ("sqrt", 2), ("linear", 4), ("capped", 4)])
+def test_rate_of_a_mean_of_gradients_is_scaled(scaling: Scaling | None, factor: float) -> None:
+    config = ScheduleConfig(kind="cosine", learning_rate=0.1, warmup_epochs=2, scaling=scaling)
+    for epoch in range(9):
+        rate = learning_rate(config, epoch, epochs=8)
+        assert learning_rate(config, epoch, epochs=8, gradients=4) == pytest.approx(factor * rate)
+    assert highest_rate(config, gradients=4) == pytest.approx(0.1 * factor)
+
+
+def test_rate_of_one_gradient_is_the_setting_itself_whatever_the_scaling() -> None:
+    assert {rate_factor(scaling, 1) for scaling in (None, "none", "sqrt", "linear", "capped")} == {1.0}
+    assert rate_factor("capped", LINEAR_UP_TO + 1) == LINEAR_UP_TO
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -56,6 +70,7 @@ def test_a_warmup_as_long_as_the_run_is_allowed() -> None:
         {"kind": "table", "table": ((5, 0.0),)},
         {"learning_rate": 0},
         {"warmup_epochs": -1},
+        {"scaling": "square"},
     ],
 )
 def test_schedules_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -112,9 +113,11 @@ def test_result_is_kept_under_its_last_version(tmp_path: Path) -> None:
     run = create(tmp_path)
     for text in ("first", "second"):
         run.write_result({"last": {"version": 7}, "text": text})
+        run.write_right({"best": np.array([True]), "last": np.array([text == "first"])})
         run.archive_result()
         assert not run.complete
-    assert read_yaml(run.path / "result-00000007.json")["text"] == "first"
+    assert read_yaml(run.path / "result-00000007.json")["text"] == "second"
+    assert not np.load(run.path / "right-00000007.npz")["last"].any()
 
 
 def test_runs_without_a_name_never_share_one(tmp_path: Path) -> None:

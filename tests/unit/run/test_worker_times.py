@@ -1,5 +1,9 @@
 """The division of the workers' time."""
 
+from typing import Any
+
+from psys.ps.events import PushRefused
+from psys.ps.messages import Lease
 from psys.run.worker_times import shares, worker_times
 from tests.support.runs import update
 
@@ -16,6 +20,13 @@ def test_times_are_summed_over_all_workers_and_by_worker() -> None:
         },
     }
     assert shares(found) == "57% / 11% / 32%"
+
+
+def test_refused_gradients_count_but_not_repeated_ones() -> None:
+    lease = Lease(3, 0, "worker2", 1, 0)
+    times: dict[str, Any] = {"compute_seconds": 2.0, "wait_seconds": 0.25, "call_seconds": 1.0}
+    late, again = (PushRefused(receipt=receipt, lease=lease, seconds=1.0, **times) for receipt in ("late", "duplicate"))
+    assert worker_times([late, again])["workers"] == {"worker2": {"compute": 2.0, "wait": 0.25, "communicate": 0.75}}
 
 
 def test_run_without_times_is_called_not_measured() -> None:

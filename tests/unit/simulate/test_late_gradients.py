@@ -100,6 +100,24 @@ def test_resumed_run_does_not_depend_on_the_servers_before_and_after(late: dict[
     assert same(*states)
 
 
+def test_resumed_run_changes_its_compensation() -> None:
+    """Running means that a checkpoint lacks begin; those that the run needs no more are left out."""
+    config = settings()
+    run = InProcessRun(config, workload(config, mixing), awaited=3)
+    for updates, late in ((10, ALL), (15, POWER), (20, GAP_AWARE), (None, {**DANA, **GAP_AWARE})):
+        config = settings(**late)
+        run.resume(run.checkpoint(), config, workload(config, mixing))
+        assert run.state().optimizer.keys() == set(config.state_names())
+        for _ in range(3):
+            run.join()
+        before = run.state().parameters
+        run.run(Random(1).choice, updates)
+        assert run.state().parameters.isfinite().all()
+        assert (run.state().parameters != before).all()
+    assert run.end is not None
+    assert (run.end.account.applied, run.end.account.lost) == (run.ledger.batches, 0)
+
+
 def test_one_worker_with_its_momentum_vector_equals_nesterov_sgd_over_a_resume() -> None:
     config = settings(**DANA)
     run = InProcessRun(config, workload(config, mixing), awaited=1)

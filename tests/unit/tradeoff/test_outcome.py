@@ -76,8 +76,11 @@ def test_what_is_no_evaluated_run_gets_one_line(tmp_path: Path, store: PreparedS
 def test_a_result_without_its_figures_gets_one_line(tmp_path: Path, store: PreparedStore) -> None:
     run = evaluated(tmp_path, store)
     run.write_result({"best": {}})
-    with pytest.raises(PsysError, match=r"result\.json is not a result of this version"):
+    with pytest.raises(PsysError, match=r"result\.json is not a result of this version: remove it, and run `psys eval"):
         read_outcome(run.path)
+    run.result_file.unlink()
+    evaluate_run(run, Console(file=io.StringIO()))
+    assert read_outcome(run.path).accuracy == 1.0
 
 
 def test_settings_that_differ_are_found_also_if_one_run_lacks_them() -> None:

@@ -22,7 +22,12 @@ def test_each_arm_tries_its_values_in_the_first_condition() -> None:
     config = study(tuning=TUNING, stragglers={"even": {}, "uneven": {}})
     trials = tuning_trials(config)
     assert [trial.name for trial in trials[:4]] == [
-        *("first.even.seed0.value0", "second.even.seed0.value0", "first.even.seed0.value1", "second.even.seed0.value1"),
+        *(
+            "first.even.seed1000.value0",
+            "second.even.seed1000.value0",
+            "first.even.seed1000.value1",
+            "second.even.seed1000.value1",
+        ),
     ]
     assert [trial.tuning for trial in trials] == 2 * [0.1, 0.3, 0.2, 0.4]
     assert [trial.settings["schedule"]["learning_rate"] for trial in trials] == 2 * [0.1, 0.3, 0.2, 0.4]
@@ -32,8 +37,8 @@ def test_each_arm_tries_its_values_in_the_first_condition() -> None:
 def test_the_value_of_the_highest_mean_accuracy_is_chosen_and_a_failure_counts_as_zero() -> None:
     config = study(tuning=TUNING)
     accuracies: dict[str, float | None] = {trial.name: 0.5 for trial in tuning_trials(config)}
-    accuracies |= {"first.uniform.seed0.value1": 0.9, "first.uniform.seed1.value1": None}
-    accuracies |= {"second.uniform.seed1.value1": 0.6}
+    accuracies |= {"first.uniform.seed1000.value1": 0.9, "first.uniform.seed1001.value1": None}
+    accuracies |= {"second.uniform.seed1001.value1": 0.6}
     assert choose(config, accuracies) == {"first": 0.1, "second": 0.4}
     chosen = study_trials(config, {"first": 0.1, "second": 0.4})
     assert [trial.settings["schedule"]["learning_rate"] for trial in chosen] == [0.1, 0.4]

@@ -63,7 +63,11 @@ def test_a_line_that_is_not_a_trial_is_named(folder: Path) -> None:
 
 
 def test_failed_trials_are_forgotten_to_run_again(folder: Path) -> None:
-    TrialLog(folder).forget_failed()
+    log = TrialLog(folder)
+    log.forget_failed()
+    assert list(log.records) == [FIRST.name]
+    assert list(TrialLog(folder).records) == [FIRST.name, SECOND.name]
+    log.write()
     assert list(TrialLog(folder).records) == [FIRST.name]
 
 

@@ -13,6 +13,7 @@ from psys.ps.ledger import Ledger
 from psys.run.assembly import initial_ledger, initial_model, initial_slice
 from psys.run.checkpoint import CheckpointMetadata
 from psys.run.config import RestartConfig, RunConfig
+from psys.run.defaults import reopened, resolved
 from psys.run.directory import RunDirectory
 from psys.run.events import EventLog, read_events
 from psys.training.resume import resume
@@ -124,10 +125,6 @@ def test_changed_settings_are_recorded_as_a_segment(
         ({"local_steps": 2}, "local_steps 2 instead of 1: a lease would be of other batches"),
         ({"epochs": 1}, "--epochs 1: epoch 2 has begun"),
         ({"optimizer": {"kind": "adam"}}, "optimizer: it needs means and squares, the checkpoint holds momentum"),
-        (
-            {"compensation": {"delay": "adaptive", "gap_aware": True}},
-            "compensation: it needs momentum and gradient_squares and momentum_squares, the checkpoint holds momentum",
-        ),
     ],
 )
 def test_change_without_a_meaning_is_refused(
@@ -178,6 +175,19 @@ def test_complete_run_has_nothing_left_to_train(run: RunDirectory, store: Prepar
         with pytest.raises(PsysError, match=r"learning_rate 0.1 → 0.01 would change nothing: --epochs extends"):
             resume(run, changed(run, schedule={"learning_rate": 0.01}), store, wait)
     assert not changes(run)
+    assert run.complete
+
+
+def test_complete_run_stays_complete_on_a_machine_that_changes_what_follows_the_workers(
+    run: RunDirectory, store: PreparedStore
+) -> None:
+    run.update(resolved(run.config()))
+    finish(run, store, end(unfinished=0))
+    run.write_result(RESULT)
+    more = resolved(reopened(changed(run, workers=16)))
+    assert more.compensation.gap_aware
+    assert not run.config().compensation.gap_aware
+    assert not resume(run, more, store, wait=0.1)
     assert run.complete
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from psys.errors import PsysError
+from psys.ps.compensation import CompensationConfig
 from psys.ps.schedule import ScheduleConfig
 from psys.run.config import RunConfig
 from psys.run.directory import RunDirectory
@@ -114,6 +115,22 @@ def test_settings_of_the_run_to_resume_are_the_defaults(tmp_path: Path) -> None:
     from_python = over_run(TrainingConfig(resume=run.path, workers=2, schedule=ScheduleConfig(learning_rate=0.5)))
     assert (from_python.mode, from_python.workers, from_python.runs) == ("ssp", 2, tmp_path)
     assert (from_python.schedule.kind, from_python.schedule.learning_rate) == ("cosine", 0.5)
+
+
+def test_settings_that_nobody_set_follow_a_resumed_run(tmp_path: Path) -> None:
+    chosen = TrainingConfig(runs=tmp_path, name="r", mode="async", compensation=CompensationConfig(staleness_power=0.5))
+    run = RunDirectory.create(chosen.run_config(workers=16))
+    assert (run.config().compensation.gap_aware, run.config().schedule.scaling) == (True, "capped")
+    for resumed in (
+        read_settings(["--resume", str(run.path), "--mode", "sync"]),
+        over_run(TrainingConfig(resume=run.path, mode="sync")),
+    ):
+        config = resumed.run_config(workers=2)
+        assert (config.compensation.gap_aware, config.schedule.scaling) == (False, "capped")
+        assert config.compensation.staleness_power == 0.5
+    kept = read_settings(["--resume", str(run.path), "--compensation.gap-aware", "--workers", "2"]).run_config(2)
+    assert kept.compensation.gap_aware
+    assert kept.followed == ("schedule.scaling", "optimizer.momentum_per_worker")
 
 
 def test_resume_auto_needs_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_store_path: Path) -> None:
