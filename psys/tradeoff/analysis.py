@@ -364,7 +364,8 @@ def _scaling(study: Study, arms: Mapping[str, ArmResult], outcomes: Mapping[str,
     """One for each group of arms that differ in the number of workers, and else in nothing but the tuned setting."""
     groups: dict[str, dict[str, int]] = {}
     for arm, outcome in outcomes.items():
-        same = {name: value for name, value in outcome.settings.items() if name not in ("workers", "seed", study.tuned)}
+        free = {"workers", "seed", study.tuned, *outcome.settings.get("followed", ())}  # what follows the workers
+        same = {name: value for name, value in outcome.settings.items() if name not in free}
         groups.setdefault(json.dumps(same, sort_keys=True), {})[arm] = outcome.workers
     return tuple(
         Scaling(

@@ -150,6 +150,7 @@ def test_pareto_front_and_scaling_of_arms_that_differ_in_workers_only() -> None:
         workers: int, seconds: float, images_per_second: float, accuracy: float, rate: float, mode: str
     ) -> Outcome:
         settings = {"snapshot_epochs": 1.0, "mode": mode, "seed": workers, "workers": workers, "rate": rate}
+        settings |= {"followed": ["gap_aware"], "gap_aware": workers > 1}  # a default that follows the workers
         return replace(
             outcome(seconds=seconds, right=bits(accuracy), settings=settings),
             workers=workers,
