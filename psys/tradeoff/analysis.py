@@ -1,6 +1,7 @@
 """The figures of a study, from the outcomes of its trials: what the report shows, and what may be claimed.
 
-Pure: values in, values out. Accuracies are shares, times are seconds; all intervals have 95 % confidence.
+Pure: values in, values out. Accuracies are shares, times are seconds; intervals have 95 % confidence, those of median
+times to target the level that they name.
 """
 
 import json
@@ -158,6 +159,8 @@ class Analysis:
     failed: tuple[EndedTrial, ...]
     missing: tuple[tuple[str, str, int], ...]
     """arm, condition and seed of the trials that have not ended"""
+    untuned: tuple[str, ...]
+    """arms of which every tuning trial failed: they have no trials"""
 
     @property
     def versus(self) -> list[Versus]:
@@ -186,20 +189,27 @@ def analyze(study: Study) -> Analysis:
         if result.versus and result.versus.accuracy.images is not None
     }
     claimed = claims(differences, study.margin)
+    sweeps = {arm: sweep for arm in study.arms if (sweep := _sweep(study, arm)).points}
+    untuned = tuple(
+        arm
+        for arm, sweep in sweeps.items()
+        if len(sweep.points) == study.tuning_trials and not any(point.held_out_accuracy for point in sweep.points)
+    )
     ended = {(trial.arm, trial.condition, trial.seed) for trial in compared}
     return Analysis(
         study=study,
         conditions=tuple(_with_claims(condition, claimed) for condition in conditions),
         comparisons=sum(claim.p is not None for claim in claimed.values()),
-        sweeps={arm: sweep for arm in study.arms if (sweep := _sweep(study, arm)).points},
+        sweeps=sweeps,
         failed=tuple(trial for trial in study.trials if trial.outcome is None),
         missing=tuple(
             (arm, condition, seed)
             for condition in study.conditions
             for arm in study.arms
             for seed in study.seeds
-            if (arm, condition, seed) not in ended
+            if arm not in untuned and (arm, condition, seed) not in ended
         ),
+        untuned=untuned,
     )
 
 
@@ -354,7 +364,8 @@ def _scaling(study: Study, arms: Mapping[str, ArmResult], outcomes: Mapping[str,
     """One for each group of arms that differ in the number of workers, and else in nothing but the tuned setting."""
     groups: dict[str, dict[str, int]] = {}
     for arm, outcome in outcomes.items():
-        same = {name: value for name, value in outcome.settings.items() if name not in ("workers", "seed", study.tuned)}
+        free = {"workers", "seed", study.tuned, *outcome.settings.get("followed", ())}  # what follows the workers
+        same = {name: value for name, value in outcome.settings.items() if name not in free}
         groups.setdefault(json.dumps(same, sort_keys=True), {})[arm] = outcome.workers
     return tuple(
         Scaling(

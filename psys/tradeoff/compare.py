@@ -73,7 +73,7 @@ def _page(outcomes: Mapping[str, Outcome], names: Sequence[str]) -> str:
         for run, outcome in outcomes.items()
     ]
     seeds = tuple(sorted({trial.seed for trial in trials}))
-    study = Study("Runs compared", settings, None, (_CONDITION,), seeds, (), None, None, tuple(trials))
+    study = Study("Runs compared", settings, None, (_CONDITION,), seeds, (), None, None, 0, tuple(trials))
     analysis = analyze(study)
     differences = tables.settings_table(settings, names).html() if names else "<p>None: all settings are equal.</p>"
     content = [

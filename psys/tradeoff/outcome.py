@@ -1,5 +1,6 @@
 """What the runs of a study left on disk, as values."""
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from psys.run.directory import RunDirectory
 from psys.run.events import read_events, surviving
 from psys.run.faults import read_plan
 from psys.tradeoff.config import StudyConfig
+from psys.tradeoff.plan import tuning_trials
 from psys.tradeoff.record import TrialLog, TrialRecord
 from psys.tradeoff.times import TimeToTarget, time_to_target
 
@@ -55,6 +57,8 @@ class Outcome:
     """how often batches were applied, reissued, late, lost; empty for a run that was killed"""
     late: Mapping[str, tuple[int, ...]]
     """by worker: the batches that the policy gave up as late, in the order of the events; they were computed again"""
+    environment: Mapping[str, Any]
+    """machine, versions and commit as `psys.run.environment` writes them; empty: not recorded"""
     diverged: float | None
     """the epoch after which the training diverged"""
 
@@ -110,6 +114,8 @@ class Study:
     margin: float | None
     tuned: str | None
     """the setting that a sweep tuned"""
+    tuning_trials: int
+    """how many each arm has"""
     trials: tuple[EndedTrial, ...]
 
 
@@ -141,6 +147,7 @@ def read_outcome(path: Path) -> Outcome:
             worker_times=_worker_times(result),
             batches=result["batches"],
             late=_late(events),
+            environment=read_environment(path),
             diverged=result["diverged"]["epoch"] if result["diverged"] else None,
         )
     except (KeyError, TypeError, ValueError):
@@ -165,6 +172,7 @@ def read_study(folder: Path) -> Study:
         targets=config.targets,
         margin=config.margin,
         tuned=config.tuning.setting if config.tuning else None,
+        tuning_trials=len(tuning_trials(config)) // len(config.arms),
         trials=tuple(_trial(folder, record) for record in TrialLog(folder).records.values()),
     )
 
@@ -187,6 +195,15 @@ def _trial(folder: Path, record: TrialRecord) -> EndedTrial:
         host=record.host,
         outcome=outcome,
     )
+
+
+def read_environment(folder: Path) -> dict[str, Any]:
+    """What a run or a study ran on, by its environment.json; empty if there is none."""
+    try:
+        content = json.loads((folder / "environment.json").read_bytes())
+    except (OSError, ValueError):
+        content = None
+    return content if isinstance(content, dict) else {}
 
 
 def _right(path: Path) -> NDArray[np.bool_] | None:

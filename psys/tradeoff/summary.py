@@ -1,5 +1,6 @@
 """What a study says in plain sentences: only what its intervals carry, and what limits it."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -95,7 +96,7 @@ def _of_condition(analysis: Analysis, condition: Condition) -> list[str]:
     absent = [arm for arm in analysis.study.arms if arm not in condition.arms]
     sentences += _targets(condition, reference)
     sentences += [_late(arm, result) for arm, result in condition.arms.items() if result.late]
-    return [*sentences, *(f"{arm} has no finished trial here." for arm in absent)]
+    return [*sentences, *(f"{arm} has no finished trial here." for arm in absent if arm not in analysis.untuned)]
 
 
 def _late(arm: str, result: ArmResult) -> str:
@@ -131,10 +132,12 @@ def _interval(ratio: Ratio) -> str:
 
 
 def _accuracy(analysis: Analysis, arm: str, versus: Versus) -> list[str]:
-    """Nothing where seeds are too few: one sentence says that of the whole study."""
+    """Nothing where all arms have too few seeds: one sentence says that of the whole study."""
     reference, claim = analysis.study.reference, versus.claim
     if claim.p is None:
-        return []
+        seeds = count(len(versus.seeds), "seed")
+        sentence = f"The accuracy of {arm} against {reference} is {claim.text} ({seeds})."
+        return [sentence] if _most_seeds(analysis) >= SEEDS_FOR_A_CLAIM else []
     assert versus.interval
     low, high = (points(end) for end in versus.interval)
     figures = f"95 % interval {low} to {high} points, {count(len(versus.seeds), 'seed')}"
@@ -180,26 +183,45 @@ def _targets(condition: Condition, reference: str) -> list[str]:
     return sentences
 
 
+def _differing(analysis: Analysis) -> list[str]:
+    """In what the trials that are done differ beside their settings."""
+    done = [trial for trial in analysis.study.trials if trial.outcome]
+    values: dict[str, set[str | None]] = {
+        "host": {trial.host for trial in done},
+        "processor": {outcome.environment.get("processor") for outcome in analysis.outcomes},
+        "commit": {outcome.environment.get("commit") for outcome in analysis.outcomes},
+        "version of Python": {outcome.environment.get("python") for outcome in analysis.outcomes},
+        "package versions": {json.dumps(outcome.environment.get("packages")) for outcome in analysis.outcomes},
+    }
+    return [name for name, found in values.items() if len(found) > 1]
+
+
+def _most_seeds(analysis: Analysis) -> int:
+    """Of a comparison."""
+    return max((len(versus.seeds) for versus in analysis.versus), default=0)
+
+
 def _contained(analysis: Analysis) -> str:
     contained = [versus.accuracy.images is not None for versus in analysis.versus if versus.interval]
     if all(contained):
         return "those of differences do." if contained else "and there are none of differences."
-    missing = "the runs recorded the answer to each test image"
-    return (
-        f"those of differences only where {missing}."
-        if any(contained)
-        else f"nor do those of differences, which need {missing}."
-    )
+    if any(contained):
+        return "those of differences only where the runs recorded the answer to each test image."
+    return "nor do those of differences: the runs did not record the answer to each test image."
 
 
 def _cautions(analysis: Analysis) -> list[str]:
     study = analysis.study
     results = [(condition, arm, each) for condition in analysis.conditions for arm, each in condition.arms.items()]
-    seeds = max((len(result.versus.seeds) for *_, result in results if result.versus), default=0)
+    seeds = _most_seeds(analysis)
     done = [trial for trial in study.trials if trial.outcome]
     images = sorted({trial.outcome.test_images for trial in done if trial.outcome})
     cautions = []
-    if seeds < SEEDS_FOR_A_CLAIM and len(study.arms) > 1:
+    if not seeds and len(study.arms) > 1:
+        cautions.append(
+            f"Nothing is compared: no seed has a finished trial both of {study.reference} and of another arm."
+        )
+    elif seeds < SEEDS_FOR_A_CLAIM and len(study.arms) > 1:
         carry = "carries" if seeds == 1 else "carry"
         cautions.append(
             f"{in_letters(seeds).capitalize()} seed{'' if seeds == 1 else 's'} {carry} no claim on accuracy: the "
@@ -220,8 +242,19 @@ def _cautions(analysis: Analysis) -> list[str]:
     ]
     if unpaired:
         cautions.append(f"Left out of the comparison with {study.reference}, for lack of a pair: {join(unpaired)}.")
+    cautions += [
+        f"{arm} has no value of {study.tuned}, for all of its tuning trials failed: it takes no part."
+        for arm in analysis.untuned
+    ]
     if analysis.missing:
         cautions.append(f"This report is of a part: {len(analysis.missing)} of the planned trials have not ended.")
+    ratios = [versus.times_as_fast for versus in analysis.versus]
+    ratios += [target.times_as_fast for *_, result in results for target in result.targets if target.times_as_fast]
+    if (intervals := sum(ratio.low is not None for ratio in ratios)) > 1:
+        cautions.append(
+            f"The {intervals} comparisons in time (training time, time to target) have one 95 % interval each, not "
+            "corrected for their number: the more of them, the likelier is one that shows a difference by chance."
+        )
     if images and images[0] < FEW_IMAGES:
         error = percent((0.25 / images[0]) ** 0.5)
         cautions.append(
@@ -235,6 +268,8 @@ def _cautions(analysis: Analysis) -> list[str]:
             f"The machine was busy with something else before {len(busy)} of {count(len(study.trials), 'trial')} (more "
             f"than {100 * BUSY:g} % of its cores): their times may be too long."
         )
+    if differ := _differing(analysis):
+        cautions.append(f"The trials differ in {join(differ)}: differences between arms may come from this.")
     if diverged := [trial.name for trial in done if trial.outcome and trial.outcome.diverged is not None]:
         cautions.append(f"The training of {join(diverged)} diverged: a snapshot from before that counts.")
     return cautions

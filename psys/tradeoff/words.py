@@ -49,6 +49,11 @@ def target_name(share: float) -> str:
     return f"{100 * share:g} %"
 
 
+def level_name(level: float) -> str:
+    """A confidence level: 93.75 %."""
+    return f"{100 * level:.4g} %"
+
+
 def points(share: float) -> str:
     """A difference of shares in percentage points, with its sign: +1.2."""
     return f"{100 * share:+.1f}".replace("-", "−")

@@ -12,17 +12,21 @@ import pytest
 
 from psys.tradeoff.analysis import analyze
 from psys.tradeoff.report import render
+from psys.tradeoff.report.figures import with_interval
+from psys.tradeoff.statistics import Summary
+from psys.tradeoff.words import PERCENT, Unit, confidence, seconds_unit
 from tests.support.outcomes import bits, outcome, study, trial
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed: the page cannot be opened")
 
+IMAGES = Unit("", decimals=0)
 PROBE = """<script>
   const seen = {width: innerWidth, content: document.documentElement.scrollWidth, tips: []};
   const shownOf = selector => [...document.querySelectorAll(selector)].filter(each => each.getClientRects().length);
-  for (const chart of shownOf('.chart[data-by="seconds"]')) {
+  for (const chart of shownOf('.chart[data-by="train_seconds"]')) {
     const box = chart.getBoundingClientRect(), scale = box.width / chart.viewBox.baseVal.width;
-    for (const line of chart.querySelectorAll("[data-seed]")) {
+    for (const line of chart.querySelectorAll(".thin")) {
       const last = [...line.getAttribute("d").matchAll(/[ML]([^ ]+) ([^L]+)/g)].pop();
       chart.dispatchEvent(new PointerEvent("pointermove", {clientX: box.left + scale * last[1],
         clientY: box.top + scale * last[2]}));
@@ -30,7 +34,7 @@ PROBE = """<script>
     }
   }
   seen.charts = shownOf(".chart").length;
-  seen.cells = shownOf("td[data-value]").map(each => +each.dataset.value);
+  seen.cells = shownOf("td").map(each => each.textContent);
   document.querySelector('.chip[data-arm="1"]').click();
   seen.hidden = [...document.querySelectorAll('.arm[data-arm="1"]')].every(each => each.style.display === "none");
   seen.others = [...document.querySelectorAll('.arm[data-arm="0"]')].some(each => each.style.display === "none");
@@ -60,7 +64,7 @@ def opened(page: Path, width: int, condition: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A page with a probe, and its figures: arms that a number names, two conditions, three seeds."""
+    """A page with a probe, and its figures: arms that a number names, two conditions, four seeds."""
     trials = [
         trial(
             arm,
@@ -70,7 +74,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
         )
         for condition in ("uniform", "one-slow")
         for number, arm in enumerate(("sync", "2"))
-        for seed in (0, 1, 2)
+        for seed in (0, 1, 2, 3)
     ]
     files = render(analyze(study(trials, targets=(0.4,))), "name: by-hand", {"cores": 2})
     page = tmp_path_factory.mktemp("report") / "report.html"
@@ -87,9 +91,9 @@ def test_page_shows_the_figures_of_a_condition_and_reads_them_out(
     assert {tuple(block) for block in page["blocks"]} == {("0", False), ("1", True)}
     condition = figures["conditions"][1]
     for arm in condition["arms"].values():
-        for name in ("accuracy", "seconds", "images_per_second", "worker_hours"):
-            assert arm[name]["summary"]["mean"] in page["cells"]
-    assert condition["arms"]["2"]["versus"]["p_better"] in page["cells"]
+        for name, unit in (("accuracy", PERCENT), ("seconds", seconds_unit(20.0)), ("images_per_second", IMAGES)):
+            assert with_interval(Summary(**arm[name]["summary"]), unit) in page["cells"]
+    assert confidence(condition["arms"]["2"]["versus"]["p_better"]) in page["cells"]
     tips = [re.split(r", seed |\nepoch |, | s\n|: ", tip) for tip in page["tips"]]
     of_condition = [each for each in figures["trials"] if each["condition"] == "one-slow"]
     points = {

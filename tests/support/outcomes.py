@@ -29,6 +29,7 @@ def outcome(
         for epoch, accuracy in enumerate(accuracies, 1)
     )
     values: dict[str, Any] = {
+        "environment": {},
         "settings": {"snapshot_epochs": 1.0, "mode": "sync", "seed": 0},
         "points": points,
         "accuracy": float(right.mean()),
@@ -66,6 +67,7 @@ def study(trials: Sequence[EndedTrial], **fields: Any) -> Study:
         "targets": (),
         "margin": None,
         "tuned": None,
+        "tuning_trials": 0,
         "trials": tuple(trials),
     }
     return Study(**{**values, **fields})

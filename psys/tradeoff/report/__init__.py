@@ -2,13 +2,13 @@
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from psys.errors import PsysError
 from psys.tradeoff.analysis import Analysis, analyze
-from psys.tradeoff.outcome import differing, read_study
+from psys.tradeoff.outcome import differing, read_environment, read_study
 from psys.tradeoff.report import sections, tables
 from psys.tradeoff.report.page import page, plain
 from psys.tradeoff.report.png import draw
@@ -24,7 +24,7 @@ def write_report(study: Path) -> None:
     analysis = analyze(read_study(study))
     text = (study / "study.yaml").read_text(encoding="utf-8")
     try:
-        for name, content in render(analysis, text, _environment(study / "environment.json")).items():
+        for name, content in render(analysis, text, read_environment(study)).items():
             (study / name).write_text(content, encoding="utf-8")
         draw(analysis, study)
     except OSError as error:
@@ -32,7 +32,7 @@ def write_report(study: Path) -> None:
 
 
 def render(analysis: Analysis, settings: str, environment: Mapping[str, Any]) -> dict[str, str]:
-    """The texts of a report by file name. settings: the study's, as YAML; environment: what it ran on, JSON values."""
+    """The texts of a report by file name. settings: the study's, as YAML; environment: of its start, JSON values."""
     found = findings(analysis)
     figures = as_json(analysis) | {"findings": plain(found), "environment": environment}
     return {
@@ -52,6 +52,7 @@ def as_json(analysis: Analysis) -> dict[str, Any]:
     del content["failed"]
     for trial in content["trials"]:
         if trial["outcome"]:
+            trial["outcome"]["environment"].pop("command", None)  # the study's is beside it
             trial["outcome"]["settings"] = {name: trial["outcome"]["settings"].get(name) for name in names}
     common = outcomes[0].settings if outcomes else {}
     return content | {"settings": {name: value for name, value in common.items() if name not in names}}
@@ -63,7 +64,7 @@ def _html(analysis: Analysis, found: Findings, settings: str, environment: Mappi
         sections.summary(analysis, found),
         *sections.of_study(analysis),
         sections.all_trials(analysis),
-        sections.setup(settings, _machine(environment)),
+        sections.setup(settings, _machine(analysis, environment)),
     ]
     lead = (
         f"A study of accuracy against wall-clock: {count(len(study.arms), 'arm')}, "
@@ -89,31 +90,37 @@ def _markdown(analysis: Analysis, found: Findings, environment: Mapping[str, Any
     ]
     lines += ["", "## All trials", "", tables.trials(analysis).markdown()]
     lines += ["", "## How it was made", ""]
-    lines += [f"- {name}: {tables.markdown_text(value)}" for name, value in _machine(environment).items()]
+    lines += [f"- {name}: {tables.markdown_text(value)}" for name, value in _machine(analysis, environment).items()]
     return "\n".join(lines) + "\n"
 
 
-def _environment(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        content = None
-    return content if isinstance(content, dict) else {}
-
-
-def _machine(environment: Mapping[str, Any]) -> dict[str, str]:
-    """Command, versions and machine in words; nothing for what was not recorded."""
-    shown = {
-        "command": shlex.join(map(str, environment.get("command", []))),
-        "commit": environment.get("commit"),
-        "Python": environment.get("python"),
-        "packages": ", ".join(
-            f"{name} {version}" for name, version in environment.get("packages", {}).items() if version
-        ),
-        "processor": environment.get("processor"),
-        "cores": environment.get("cores"),
-        "memory": f"{environment['memory_bytes'] / 2**30:.1f} GiB" if "memory_bytes" in environment else None,
-        "system": environment.get("system"),
-        "started": environment.get("started"),
+def _machine(analysis: Analysis, environment: Mapping[str, Any]) -> dict[str, str]:
+    """The study's command, and versions and machine of its trials, in words; nothing for what was not recorded."""
+    of_trials = [outcome.environment for outcome in analysis.outcomes if outcome.environment] or [environment]
+    starts = [str(each["started"]) for each in of_trials if "started" in each]
+    shown = {"command": shlex.join(map(str, environment.get("command", [])))}
+    shown |= {
+        name: "; ".join(dict.fromkeys(text for each in of_trials if (text := said(each))))
+        for name, said in _ENVIRONMENT.items()
     }
-    return {name: str(value) for name, value in shown.items() if value}
+    shown |= {"trials started": " to ".join(dict.fromkeys([min(starts), max(starts)])) if starts else ""}
+    return {name: text for name, text in shown.items() if text}
+
+
+def _packages(environment: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in environment.get("packages", {}).items() if version)
+
+
+def _memory(environment: Mapping[str, Any]) -> str:
+    return f"{environment['memory_bytes'] / 2**30:.1f} GiB" if "memory_bytes" in environment else ""
+
+
+_ENVIRONMENT: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "commit": lambda environment: environment.get("commit") or "",
+    "Python": lambda environment: environment.get("python", ""),
+    "packages": _packages,
+    "processor": lambda environment: environment.get("processor", ""),
+    "cores": lambda environment: str(environment.get("cores", "")),
+    "memory": _memory,
+    "system": lambda environment: environment.get("system", ""),
+}

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from psys.run.curves import EpochPoint
 from psys.tradeoff.analysis import ArmResult, Condition, OverSeeds, Sweep
@@ -16,6 +17,7 @@ from psys.tradeoff.words import (
     count,
     duration,
     hours_unit,
+    level_name,
     percent,
     points,
     target_name,
@@ -116,10 +118,10 @@ def time_to_target(condition: Condition, arms: Sequence[str], width: int) -> dic
         for target in result.targets:
             summary = target.summary
             median = "median not reached" if summary.median is None else f"median {duration(summary.median)}"
-            interval = None
-            if summary.low is not None:
+            figures, interval = f"{median}, reached by {summary.reached} of {summary.trials}", None
+            if summary.low is not None and summary.level is not None:
                 interval = (summary.low / clock.seconds, None if summary.high is None else summary.high / clock.seconds)
-            figures = f"{median}, reached by {summary.reached} of {summary.trials}"
+                figures += f", {level_name(summary.level)} interval"
             dots = [_time_dot(arm, seed, time, clock) for seed, time in target.by_seed.items()]
             mean = Dot(summary.median / clock.seconds, f"{arm}\n{figures}") if summary.median is not None else None
             found.setdefault(target.target, []).append(Row(arms.index(arm), arm, figures, dots, mean, interval))
@@ -342,17 +344,24 @@ def scaling(condition: Condition, arms: Sequence[str], number: int, size: tuple[
 
 def sweep(arm: str, number: int, tried: Sweep, include: Sequence[float], width: int) -> str:
     """The best held-out accuracy of each value that an arm tried, and the value that its trials have."""
-    values: dict[str, list[Dot]] = {}
+    values: list[Any] = []
     for point in tried.points:
-        dots = values.setdefault(str(point.value), [])
-        if point.held_out_accuracy is not None:
-            tip = f"{arm}, {point.value}, seed {point.seed}\n{percent(point.held_out_accuracy)}"
-            dots.append(Dot(point.held_out_accuracy, tip))
+        if point.value not in values:
+            values.append(point.value)
     content = []
-    for value, dots in values.items():
-        mean = sum(dot.value for dot in dots) / len(dots) if dots else None
+    for value in values:
+        points = [point for point in tried.points if point.value == value]
+        dots = [
+            Dot(point.held_out_accuracy, f"{arm}, {value}, seed {point.seed}\n{percent(point.held_out_accuracy)}")
+            for point in points
+            if point.held_out_accuracy is not None
+        ]
+        failed = len(points) - len(dots)
+        mean = sum(dot.value for dot in dots) / len(points) if dots else None  # as the choice has it: failed ones are 0
         figures = "failed" if mean is None else percent(mean)
-        name = f"{value}  ← chosen" if value == str(tried.chosen) else value
+        if dots and failed:
+            figures += f", {failed} of {len(points)} failed and counted as 0"
+        name = f"{value}  ← chosen" if value == tried.chosen else str(value)
         content.append(Row(number, name, figures, dots, None if mean is None else Dot(mean, f"mean {figures}")))
     return rows(width, content, ("best held-out accuracy", target_name), f"tuning of {arm}", include=include)
 

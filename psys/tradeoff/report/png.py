@@ -1,6 +1,6 @@
 """The main figures of a study as PNG, with a panel for each condition."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -29,7 +29,7 @@ def draw(analysis: Analysis, folder: Path) -> None:
         for panel, quantity in zip(grid[4 * number :], QUANTITIES, strict=False):
             _curves(panel, condition, arms, quantity, by_epoch=True)
             panel.set_title(f"{condition.name}: {QUANTITIES[quantity]}", loc="left", fontsize=11)
-    grid[0].legend(frameon=False, fontsize=9)
+    _legend(grid)
     figure.savefig(folder / "curves.png")
 
 
@@ -39,7 +39,7 @@ def _panels(path: Path, conditions: list[Condition], fill: Callable[[Axes, Condi
     for panel, condition in zip(panels, conditions, strict=True):
         fill(panel, condition)
         panel.set_title(condition.name, loc="left", fontsize=11)
-    panels[0].legend(frameon=False, fontsize=9)
+    _legend(panels)
     figure.savefig(path)
 
 
@@ -72,6 +72,13 @@ def _final(panel: Axes, condition: Condition, arms: list[str]) -> None:
         panel.plot(*places, marker, color=colour, markersize=4, alpha=0.5)
         panel.plot(seconds.summary.mean, accuracy.summary.mean, marker, color=colour, markersize=9, label=arm)
     _frame(panel, "training time (s)", "test accuracy")
+
+
+def _legend(panels: Iterable[Axes]) -> None:
+    """In the first panel, with the arms of all panels."""
+    first, *_ = panels
+    lines = {str(line.get_label()): line for panel in panels for line in panel.get_legend_handles_labels()[0]}
+    first.legend(lines.values(), lines, frameon=False, fontsize=9)
 
 
 def _frame(panel: Axes, x: str, y: str) -> None:

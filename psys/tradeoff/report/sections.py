@@ -100,7 +100,8 @@ def of_study(analysis: Analysis) -> list[Section]:
             "Time to target",
             "When the accuracy on held-out images first reached each target. Small marks are trials. An open mark with "
             "an arrow is a trial that never reached it: it stands where the trial ended. The large mark is the median "
-            "(Kaplan-Meier), the bar its interval, which takes five seeds; an arrow means that it has no upper end.",
+            "(Kaplan-Meier), the bar its interval with the confidence that is named, which takes five seeds; an arrow "
+            "means that it has no upper end.",
             targets,
         ),
         accuracy_against_time(analysis),
@@ -258,7 +259,7 @@ def all_trials(analysis: Analysis) -> Section:
 
 def setup(study: str, environment: Mapping[str, str]) -> Section:
     """What it takes to repeat the study: its settings, machine, versions and command."""
-    machine = tables.Table(["", ""], [[tables.Cell(n), tables.Cell(v, kind="text")] for n, v in environment.items()])
+    machine = tables.Table(["", ""], [[tables.Cell(n), tables.Cell(v, "text")] for n, v in environment.items()])
     return Section(
         "How it was made",
         "",
@@ -289,8 +290,8 @@ def _scaling(condition: Condition, arms: Sequence[str]) -> str:
         content = [
             [
                 tables.Cell(arm),
-                tables.Cell(str(workers), workers),
-                tables.Cell(percent(group.efficiency[arm]), group.efficiency[arm]),
+                tables.Cell(str(workers)),
+                tables.Cell(percent(group.efficiency[arm])),
             ]
             for arm, workers in group.arms.items()
         ]

@@ -115,7 +115,7 @@ class Chart:
         """Steps from point to point, which are shorter than places; their rounding does not add up."""
         places = [(round(10 * self.x(x)), round(10 * self.y(y))) for x, y in points]
         steps = ((x - x0, y - y0) for (x0, y0), (x, y) in pairwise([(0, 0), *places]))
-        return "m" + "l".join(f"{x / 10:g} {y / 10:g}" for x, y in steps)
+        return "m" + " ".join(f"{x / 10:g} {y / 10:g}" for x, y in steps).replace(" -", "-")
 
     def _axes(self, labels: tuple[str, str], formats: tuple[Format, Format], x_ticks: Sequence[float]) -> str:
         left, right, bottom, top = self.x.start, self.x.end, self.y.start, self.y.end

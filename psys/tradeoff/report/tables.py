@@ -16,6 +16,7 @@ from psys.tradeoff.words import (
     confidence,
     duration,
     hours_unit,
+    level_name,
     percent,
     points,
     seconds_unit,
@@ -26,10 +27,9 @@ from psys.tradeoff.words import (
 
 @dataclass(frozen=True)
 class Cell:
-    """A text of a table, the figure that it shows, and its class in the style sheet."""
+    """A text of a table and its class in the style sheet: words are "left", long ones "text"; figures have none."""
 
     text: str
-    value: float | None = None
     kind: str = ""
 
 
@@ -45,11 +45,10 @@ class Table:
 
         def cell(content: Cell, before: str = "") -> str:
             kind = f' class="{content.kind}"' if content.kind else ""
-            value = f' data-value="{content.value:.6g}"' if content.value is not None else ""
-            return f"<td{kind}{value}>{before}{escape(content.text)}</td>"
+            return f"<td{kind}>{before}{escape(content.text)}</td>"
 
-        last = self.rows[-1] if self.rows else [Cell("")] * len(self.header)
-        kinds = ["" if cell.value is not None or cell.kind == "right" else ' class="text"' for cell in last]
+        words = [any(row[column].kind for row in self.rows) for column in range(len(self.header))]
+        kinds = [' class="left"' if each else "" for each in words]
         head = "".join(f"<th{kind}>{escape(title)}</th>" for title, kind in zip(self.header, kinds, strict=True))
         body = "".join(
             f"<tr>{''.join(cell(each, first[i] if first and not j else '') for j, each in enumerate(row))}</tr>"
@@ -73,15 +72,15 @@ def key_figures(condition: Condition) -> Table:
     """The figures of each arm, with 95 % intervals."""
     content = []
     for arm, result in condition.arms.items():
-        line = [Cell(arm), Cell(str(len(result.curves)), len(result.curves)), Cell(str(result.workers), result.workers)]
-        line.append(Cell(f"{result.learning_rate:.3g}", result.learning_rate))
+        line = [Cell(arm), Cell(str(len(result.curves))), Cell(str(result.workers))]
+        line.append(Cell(f"{result.learning_rate:.3g}"))
         for figure, unit in (
             (result.accuracy, PERCENT),
             (result.seconds, seconds_unit(result.seconds.summary.mean)),
             (result.images_per_second, replace(IMAGES_PER_SECOND, name="")),
             (result.worker_hours, replace(hours_unit(result.worker_hours.summary.mean), name="")),
         ):
-            line.append(Cell(with_interval(figure.summary, unit), figure.summary.mean))
+            line.append(Cell(with_interval(figure.summary, unit)))
         content.append(line)
     header = ["arm", "seeds", "workers", "rate", "test accuracy", "training time", "images/s", "worker-hours"]
     return Table(header, content)
@@ -100,11 +99,11 @@ def comparison(condition: Condition, reference: str) -> Table:
             content.append(
                 [
                     Cell(arm),
-                    Cell(str(len(versus.seeds)), len(versus.seeds)),
-                    Cell(difference, versus.accuracy.mean),
-                    Cell("–" if versus.p_better is None else confidence(versus.p_better), versus.p_better, "right"),
-                    Cell(ratio, versus.times_as_fast.mean),
-                    Cell(versus.claim.text),
+                    Cell(str(len(versus.seeds))),
+                    Cell(difference),
+                    Cell("–" if versus.p_better is None else confidence(versus.p_better)),
+                    Cell(ratio),
+                    Cell(versus.claim.text, "left"),
                 ]
             )
     header = ["arm", "pairs", f"points over {reference}", "P(better)", f"times as fast as {reference}"]
@@ -118,8 +117,9 @@ def targets(condition: Condition) -> Table:
         for target in result.targets:
             summary, ratio = target.summary, target.times_as_fast
             median = "–" if summary.median is None else duration(summary.median)
-            if summary.low is not None:
-                median += f" ({duration(summary.low)} to {'never' if summary.high is None else duration(summary.high)})"
+            if summary.low is not None and summary.level is not None:
+                high = "never" if summary.high is None else duration(summary.high)
+                median += f" ({duration(summary.low)} to {high}, {level_name(summary.level)})"
             curve = duration(target.of_mean_curve.seconds) if target.of_mean_curve else ""
             soon = "" if ratio is None else times(ratio.mean)
             if ratio and ratio.low is not None and ratio.high is not None:
@@ -127,11 +127,11 @@ def targets(condition: Condition) -> Table:
             content.append(
                 [
                     Cell(arm),
-                    Cell(target_name(target.target), target.target),
-                    Cell(f"{summary.reached} of {summary.trials}", summary.reached),
-                    Cell(median, summary.median, "right"),
-                    Cell(curve if target.of_mean_curve and target.of_mean_curve.reached else "–", kind="right"),
-                    Cell(soon, ratio.mean if ratio else None, "right"),
+                    Cell(target_name(target.target)),
+                    Cell(f"{summary.reached} of {summary.trials}"),
+                    Cell(median),
+                    Cell(curve if target.of_mean_curve and target.of_mean_curve.reached else "–"),
+                    Cell(soon),
                 ]
             )
     return Table(["arm", "target", "reached", "median time", "mean curve", "times as fast as the reference"], content)
@@ -144,9 +144,8 @@ def trials(analysis: Analysis) -> Table:
     for trial in analysis.study.trials:
         cells = []
         for name, value in trial_values(analysis, trial).items():
-            number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-            kind = "text failed" if name == "failed" and value else ""
-            cells.append(Cell(_shown(name, value), number, kind))
+            kind = "" if not isinstance(value, str) else "text failed" if name == "failed" else "left"
+            cells.append(Cell(_shown(name, value), kind))
         content.append(cells)
     return Table([name.replace("_", " ") for name in header], content)
 
@@ -204,7 +203,6 @@ def _shown(name: str, value: Any) -> str:
 def settings_table(columns: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> Table:
     """Settings (rows) of arms or runs (columns)."""
     content = [
-        [Cell(name), *(Cell(str(settings.get(name, "")), kind="text") for settings in columns.values())]
-        for name in names
+        [Cell(name), *(Cell(str(settings.get(name, "")), "text") for settings in columns.values())] for name in names
     ]
     return Table(["setting", *columns], content)

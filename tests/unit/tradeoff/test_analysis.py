@@ -150,6 +150,7 @@ def test_pareto_front_and_scaling_of_arms_that_differ_in_workers_only() -> None:
         workers: int, seconds: float, images_per_second: float, accuracy: float, rate: float, mode: str
     ) -> Outcome:
         settings = {"snapshot_epochs": 1.0, "mode": mode, "seed": workers, "workers": workers, "rate": rate}
+        settings |= {"followed": ["gap_aware"], "gap_aware": workers > 1}  # a default that follows the workers
         return replace(
             outcome(seconds=seconds, right=bits(accuracy), settings=settings),
             workers=workers,
@@ -168,6 +169,16 @@ def test_pareto_front_and_scaling_of_arms_that_differ_in_workers_only() -> None:
     assert list(group.arms.items()) == [("a1", 1), ("a4", 4), ("again", 4)]
     assert group.efficiency == {"a1": 1.0, "a4": 0.5, "again": 0.4}
     assert only(trials).scaling == ()
+
+
+def test_an_arm_whose_tuning_trials_all_failed_is_not_missing() -> None:
+    tried = [trial("sync", 0, outcome(), tuning=0.1), trial("sync", 0, outcome(), tuning=0.2)]
+    failed = [trial("async", 0, None, tuning=0.1), trial("async", 0, None, tuning=0.2)]
+    trials = [*tried, *failed, trial("sync", 0, outcome())]
+    found = analyze(study(trials, tuned="rate", tuning_trials=2))
+    assert (found.untuned, found.missing) == (("async",), ())
+    going_on = analyze(study(trials, tuned="rate", tuning_trials=3))
+    assert (going_on.untuned, going_on.missing) == ((), (("async", "uniform", 0),))
 
 
 def test_tuning_trials_are_in_the_sweep_only() -> None:

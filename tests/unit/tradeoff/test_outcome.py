@@ -52,6 +52,7 @@ def test_outcome_of_a_run_has_the_figures_of_its_files(tmp_path: Path, store: Pr
     assert outcome.batches["applied"] == 6
     assert outcome.held_out_images == 4
     assert outcome.settings["augment.views"] == run.config().augment.views
+    assert outcome.environment["packages"]["torch"]
     assert not {"name", "runs"} & outcome.settings.keys()
     assert (outcome.settings["faults"], outcome.settings["slow_workers"]) == ([], [])
 

@@ -10,12 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
+from psys.run.curves import EpochPoint
 from psys.tradeoff.analysis import Analysis, analyze
+from psys.tradeoff.outcome import Outcome
 from psys.tradeoff.report import render
 from psys.tradeoff.report.png import draw
 from psys.tradeoff.report.svg import COLOURS, DASHES, MARKERS
-from psys.tradeoff.words import percent
+from psys.tradeoff.words import percent, times
 from tests.support.outcomes import bits, outcome, study, trial
 
 HOSTILE = "<script>alert('&')</script> | *a* `b`"
@@ -66,8 +69,8 @@ def test_json_csv_markdown_and_page_have_the_same_figures() -> None:
     async_ = figures["conditions"][0]["arms"]["async"]
     assert async_["accuracy"]["by_seed"]["2"] == float(lines["async.uniform.seed2"]["accuracy"])
     assert percent(async_["accuracy"]["summary"]["mean"]) in files["report.md"]
-    assert f'data-value="{async_["accuracy"]["summary"]["mean"]:.6g}"' in files["report.html"]
-    assert f'data-value="{async_["versus"]["times_as_fast"]["mean"]:.6g}"' in files["report.html"]
+    assert f"<td>{percent(async_['accuracy']['summary']['mean'])} (" in files["report.html"]
+    assert f"<td>{times(async_['versus']['times_as_fast']['mean'])} (" in files["report.html"]
 
 
 def test_csv_and_json_say_when_each_trial_reached_the_target() -> None:
@@ -144,8 +147,15 @@ def test_a_study_with_hardly_anything_has_a_report(analysis: Analysis, tmp_path:
 
 def test_a_page_of_150_trials_of_60_evaluations_is_below_a_megabyte() -> None:
     rng = np.random.default_rng(0)
+
+    def ended() -> Outcome:
+        epochs = np.arange(1, 61) + 0.02 * rng.random(60)  # none is a round number
+        columns = [epochs, 7 * epochs, 2 / epochs, 1 - 1 / epochs, 2.1 / epochs, 0.9 - 0.8 / epochs]
+        points = tuple(EpochPoint(*map(float, point)) for point in zip(*columns, strict=True))
+        return outcome(right=rng.random(2000) < 0.5, seconds=420 + rng.random(), points=points)
+
     trials = [
-        trial(f"arm{number}", seed, outcome(tuple(rng.random(60)), 100 + rng.random(), rng.random(2000) < 0.5), name)
+        trial(f"arm{number}", seed, ended(), name)
         for name in ("uniform", "one-slow", "gamma")
         for number in range(5)
         for seed in range(10)
@@ -186,3 +196,61 @@ def test_p_better_needs_four_seeds_and_the_answers_to_each_image(seeds: int, rec
     assert ("| – |" in row) == (seeds < 4 or not recorded)
     differences = "those of differences do." if recorded else "nor do those of differences"
     assert differences in files["report.md"]
+
+
+def test_interval_of_a_median_time_has_its_level() -> None:
+    trials = [trial("sync", seed, outcome((0.3, 0.5), 20.0 + seed)) for seed in range(5)]
+    files = render(analyze(study(trials, targets=(0.5,))), "", {})
+    assert "22.0 s (20.0 s to 24.0 s, 93.75 %)" in files["report.md"]
+    assert "median 22.0 s, reached by 5 of 5, 93.75 % interval" in files["report.html"]
+
+
+def test_a_failed_tuning_trial_counts_as_0_and_values_are_compared_as_values() -> None:
+    tried = [trial("sync", seed, outcome((0.2, 0.3)), tuning=1) for seed in (0, 1)]
+    tried += [trial("sync", 0, outcome((0.2, 0.5)), tuning=2), trial("sync", 1, None, tuning=2)]
+    final = trial("sync", 0, outcome(settings={"snapshot_epochs": 1.0, "rate": 1.0}))
+    page = render(analyze(study([*tried, final], tuned="rate", tuning_trials=4)), "", {})["report.html"]
+    tuning = page[page.index("<h2>Tuning</h2>") :]
+    assert re.findall(r'<text class="name"[^>]*>([^<]*)</text><text[^>]*>([^<]*)', tuning) == [
+        ("1  ← chosen", "30.0 %"),
+        ("2", "25.0 %, 1 of 2 failed and counted as 0"),
+    ]
+
+
+def test_legend_of_a_picture_has_the_arms_of_all_panels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    legends = []
+
+    def read(figure: Figure, *unused: object) -> None:
+        legend = figure.axes[0].get_legend()
+        legends.append([text.get_text() for text in legend.get_texts()] if legend else [])
+
+    monkeypatch.setattr(Figure, "savefig", read)
+    trials = [trial("sync", 0, outcome()), trial("async", 0, None)]
+    trials += [trial(arm, 0, outcome(), "slow") for arm in ("sync", "async")]
+    draw(analyze(study(trials)), tmp_path)
+    assert legends == [["sync", "async"]] * 3
+
+
+def test_page_shows_the_machines_of_the_trials_and_says_that_they_differ() -> None:
+    machines = [
+        {"commit": commit, "processor": processor, "packages": {"torch": "2.13.0"}, "started": started}
+        for commit, processor, started in (("c1", "p1", "2026-11-28"), ("c2", "p1", "2026-11-29"))
+    ]
+    trials = [trial("sync", seed, outcome(environment=machine)) for seed, machine in enumerate(machines)]
+    latest = {"command": ["psys", "tradeoff"], "commit": "c3", "processor": "p3", "started": "2026-11-30"}
+    text = render(analyze(study(trials)), "", latest)["report.md"]
+    for line in ("command: psys tradeoff", "commit: c1; c2", "processor: p1", "packages: torch 2.13.0"):
+        assert f"- {line}\n" in text
+    assert "- trials started: 2026-11-28 to 2026-11-29\n" in text
+    assert "c3" not in text
+    assert "The trials differ in commit: differences between arms may come from this." in text
+
+
+def test_hosts_and_packages_that_differ_are_said() -> None:
+    trials = [
+        trial("sync", seed, outcome(environment={"packages": {"torch": version}}), host=host)
+        for seed, (version, host) in enumerate((("2.13.0", "a"), ("2.12.0", "b")))
+    ]
+    assert "The trials differ in host and package versions" in render(analyze(study(trials)), "", {})["report.md"]
+    same = [trial("sync", seed, outcome(environment={"packages": {"torch": "2.13.0"}})) for seed in (0, 1)]
+    assert "The trials differ" not in render(analyze(study(same)), "", {})["report.md"]

@@ -1,6 +1,7 @@
 """What the summary says, and what it must not say."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -170,3 +171,35 @@ def test_without_held_out_images_the_last_snapshot_counts_and_no_time_to_target_
     assert "chosen on held-out" not in page
     both = analyze(study([*trials, trial("ssp", 0, outcome())], targets=(0.5,)))
     assert "or the last one of a run without held-out images" in render(both, "", {})["report.html"]
+
+
+def test_an_arm_without_a_claim_says_why_where_others_have_one() -> None:
+    trials = [*planted(5, effect=0.1), *(trial("ssp", s, outcome(right=bits(0.5, 2000))) for s in (0, 1, 2))]
+    trials += [trial("late", s, replace(outcome(right=bits(0.5, 2000)), right=None)) for s in range(5)]
+    sentences = of(trials).by_condition["uniform"]
+    assert [sentence for sentence in sentences if "is undecided" in sentence] == [
+        "The accuracy of ssp against sync is undecided: too few seeds for a claim on accuracy (3 seeds).",
+        "The accuracy of late against sync is undecided: right/wrong answers by test image were not recorded "
+        "(5 seeds).",
+    ]
+
+
+def test_without_a_pair_nothing_is_compared() -> None:
+    cautions = of([trial("sync", 0, outcome()), trial("async", 1, outcome())]).cautions
+    assert cautions[0] == "Nothing is compared: no seed has a finished trial both of sync and of another arm."
+    assert not [sentence for sentence in cautions if "no claim on accuracy" in sentence]
+
+
+@pytest.mark.parametrize(("seeds", "said"), [(1, []), (2, ["The 3 comparisons in time"])])
+def test_number_of_intervals_in_time_is_said_for_they_are_not_corrected(seeds: int, said: list[str]) -> None:
+    trials = [trial(arm, s, outcome((0.3, 0.5))) for arm in ("sync", "async") for s in range(seeds)]
+    found = of(trials, targets=(0.3, 0.5, 0.9)).cautions
+    assert [sentence[: len("The 3 comparisons in time")] for sentence in found if "not corrected" in sentence] == said
+
+
+def test_an_arm_without_a_tuned_value_is_said_to_take_no_part() -> None:
+    trials = [trial("sync", 0, outcome()), trial("async", 0, None, tuning=0.1), trial("sync", 0, outcome(), tuning=0.1)]
+    found = of(trials, tuned="rate", tuning_trials=1)
+    assert "async has no value of rate, for all of its tuning trials failed: it takes no part." in found.cautions
+    assert not [sentence for sentence in found.cautions if "have not ended" in sentence]
+    assert found.by_condition["uniform"] == ()
