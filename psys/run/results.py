@@ -272,6 +272,8 @@ def _table(run: RunDirectory, result: dict[str, Any]) -> Table:
     if result["stopped_early"]:
         rows["stopped early"] = result["stopped_early"]
     table = Table(title=f"{result['model']}, {result['mode']}: {run.path}", show_header=False, title_justify="left")
+    table.add_column(no_wrap=True)
+    table.add_column()
     for name, value in rows.items():
         table.add_row(name, value)
     return table
