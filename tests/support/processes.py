@@ -161,12 +161,14 @@ def servers_of(process: "subprocess.Popen[str]") -> list[psutil.Process]:
 
 
 def _descendants_named(process: "subprocess.Popen[str]", name: str) -> list[psutil.Process]:
-    found = []
+    found: dict[int, psutil.Process] = {}
     for each in family(process):
         with contextlib.suppress(psutil.NoSuchProcess):
             if each.name().startswith(name) and each.status() != psutil.STATUS_ZOMBIE:
-                found.append(each)
-    return sorted(found, key=lambda each: each.create_time())
+                found[each.pid] = each
+    # A process that it is about to start has its name until it executes another program.
+    own = [each for each in found.values() if each.ppid() not in found]
+    return sorted(own, key=lambda each: each.create_time())
 
 
 def small_run(store: Path, name: str, *more: str, workers: int = 2) -> Sequence[str]:

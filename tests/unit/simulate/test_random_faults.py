@@ -21,7 +21,7 @@ from psys.simulate.in_process import InProcessRun
 from tests.support.faulty_run import WEIGHTS, FaultyRun
 from tests.support.workloads import COPIES, MAX_BATCHES, counting, mixing, workload
 
-BATCHES, SEEDS = 12, 100
+BATCHES, SEEDS = 12, 40
 PLAIN = OptimizerConfig(momentum=0, nesterov=False)
 
 
