@@ -142,6 +142,7 @@ def test_24_workers_on_one_host(small_store_path: Path, tmp_path: Path) -> None:
     audited(path)
 
 
+@pytest.mark.slow
 def test_encoded_store_trains_and_resumes_without_ray_opencv_and_arrow(tmp_path: Path) -> None:
     """In all processes modules that cannot be imported take their places; the images are resized while training."""
     store = write_small_store(tmp_path / "encoded", 8, 2, layout="encoded").path

@@ -161,7 +161,7 @@ def test_every_batch_is_applied_once_with_its_damping_whatever_fails(mode: Mode,
                 damped[staleness > 1] += 1
         for copy in run.state().parameters.view(COPIES, MAX_BATCHES):
             torch.testing.assert_close(copy, expected)
-    assert damped[True] > 100 or mode == "sync"
+    assert damped[True] > 40 or mode == "sync"
 
 
 def test_annealed_damping_follows_the_epochs() -> None:
