@@ -88,7 +88,7 @@ class Chart:
         return f'<path class="band" d="{self._path([*low, *reversed(high)])}Z"/>'
 
     def mark(self, arm: int, point: Point, tip: str, kind: str = "mark") -> str:
-        """The marker of an arm, which shows `tip` to whoever points at it."""
+        """The marker of an arm, with the read-out `tip`."""
         return mark(arm, self.x(point[0]), self.y(point[1]), tip, kind)
 
     def note_line(self, value: float, text: str) -> None:
