@@ -42,7 +42,8 @@ def _seeds(value: object, first: int) -> object:
     """A list of seeds, or their number: from `first` on; a flag's value is text."""
     if isinstance(value, str):
         value = [part.strip() for part in value.strip("[]").split(",")] if not value.isdecimal() else int(value)
-    if isinstance(value, bool) or not isinstance(value, int | list | tuple):
+    listed = value if isinstance(value, list | tuple) else [value]
+    if not isinstance(value, int | list | tuple) or any(isinstance(each, bool) for each in listed):
         raise ValueError("expected a list of whole numbers from 0 on, or how many: 10")
     if isinstance(value, int) and not 0 < value <= 1000:
         raise ValueError("a study needs at least one seed, and at most 1000")
@@ -73,7 +74,9 @@ class TuningConfig(Config):
 class StudyConfig(Config):
     """Compare arms, which are settings of runs, over conditions and seeds: accuracy against wall-clock."""
 
-    named_files: ClassVar[Sequence[Path]] = tuple(CONFIGS / f"{name}.yaml" for name in ("ablation", "tradeoff"))
+    named_files: ClassVar[Sequence[Path]] = tuple(
+        CONFIGS / f"{name}.yaml" for name in ("ablation", "tradeoff", "tradeoff-cifar10")
+    )
     topics: ClassVar[Mapping[str, Sequence[str]]] = {
         "study": ("name", "studies"),
         "trials": ("base", "arms", "reference", "stragglers", "seeds", "tuning"),

@@ -58,6 +58,7 @@ def test_every_study_in_the_repository_is_valid(name: str) -> None:
         ),
         ({"seeds": []}, "'seeds'"),
         ({"seeds": True}, "'seeds': expected a list of whole numbers from 0 on, or how many: 10, got True"),
+        ({"seeds": [True]}, "'seeds': expected a list of whole numbers from 0 on, or how many: 10"),
         ({"seeds": 3.5}, "'seeds': expected a list of whole numbers from 0 on, or how many: 10, got 3.5"),
         ({"seeds": 0}, "'seeds': a study needs at least one seed"),
         ({"seeds": [3, 4, 3]}, "'seeds' has 3 more than once"),
