@@ -36,7 +36,7 @@ TOPICS = {
         "precision",
         "earlier_batch_sizes",
     ),
-    "evaluation": ("snapshot_epochs", "evaluate_every", "early_stopping"),
+    "evaluation": ("snapshot_epochs", "evaluate_every", "early_stopping", "export"),
     "parallelism": (
         *("mode", "staleness", "backup_workers", "max_staleness", "sync_epochs", "local_steps"),
         *("workers", "threads", "servers", "remote_servers", "wire", "topk_share", "prefetch", "followed"),
@@ -183,6 +183,8 @@ class RunConfig(Config):
     """epochs between evaluations on held-out images; by default as 1 % of the idle cores allows; 0: only at the end"""
     early_stopping: float | None = Field(None, gt=0)
     """epochs without a better held-out accuracy after which the run stops; snapshots are then evaluated at once"""
+    export: bool = True
+    """write the best snapshot to model.onnx, and check it against ONNX Runtime"""
     heartbeat_timeout: float = Field(15.0, gt=0)
     """seconds of silence after which a worker is taken for dead; a call is repeated after twice as many"""
     patience: float = Field(120.0, ge=0)

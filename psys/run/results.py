@@ -48,10 +48,11 @@ _WORST = 2  # classes that the table names
 def evaluate_run(run: RunDirectory, console: Console) -> dict[str, Any]:
     """Evaluate every snapshot on the held-out images, choose the best, test it, export it, draw curves, print a table.
 
-    Leaves best.safetensors, last.safetensors, model.json, model.onnx, curves.png, confusion.png, right.npz and
-    result.json in the run's directory, adds evaluations to events.jsonl, and removes all snapshots but the best and the
-    last. Of a run whose training diverged only the sound snapshots count. Returns the content of result.json. Raises
-    PsysError if the run was evaluated before, has no snapshot, or no sound one, or is still going on.
+    Leaves best.safetensors, last.safetensors, model.json, model.onnx (with `export`), curves.png, confusion.png,
+    right.npz and result.json in the run's directory, adds evaluations to events.jsonl, and removes all snapshots but
+    the best and the last. Of a run whose training diverged only the sound snapshots count. Returns the content of
+    result.json. Raises PsysError if the run was evaluated before, has no snapshot, or no sound one, or is still going
+    on.
     """
     if run.complete:
         raise PsysError(f"{run.path} was evaluated before: see {run.result_file}")
@@ -99,7 +100,7 @@ def _evaluate(run: RunDirectory, events: list[RunEvent], log: EventLog, console:
     draw_confusion(tested.confusion, store.classes, run.path / "confusion.png", title)
     run.write_model(description)
     run.write_right(right)
-    result["onnx"] = _export(run, store, evaluator.module, description, tested.accuracy)
+    result["onnx"] = _export(run, store, evaluator.module, description, tested.accuracy) if config.export else None
     result["points"] = [point._asdict() for point in points.values()]
     run.write_result(result)
     run.remove_snapshots(keep={best, last})
@@ -256,8 +257,9 @@ def _table(run: RunDirectory, result: dict[str, Any]) -> Table:
         "learning rate": rate_in_words(run.config()),
         "staleness mean / max": f"{result['staleness_mean']:.2f} / {result['staleness_max']} updates",
         "batches applied / duplicated / lost": " / ".join(map(str, counts)),
-        "ONNX Runtime against torch": f"within {onnx['max_difference']:.0e} on {onnx['images']} images",
     }
+    if onnx:
+        rows["ONNX Runtime against torch"] = f"within {onnx['max_difference']:.0e} on {onnx['images']} images"
     if batches.get("late"):
         rows["gradients refused as late"] = str(batches["late"])
     if result["segments"]:

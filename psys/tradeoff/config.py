@@ -202,8 +202,8 @@ class StudyConfig(Config):
                 )
 
     def settings(self, arm: str, value: object = None) -> RunSettings:
-        """Settings of the runs of `arm`, nested; `value`: of the setting that is tuned. Defaults are left out."""
-        settings = overlay(nested(self.base), nested(self.arms[arm]))
+        """Settings of the runs of `arm`, nested; `value`: of the setting that is tuned. Other defaults are left out."""
+        settings = {"export": False} | overlay(nested(self.base), nested(self.arms[arm]))
         if self.tuning and value is not None:
             settings = overlay(settings, nested({self.tuning.setting: value}))
         return settings | {"evaluate_every": 0}

@@ -21,7 +21,8 @@ from psys.run.segments import in_words
 _HOW_IT_RUNS = {
     *("name", "runs", "store", "source", "servers", "remote_servers", "threads", "faults", "listen", "port"),
     *("heartbeat_timeout", "patience", "start_timeout", "join_timeout", "leave_timeout", "restarts"),
-    *("checkpoint_every", "keep_checkpoints", "snapshot_epochs", "evaluate_every", "earlier_batch_sizes", "followed"),
+    *("checkpoint_every", "keep_checkpoints", "snapshot_epochs", "evaluate_every", "export"),
+    *("earlier_batch_sizes", "followed"),
 }
 _FIXED = {
     "model": "the checkpoint holds parameters of the other",

@@ -294,7 +294,7 @@ def test_checkpoint_that_cannot_be_written_and_workers_that_cannot_start(
     evaluated = run("-m", "psys", "evaluate", str(path), cwd=tmp_path)
     assert evaluated.code == 0, evaluated.err
     assert RunDirectory(path).result()["last"]["version"] == updates(path)[-1].version
-    assert (path / "model.onnx").exists()
+    assert (path / "best.safetensors").exists()
 
 
 def test_children_save_and_end_when_their_supervisor_is_killed(small_store_path: Path, tmp_path: Path) -> None:

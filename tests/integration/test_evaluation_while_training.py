@@ -4,7 +4,6 @@ import signal
 from pathlib import Path
 
 import psutil
-import pytest
 
 from psys.ps.events import RunEnded, SnapshotEvaluated, SnapshotSaved, StoppedEarly
 from psys.run.directory import RunDirectory
@@ -26,7 +25,6 @@ def test_run_whose_held_out_accuracy_stays_the_same_stops_early_and_is_evaluated
     assert len(result["points"]) == len(events(path, SnapshotSaved)) == len(events(path, SnapshotEvaluated))
 
 
-@pytest.mark.slow
 def test_run_goes_on_when_its_evaluation_process_is_killed(small_store_path: Path, tmp_path: Path) -> None:
     path = tmp_path / "runs" / "r"
 

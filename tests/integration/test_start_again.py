@@ -57,7 +57,6 @@ def test_ranks_that_torchrun_restarts_continue_their_run(small_store_path: Path,
     assert RunDirectory(path).complete
 
 
-@pytest.mark.slow
 def test_ranks_of_two_torchruns_continue_their_run(small_store_path: Path, tmp_path: Path) -> None:
     """A rank of the second torchrun is killed: the first one starts its ranks again without counting it."""
     with reserved_port() as port:
@@ -106,7 +105,6 @@ def test_two_starts_of_one_run_never_write_it_together(small_store_path: Path, t
     assert audited(path).unfinished == 0
 
 
-@pytest.mark.slow
 def test_run_is_extended_changed_and_evaluated_where_it_was_moved(small_store_path: Path, tmp_path: Path) -> None:
     path = tmp_path / "runs" / "r"
     first = run(PS, *small_run(small_store_path, "r", "--mode", "sync", "--epochs", "2"), cwd=tmp_path)

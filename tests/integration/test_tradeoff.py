@@ -81,7 +81,6 @@ def test_a_stopped_study_goes_on_and_repeats_no_finished_trial(small_store_path:
         assert (RunDirectory(trial).config().seed, RunDirectory(trial).config().evaluate_every) == (0, 0)
 
 
-@pytest.mark.slow
 def test_tuned_arms_use_the_value_of_the_highest_held_out_accuracy(small_store_path: Path, tmp_path: Path) -> None:
     tuning = {"setting": "schedule.learning_rate", "values": [1e10, 0.02]}
     write_study(tmp_path / "s.yaml", small_store_path, arms={"only": {"mode": "sync"}}, tuning=tuning)

@@ -25,7 +25,6 @@ def config(small_store_path: Path) -> StudyConfig:
     return validate(StudyConfig, study_settings(small_store_path, base=base, arms=ARMS), "test")
 
 
-@pytest.mark.slow
 def test_trials_of_a_local_ray_come_back_to_the_study(config: StudyConfig, tmp_path: Path) -> None:
     log = TrialLog(tmp_path)
     tuned = config.model_copy(update={"tuning": TuningConfig(setting="threads", values=(1, 2))})

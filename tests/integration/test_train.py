@@ -33,7 +33,7 @@ from tests.support.stores import write_small_store
 
 BATCHES_PER_EPOCH = 9  # 160 images without 20 that are held out, 16 in each batch
 TORCHRUN = ("-m", "torch.distributed.run")
-SYNC = ("--mode", "sync", "--epochs", "6")
+SYNC = ("--mode", "sync", "--epochs", "6", "--export")
 
 
 def result_of(path: Path, epochs: int) -> dict[str, Any]:
@@ -142,7 +142,6 @@ def test_24_workers_on_one_host(small_store_path: Path, tmp_path: Path) -> None:
     audited(path)
 
 
-@pytest.mark.slow
 def test_encoded_store_trains_and_resumes_without_ray_opencv_and_arrow(tmp_path: Path) -> None:
     """In all processes modules that cannot be imported take their places; the images are resized while training."""
     store = write_small_store(tmp_path / "encoded", 8, 2, layout="encoded").path

@@ -176,7 +176,7 @@ def small_run(store: Path, name: str, *more: str, workers: int = 2) -> Sequence[
     return (
         *("--config", str(ROOT / "configs" / "sample.yaml"), "--store", str(store), "--name", name),
         *("--workers", str(workers), "--threads", "1", "--batch-size", "16", "--augment.views", "1"),
-        *("--precision", "fp32", *more),
+        *("--precision", "fp32", "--no-export", *more),
     )
 
 
