@@ -1,6 +1,6 @@
 """Accuracy on the embedded sample by mode, number of workers and settings, in one process on a virtual clock.
 
-    python -m benchmarks.async_rates --workers 2 4 8 --rates 1 0.5 --seeds 2 -- --mode async --schedule.warmup-epochs 4
+    python -m benchmarks.async_rates --workers 2 4 8 --rates 0.1 0.05 --seeds 2 -- --mode async
 
 What follows `--` are settings of `psys train` over configs/sample.yaml. A trial is a run of psys.simulate with real
 images and gradients; a worker's steps take gamma-distributed times of mean 1 (Ali et al., "Task execution time modeling
@@ -39,13 +39,13 @@ from psys.simulate.in_process import InProcessRun
 from psys.simulate.worker import workload_of
 from psys.training import TrainingConfig
 
-KEY = ("settings", "workers", "rate_factor", "seed", "epochs", "spread")  # what tells trials apart
+KEY = ("settings", "workers", "rate", "seed", "epochs", "spread")  # what tells trials apart
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.async_rates", description=__doc__)
     parser.add_argument("--workers", type=count, nargs="+", default=[2, 4, 8])
-    parser.add_argument("--rates", type=float, nargs="+", default=[1.0], help="multiples of the learning rate")
+    parser.add_argument("--rates", type=float, nargs="+", default=[0.1], help="learning rates, of one worker's batch")
     parser.add_argument("--seeds", type=count, default=2, help="how many, from 0 on")
     parser.add_argument("--epochs", type=count, default=20)
     parser.add_argument("--spread", type=float, default=0.2, help="standard deviation of a step's time")
@@ -59,27 +59,21 @@ def main() -> None:
     store = PreparedStore.open(arguments.store)
     for seed in range(arguments.seeds):
         for workers in arguments.workers:
-            for factor in arguments.rates:
+            for rate in arguments.rates:
                 settings = " ".join(arguments.settings)
-                key = dict(zip(KEY, (settings, workers, factor, seed, arguments.epochs, arguments.spread), strict=True))
+                key = dict(zip(KEY, (settings, workers, rate, seed, arguments.epochs, arguments.spread), strict=True))
                 if any(all(trial[name] == value for name, value in key.items()) for trial in read(arguments.out)):
                     continue
                 flags = [*arguments.settings, "--seed", str(seed), "--epochs", str(arguments.epochs)]
+                flags += ["--schedule.learning-rate", str(rate)]
                 settings_of_training = parse(TrainingConfig, flags, "benchmarks.async_rates", CONFIGS / "sample.yaml")
-                config = scaled(settings_of_training.run_config(workers), factor)
+                config = settings_of_training.run_config(workers)
                 began = time.monotonic()
                 trial = {**key, **trained(config, store, workers, arguments.spread)}
                 trial |= {"seconds": round(time.monotonic() - began), "machine": machine(environment())}
                 with arguments.out.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(trial) + "\n")
     print("\n".join(report(read(arguments.out))))
-
-
-def scaled(config: RunConfig, factor: float) -> RunConfig:
-    """`config` with `factor` times its learning rate."""
-    schedule = config.schedule
-    schedule = schedule.model_copy(update={"learning_rate": factor * schedule.learning_rate})
-    return config.model_copy(update={"schedule": schedule})
 
 
 def trained(config: RunConfig, store: PreparedStore, workers: int, spread: float) -> dict[str, Any]:
@@ -138,15 +132,15 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def report(trials: Iterable[dict[str, Any]]) -> list[str]:
     """The Markdown table of all trials: mean and standard deviation over the seeds, in percent."""
-    header = ["settings", "workers", "rate x", "epochs", "seeds", "held out", "test", "test, best snapshot", "loss"]
+    header = ["settings", "workers", "rate", "epochs", "seeds", "held out", "test", "test, best snapshot", "loss"]
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for trial in trials:
         groups.setdefault(tuple(trial[name] for name in KEY if name != "seed"), []).append(trial)
     rows = []
-    for (settings, workers, factor, epochs, _), group in groups.items():
+    for (settings, workers, rate, epochs, _), group in groups.items():
         figures = [spread([100 * trial[name] for trial in group]) for name in ("held_out", "test", "best_test")]
         loss = f"{statistics.fmean(trial['loss'] for trial in group):.2f}"
-        rows.append([f"`{settings}`", workers, f"{factor:.3g}", epochs, len(group), *figures, loss])
+        rows.append([f"`{settings}`", workers, f"{rate:.3g}", epochs, len(group), *figures, loss])
     return table(header, rows)
 
 

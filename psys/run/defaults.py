@@ -7,7 +7,7 @@ from psys.run.config import RunConfig
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
-LOOK_AHEAD_UP_TO = 4
+LOOK_AHEAD_UP_TO = 2
 """gradients under way in async, one a worker without prefetch, for which looking ahead alone is the default"""
 
 
