@@ -45,7 +45,9 @@ def test_late_gradients_are_damped_from_some_workers_on(mode: Mode, workers: int
     if mode == "async":
         assert not config(mode=mode, workers=workers, sync_epochs=1).optimizer.momentum_per_worker
     assert not config(mode=mode, workers=workers, optimizer={"kind": "adam"}).compensation.gap_aware
-    assert config(mode=mode, workers=workers, prefetch=1).compensation.gap_aware is (mode == "async" and workers > 2)
+    assert config(mode=mode, workers=workers, prefetch=1).compensation.gap_aware is (
+        mode == "async" and 2 * workers > LOOK_AHEAD_UP_TO
+    )
 
 
 def test_settings_that_a_person_set_stay() -> None:
