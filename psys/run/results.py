@@ -81,10 +81,11 @@ def _evaluate(run: RunDirectory, events: list[RunEvent], log: EventLog, console:
     result = {"mode": config.mode, "model": config.model, **_summary(events)}
     _draw(run, config, list(points.values()), result)
     right: dict[str, NDArray[np.bool_]] = {}
-    # The best comes last, for it stays loaded for the export.
+    # The best comes last, for it stays loaded for the export. One snapshot that is both is tested once.
     for role, version in (("last", last), ("best", best)):
-        evaluator.load(version)
-        tested = evaluator.test()
+        if role == "last" or best != last:
+            evaluator.load(version)
+            tested = evaluator.test()
         if not math.isfinite(tested.loss):
             raise PsysError(
                 f"training diverged: the loss of version {version} on the test images is {tested.loss}; lower "
