@@ -18,7 +18,7 @@ _PACKAGES = ("torch", "numpy", "opencv-python-headless", "ray", "onnx", "onnxrun
 def environment() -> dict[str, Any]:
     """Command, versions, commit and machine, as JSON values."""
     return {
-        "command": sys.argv,
+        "command": _command(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
@@ -29,6 +29,14 @@ def environment() -> dict[str, Any]:
         "cores": available_cores(),
         "memory_bytes": psutil.virtual_memory().total,
     }
+
+
+def _command() -> list[str]:
+    """The command as one types it: `sys.argv` has the absolute path of an installed program, and of `-m psys`."""
+    program = Path(sys.argv[0])
+    if program.name == "__main__.py":
+        return ["python", "-m", program.parent.name, *sys.argv[1:]]
+    return [program.name if program.is_absolute() else sys.argv[0], *sys.argv[1:]]
 
 
 def _version(package: str) -> str | None:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from psys.tradeoff.analysis import Analysis, ArmResult, Condition, Versus
+from psys.tradeoff.analysis import Analysis, ArmResult, Condition, Sweep, Versus
 from psys.tradeoff.statistics import SEEDS_FOR_A_CLAIM, Ratio
 from psys.tradeoff.words import (
     count,
@@ -210,6 +210,12 @@ def _contained(analysis: Analysis) -> str:
     return "nor do those of differences: the runs did not record the answer to each test image."
 
 
+def _at_the_edge(sweep: Sweep) -> bool:
+    tried = [point.value for point in sweep.points]
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in tried)
+    return numbers and len(set(tried)) > 1 and sweep.chosen in (min(tried), max(tried))
+
+
 def _cautions(analysis: Analysis) -> list[str]:
     study = analysis.study
     results = [(condition, arm, each) for condition in analysis.conditions for arm, each in condition.arms.items()]
@@ -263,6 +269,11 @@ def _cautions(analysis: Analysis) -> list[str]:
         )
     if study.tuned is None and len(study.arms) > 1:
         cautions.append("No setting was tuned: the arms are compared at the settings given, which may suit one better.")
+    if edges := [f"{arm} ({sweep.chosen})" for arm, sweep in analysis.sweeps.items() if _at_the_edge(sweep)]:
+        cautions.append(
+            f"The chosen {study.tuned} is the lowest or the highest value that was tried, and one beyond may be "
+            f"better: {join(edges)}."
+        )
     if busy := [trial.name for trial in study.trials if (trial.load or 0) > BUSY]:
         cautions.append(
             f"The machine was busy with something else before {len(busy)} of {count(len(study.trials), 'trial')} (more "

@@ -203,3 +203,11 @@ def test_an_arm_without_a_tuned_value_is_said_to_take_no_part() -> None:
     assert "async has no value of rate, for all of its tuning trials failed: it takes no part." in found.cautions
     assert not [sentence for sentence in found.cautions if "have not ended" in sentence]
     assert found.by_condition["uniform"] == ()
+
+
+@pytest.mark.parametrize(("chosen", "at_the_edge"), [(0.1, True), (0.2, False), (0.4, True)])
+def test_a_tuned_value_that_is_the_lowest_or_the_highest_tried_is_said(chosen: float, at_the_edge: bool) -> None:
+    tried = [trial("sync", 9, outcome(), tuning=value) for value in (0.1, 0.2, 0.4)]
+    settings = {"snapshot_epochs": 1.0, "schedule.learning_rate": chosen}
+    cautions = of([*tried, trial("sync", 0, outcome(settings=settings))], tuned="schedule.learning_rate").cautions
+    assert any(f"one beyond may be better: sync ({chosen})." in sentence for sentence in cautions) == at_the_edge
