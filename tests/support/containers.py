@@ -1,0 +1,125 @@
+"""Containers as a runtime starts them: their own root, read-only, a user without a name and without any capability.
+
+The image is emulated: this machine's system, the Python environment of the tests, and the repository's files where the
+image has them. A container is its own mount and process namespace on an emulated host, which is the pod's.
+"""
+
+import contextlib
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support.hosts import Host, entering, holder
+from tests.support.processes import ROOT, restore_signals
+
+_SYSTEM = ("/bin", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/sbin", "/usr")
+_DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+_SHM = "64m"  # what container runtimes give
+_ROOT = "/mnt"  # of the container, while it is built
+
+
+@dataclass(frozen=True)
+class Mount:
+    source: Path
+    target: str
+    read_only: bool
+
+
+@dataclass(frozen=True)
+class User:
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+
+
+@contextlib.contextmanager
+def started_container(
+    host: Host,
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    directory: str,
+    mounts: Sequence[Mount],
+    user: User,
+    log: Path,
+) -> Iterator["subprocess.Popen[str]"]:
+    """Start a command in a container on `host`. All processes of the container are killed at the end of the block.
+
+    The process is the nsenter that waits for the command (see tests.support.hosts.command). Standard output and
+    standard error are appended to `log`.
+    """
+    with holder(["--mount", "--pid"], "\n".join(_root(mounts)), host=host) as init, log.open("ab") as output:
+        rights = ("--no-new-privs", "--inh-caps=-all", "--bounding-set=-all")
+        groups = f"--groups={','.join(map(str, user.groups))}" if user.groups else "--clear-groups"
+        process = subprocess.Popen(
+            [
+                *(*entering(init), "chroot", _ROOT),
+                *("setpriv", f"--reuid={user.uid}", f"--regid={user.gid}", groups, *rights),
+                *("env", "-i", f"--chdir={directory}", *(f"{name}={value}" for name, value in environment.items())),
+                *command,
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            text=True,
+            start_new_session=True,
+            preexec_fn=restore_signals,
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+    process.wait()
+
+
+def image_environment() -> dict[str, str]:
+    """The variables that the image sets, and the home directory that a runtime gives to a user without a name."""
+    path = f"{sys.prefix}/bin:/usr/local/bin:/usr/bin:/bin"
+    return {"PATH": path, "PYTHONPATH": str(IMAGE_FOLDER), "HOME": "/"}
+
+
+IMAGE_FOLDER = Path("/opt/psys")
+"""where the image has the repository's files"""
+
+
+def _root(mounts: Sequence[Mount]) -> Iterator[str]:
+    """Lines of a shell script that builds the container's root."""
+    yield f"mount -t tmpfs -o mode=755 image {_ROOT}"
+    yield f"cd {_ROOT}; mkdir -m 1777 tmp; mkdir -p dev proc sys {_inside(IMAGE_FOLDER)}"
+    for path in map(Path, _SYSTEM):
+        if path.is_symlink():
+            yield f"ln -s {shlex.quote(os.readlink(path))} {_inside(path)}"
+        elif path.exists():
+            yield from _bind(Mount(path, str(path), read_only=True))
+    yield "mount --bind /dev/null etc/resolv.conf"  # without a name server, as on the host
+    for name in ("psys", "launch", "configs"):
+        yield from _bind(Mount(ROOT / name, str(IMAGE_FOLDER / name), read_only=True))
+    yield "mount -t proc proc proc; mount --rbind /sys sys; mount -t tmpfs -o mode=755 dev dev"
+    for name in _DEVICES:
+        yield f"touch dev/{name}; mount --bind /dev/{name} dev/{name}"
+    yield f"ln -s /proc/self/fd dev/fd; mkdir dev/shm; mount -t tmpfs -o mode=1777,size={_SHM} shm dev/shm"
+    for mount in sorted(mounts, key=lambda mount: mount.target):  # the outer ones first
+        yield from _bind(mount)
+    # Last, because it may lie below a folder that a volume hides.
+    for prefix in sorted({*map(Path, (sys.prefix, sys.base_prefix)), Path(sys.base_prefix).resolve()}):
+        if not any(prefix.is_relative_to(system) for system in _SYSTEM):
+            yield from _bind(Mount(prefix, str(prefix), read_only=True))
+    yield f"cd /; mount -o remount,ro {_ROOT}"
+
+
+def _bind(mount: Mount) -> Iterator[str]:
+    source, target = shlex.quote(str(mount.source)), _inside(Path(mount.target))
+    if mount.source.is_dir():
+        yield f"mkdir -p {target}"
+    else:
+        yield f"test -e {target} || touch {target}"
+    yield f"mount --bind {source} {target}"
+    if mount.read_only:
+        yield f"mount -o remount,bind,ro {target}"
+
+
+def _inside(path: Path) -> str:
+    return shlex.quote(str(path.relative_to("/")))
