@@ -36,8 +36,11 @@ class Objects:
     def data(self, kind: str, name: str) -> dict[str, str]:
         """The data of a ConfigMap or Secret."""
         manifest = self.one(kind, name)
-        decoded = {key: base64.b64decode(value).decode() for key, value in manifest.get("data", {}).items()}
-        return manifest.get("data", {}) if kind == "ConfigMap" else decoded | manifest.get("stringData", {})
+        data: dict[str, str] = manifest.get("data", {})
+        if kind == "ConfigMap":
+            return data
+        decoded = {key: base64.b64decode(value).decode() for key, value in data.items()}
+        return decoded | manifest.get("stringData", {})
 
 
 def expanded(text: str, variables: Mapping[str, str]) -> str:

@@ -27,7 +27,7 @@ from tests.support.network_policy import enforce, selects
 from tests.support.pod_files import Manifest, Objects, environment_of, expanded, mounts_of
 from tests.support.processes import DEADLINE_SECONDS
 
-_POLL_SECONDS = 0.05
+_POLL_SECONDS = 0.2
 _LABEL = "batch.kubernetes.io/"
 
 
