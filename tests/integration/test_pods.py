@@ -1,7 +1,7 @@
 """The manifests of k8s/ as pods that really run, each on an emulated host: killed, evicted, replaced."""
 
-import contextlib
-import os
+import copy
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,16 +9,36 @@ import psutil
 import pytest
 
 from psys.run.directory import RunDirectory
-from tests.support import hosts
+from tests.support import hosts, network_policy
 from tests.support.manifests import Object, rendered
-from tests.support.pods import Cluster, Pod, cluster
+from tests.support.pods import Cluster, cluster
 from tests.support.processes import audited, resumes, updates, updating
 
 pytestmark = pytest.mark.timeout(240)
 
 TOKEN: Object = {"kind": "Secret", "metadata": {"name": "psys-token"}, "stringData": {"token": "of-the-test"}}
 WORKERS = 2
-SHORT = ("--model=resnet8", "--epochs=10", "--batch-size=64", "--augment.views=1", "--no-export")
+SHORT = ("--model=resnet8", "--epochs=5", "--batch-size=64", "--augment.views=1", "--snapshot-epochs=5", "--no-export")
+FACTS = """
+import errno, json, os, pathlib, socket, sys
+os.path.exists("/data/runs/began") or sys.exit(pathlib.Path("/data/runs/began").touch() or 3)
+def write(folder):
+    try:
+        pathlib.Path(folder, "file").touch()
+    except OSError as error:
+        return errno.errorcode[error.errno]
+status = dict(line.split(":\t") for line in open("/proc/self/status").read().splitlines())
+json.dump({
+    "user": [os.getuid(), os.getgid(), os.getgroups()],
+    "rights": [status["CapPrm"], status["CapBnd"], status["NoNewPrivs"]],
+    "variables": dict(os.environ),
+    "arguments": sys.argv[1:],
+    "host": [socket.gethostname(), socket.gethostbyname("psys-server")],
+    "writing": {folder: write(folder) for folder in ("/", "/etc", "/opt/psys", "/data/stores", "/data/runs", "/tmp")},
+    "token": open("/etc/psys/token/token").read(),
+}, open("/data/runs/facts.json", "w"))
+"""
+"""writes down what it finds, when it is started for the second time"""
 
 
 @pytest.fixture
@@ -57,6 +77,75 @@ def container_of(objects: list[Object], job: str) -> Object:
     return container
 
 
+def test_container_has_what_its_manifest_gives_it_and_nothing_else(pods: Cluster) -> None:
+    objects = training("async")
+    container_of(objects, "psys-server")["command"] = ["python", "-c", FACTS]
+    pods.apply([each for each in objects if each["metadata"]["name"] not in ("psys-workers", "psys-remote-servers")])
+    pods.wait_until(lambda: bool(pods.jobs["psys-server"].pods), "the pod")
+    (pod,) = pods.pods("psys-server")
+    pods.wait_until(lambda: pods.jobs["psys-server"].complete, "the end of its second start")
+    assert pod.restarts == 1
+    facts = json.loads((pods.claims / "psys-runs" / "facts.json").read_text())
+    assert facts["user"] == [10001, 10001, [10001]]
+    assert facts["rights"] == ["0" * 16, "0" * 16, "1"]
+    assert facts["host"] == [pod.host.name, pod.host.address]
+    unwritable = dict.fromkeys(("/", "/etc", "/opt/psys", "/data/stores"), "EROFS")
+    assert facts["writing"] == unwritable | {"/data/runs": None, "/tmp": None}
+    assert facts["token"] == TOKEN["stringData"]["token"]
+    settings = named(objects, "ConfigMap", "psys-run")["data"]
+    own = {"HOME": "/tmp", "POD_IP": pod.host.address}
+    assert {name: value for name, value in facts["variables"].items() if name in settings | own} == settings | own
+    of_image_and_python = {"PATH", "PYTHONPATH", "PWD", "LC_CTYPE"}
+    assert facts["variables"].keys() - of_image_and_python == settings.keys() | own.keys()
+    assert f"--listen={pod.host.address}" in facts["arguments"]
+    assert f"--workers={WORKERS}" in facts["arguments"]
+
+
+def test_only_training_pods_reach_the_server(pods: Cluster) -> None:
+    if reason := network_policy.why_not():
+        pytest.skip(reason)
+    objects = training("async")
+    serve = ["python", "-m", "http.server", "7000", "--directory", "/tmp"]
+    container_of(objects, "psys-server").update(command=serve, args=[])
+    connect = "import socket; socket.create_connection(('psys-server', 7000), timeout=1).close()"
+    container_of(objects, "psys-workers").update(command=["python", "-c", connect], args=[])
+    stranger = copy.deepcopy(named(objects, "Job", "psys-workers"))
+    stranger["metadata"]["name"] = "stranger"
+    stranger["spec"]["template"]["metadata"]["labels"].pop("psys/network")
+    pods.apply([*(each for each in objects if each["metadata"]["name"] != "psys-remote-servers"), stranger])
+
+    pods.wait_until(lambda: pods.jobs["psys-workers"].complete, "the workers' connections")
+    pods.wait_until(lambda: pods.jobs["stranger"].failures > WORKERS, "the strangers' attempts")
+    assert not pods.jobs["stranger"].succeeded
+
+
+def test_nothing_is_left_of_the_pods_of_a_test_that_fails(tmp_path: Path) -> None:
+    if reason := hosts.why_not():
+        pytest.skip(reason)
+    objects = training("async")
+    for job in ("psys-server", "psys-workers", "psys-remote-servers"):
+        container_of(objects, job).update(command=["sh", "-c", "sleep 1000 & sleep 1000"], args=[])
+    seen: list[psutil.Process] = []
+
+    def lose_a_pod_and_fail() -> None:
+        with cluster(tmp_path) as pods:
+            pods.apply(objects)
+            pods.wait_until(lambda: sleeping() == 2 * (2 + WORKERS), "the pods")
+            pods.pods("psys-workers")[0].kill()
+            assert sleeping() == 2 * (1 + WORKERS)
+            pods.wait_until(lambda: sleeping() == 2 * (2 + WORKERS), "the replacement")
+            seen.extend(psutil.Process().children(recursive=True))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        lose_a_pod_and_fail()
+    assert not [process for process in seen if process.is_running()]
+
+
+def sleeping() -> int:
+    return [process.name() for process in psutil.Process().children(recursive=True)].count("sleep")
+
+
 def test_async_loses_a_worker_and_its_server_is_evicted(pods: Cluster) -> None:
     pods.apply(preparation())
     pods.wait_until(lambda: pods.jobs["psys-prepare"].complete, "the store")
@@ -66,7 +155,7 @@ def test_async_loses_a_worker_and_its_server_is_evicted(pods: Cluster) -> None:
     pods.wait_until(lambda: len(updating(run.path)) == WORKERS, "updates of all workers")
     pods.pods("psys-workers")[0].kill()
     before = len(updates(run.path))
-    pods.wait_until(lambda: len(updating(run.path, before)) == WORKERS, "updates of the other worker and its replacement")
+    pods.wait_until(lambda: len(updating(run.path, before)) == WORKERS, "updates of a replacement")
 
     (server,) = pods.pods("psys-server")
     server.terminate()

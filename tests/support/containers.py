@@ -17,6 +17,10 @@ from tests.support.hosts import Host, entering, holder
 from tests.support.processes import ROOT, restore_signals
 
 _SYSTEM = ("/bin", "/lib", "/lib32", "/lib64", "/libx32", "/sbin", "/usr")
+_SYSTEM_FILES = (
+    *("/etc/alternatives", "/etc/group", "/etc/host.conf", "/etc/ld.so.cache", "/etc/localtime", "/etc/nsswitch.conf"),
+    *("/etc/passwd", "/etc/ssl"),
+)
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _SHM = "64m"  # what container runtimes give
 _ROOT = "/mnt"  # of the container, while it is built
@@ -94,8 +98,8 @@ def _root(mounts: Sequence[Mount]) -> Iterator[str]:
             yield f"ln -s {shlex.quote(os.readlink(path))} {_inside(path)}"
         elif path.exists():
             yield from _bind(Mount(path, str(path), read_only=True))
-    # A copy, because volumes lie below it; without a name server, as on the host.
-    yield "cp -a /etc .; rm -f etc/resolv.conf; touch etc/resolv.conf"
+    yield f"mkdir etc; cp -a {' '.join(str(path) for path in map(Path, _SYSTEM_FILES) if path.exists())} etc"
+    yield "touch etc/hosts etc/resolv.conf"  # without a name server, as on the host
     for name in ("psys", "launch", "configs"):
         yield from _bind(Mount(ROOT / name, str(IMAGE_FOLDER / name), read_only=True))
     yield "mount -t proc proc proc; mount --rbind /sys sys; mount -t tmpfs -o mode=755 dev dev"

@@ -110,10 +110,6 @@ class Pod:
         self._running.clear()
         self._sandbox.close()
 
-    def processes(self) -> list[psutil.Process]:
-        """All its processes."""
-        return psutil.Process(self.host.init).children(recursive=True)
-
     def _to_start(self) -> list[Manifest]:
         due = self._init[:1] or self._spec["containers"]
         if self._init and any(self.codes.values()):  # an init container failed
