@@ -2,17 +2,22 @@
 
 import copy
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
+from psys.ps.events import CheckpointSaved
 from psys.run.directory import RunDirectory
 from tests.support import hosts, network_policy
+from tests.support.containers import image_environment
 from tests.support.manifests import Object, rendered
 from tests.support.pods import Cluster, cluster
-from tests.support.processes import audited, resumes, updates, updating
+from tests.support.processes import audited, events, resumes, updates, updating
+from tests.support.studies import study_settings
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -21,7 +26,7 @@ WORKERS = 2
 SHORT = ("--model=resnet8", "--epochs=5", "--batch-size=64", "--augment.views=1", "--snapshot-epochs=5", "--no-export")
 FACTS = """
 import errno, json, os, pathlib, socket, sys
-os.path.exists("/data/runs/began") or sys.exit(pathlib.Path("/data/runs/began").touch() or 3)
+os.path.exists("/data/results/began") or sys.exit(pathlib.Path("/data/results/began").touch() or 3)
 def write(folder):
     try:
         pathlib.Path(folder, "file").touch()
@@ -34,9 +39,9 @@ json.dump({
     "variables": dict(os.environ),
     "arguments": sys.argv[1:],
     "host": [socket.gethostname(), socket.gethostbyname("psys-server")],
-    "writing": {folder: write(folder) for folder in ("/", "/etc", "/opt/psys", "/data/stores", "/data/runs", "/tmp")},
+    "writing": {folder: write(folder) for folder in sys.argv[-1].split(",")},
     "token": open("/etc/psys/token/token").read(),
-}, open("/data/runs/facts.json", "w"))
+}, open("/data/results/facts.json", "w"))
 """
 """writes down what it finds, when it is started for the second time"""
 
@@ -73,31 +78,30 @@ def named(objects: list[Object], kind: str, name: str) -> Object:
 
 
 def container_of(objects: list[Object], job: str) -> Object:
-    (container,) = named(objects, "Job", job)["spec"]["template"]["spec"]["containers"]
-    return container
+    containers: list[Object] = named(objects, "Job", job)["spec"]["template"]["spec"]["containers"]
+    assert len(containers) == 1
+    return containers[0]
 
 
 def test_container_has_what_its_manifest_gives_it_and_nothing_else(pods: Cluster) -> None:
     objects = training("async")
+    writable = {"/etc": False, "/opt/psys": False, "/data/stores": False, "/data/results": True, "/tmp": True}
     container_of(objects, "psys-server")["command"] = ["python", "-c", FACTS]
+    container_of(objects, "psys-server")["args"].append(",".join(writable))
     pods.apply([each for each in objects if each["metadata"]["name"] not in ("psys-workers", "psys-remote-servers")])
     pods.wait_until(lambda: bool(pods.jobs["psys-server"].pods), "the pod")
     (pod,) = pods.pods("psys-server")
     pods.wait_until(lambda: pods.jobs["psys-server"].complete, "the end of its second start")
     assert pod.restarts == 1
-    facts = json.loads((pods.claims / "psys-runs" / "facts.json").read_text())
+    facts = json.loads((pods.claims / "psys-results" / "facts.json").read_text())
     assert facts["user"] == [10001, 10001, [10001]]
     assert facts["rights"] == ["0" * 16, "0" * 16, "1"]
     assert facts["host"] == [pod.host.name, pod.host.address]
-    unwritable = dict.fromkeys(("/", "/etc", "/opt/psys", "/data/stores"), "EROFS")
-    assert facts["writing"] == unwritable | {"/data/runs": None, "/tmp": None}
+    assert facts["writing"] == {folder: None if allowed else "EROFS" for folder, allowed in writable.items()}
     assert facts["token"] == TOKEN["stringData"]["token"]
-    settings = named(objects, "ConfigMap", "psys-run")["data"]
-    own = {"HOME": "/tmp", "POD_IP": pod.host.address}
-    assert {name: value for name, value in facts["variables"].items() if name in settings | own} == settings | own
-    of_image_and_python = {"PATH", "PYTHONPATH", "PWD", "LC_CTYPE"}
-    assert facts["variables"].keys() - of_image_and_python == settings.keys() | own.keys()
-    assert f"--listen={pod.host.address}" in facts["arguments"]
+    settings = {"HOME": "/tmp", **named(objects, "ConfigMap", "psys-run")["data"]}
+    facts["variables"].pop("LC_CTYPE", None)  # Python sets it
+    assert facts["variables"] == image_environment() | settings
     assert f"--workers={WORKERS}" in facts["arguments"]
 
 
@@ -131,7 +135,7 @@ def test_nothing_is_left_of_the_pods_of_a_test_that_fails(tmp_path: Path) -> Non
         with cluster(tmp_path) as pods:
             pods.apply(objects)
             pods.wait_until(lambda: sleeping() == 2 * (2 + WORKERS), "the pods")
-            pods.pods("psys-workers")[0].kill()
+            pods.pods("psys-workers")[0].lose()
             assert sleeping() == 2 * (1 + WORKERS)
             pods.wait_until(lambda: sleeping() == 2 * (2 + WORKERS), "the replacement")
             seen.extend(psutil.Process().children(recursive=True))
@@ -150,15 +154,15 @@ def test_async_loses_a_worker_and_its_server_is_evicted(pods: Cluster) -> None:
     pods.apply(preparation())
     pods.wait_until(lambda: pods.jobs["psys-prepare"].complete, "the store")
 
-    run = RunDirectory(pods.claims / "psys-runs" / "async")
+    run = RunDirectory(pods.claims / "psys-results" / "runs" / "run")
     pods.apply(training("async"))
     pods.wait_until(lambda: len(updating(run.path)) == WORKERS, "updates of all workers")
-    pods.pods("psys-workers")[0].kill()
+    pods.pods("psys-workers")[0].lose()
     before = len(updates(run.path))
     pods.wait_until(lambda: len(updating(run.path, before)) == WORKERS, "updates of a replacement")
 
     (server,) = pods.pods("psys-server")
-    server.terminate()
+    server.evict()
     pods.wait_until(lambda: server.ended, "the server's checkpoint")
     assert server.codes == {"psys": 130}  # in less than the grace period
     pods.wait_until(lambda: bool(resumes(run.path)), "the server's replacement")
@@ -169,3 +173,50 @@ def test_async_loses_a_worker_and_its_server_is_evicted(pods: Cluster) -> None:
     pods.wait_until(lambda: all(job.complete for job in pods.jobs.values()), "the end of the run and of its workers")
     assert run.complete
     assert audited(run.path).unfinished == 0
+
+
+def test_sync_with_a_server_that_hangs_when_it_is_evicted(pods: Cluster, small_store_path: Path) -> None:
+    """It is killed when the grace period ends, without a last checkpoint."""
+    shutil.copytree(small_store_path, pods.claims / "psys-stores" / "sample")
+    run = RunDirectory(pods.claims / "psys-results" / "runs" / "sync")
+    objects = training("sync")
+    container_of(objects, "psys-server")["args"] += ["--epochs=60", "--batch-size=16", "--checkpoint-every=7"]
+    named(objects, "Job", "psys-server")["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = 1
+    pods.apply(objects)
+    pods.wait_until(lambda: bool(events(run.path, CheckpointSaved)), "a checkpoint")
+
+    (server,) = pods.pods("psys-server")
+    for command in server.commands():
+        command.suspend()
+    server.evict()
+    pods.wait_until(lambda: server.ended, "the end of the grace period")
+    assert server.codes == {"psys": 137}
+    made = len(updates(run.path))
+    pods.wait_until(lambda: bool(resumes(run.path)), "the server's replacement")
+    version = resumes(run.path)[0].version
+    assert version % 7 == 0
+    assert 0 < version < made
+
+    pods.wait_until(lambda: all(job.complete for job in pods.jobs.values()), "the end of the run and of its workers")
+    assert run.complete
+    assert audited(run.path).unfinished == 0
+
+
+def test_tradeoff_goes_on_after_an_eviction(pods: Cluster, small_store_path: Path) -> None:
+    shutil.copytree(small_store_path, pods.claims / "psys-stores" / "sample")
+    study = pods.claims / "psys-results" / "studies" / "s"
+    objects = rendered("tradeoff")
+    named(objects, "ConfigMap", "psys-configs")["data"]["tradeoff.yaml"] = yaml.safe_dump(study_settings("replaced"))
+    pods.apply(objects)
+    trials = study / "trials.jsonl"
+    pods.wait_until(lambda: trials.exists() and bool(trials.read_text()), "the first trial")
+    (pod,) = pods.pods("psys-tradeoff")
+    pod.evict()
+    first = trials.read_text()
+    pods.wait_until(lambda: pods.jobs["psys-tradeoff"].complete, "the end of the study")
+    assert pod.codes == {"psys": 130}
+    assert trials.read_text().startswith(first)
+    assert len(trials.read_text().splitlines()) == 2
+    assert (study / "report.html").exists()
+    for arm in ("first", "second"):
+        assert audited(study / "trials" / f"{arm}.uniform.seed0").unfinished == 0

@@ -1,7 +1,7 @@
 """Containers as a runtime starts them: their own root, read-only, a user without a name and without any capability.
 
-The image is emulated: this machine's system, the Python environment of the tests, and the repository's files where the
-image has them. A container is its own mount and process namespace on an emulated host, which is the pod's.
+The image of Dockerfile is emulated: this machine's system, the Python environment of the tests, and psys. A container
+is a mount and a process namespace on an emulated host, which is the pod's.
 """
 
 import contextlib
@@ -80,19 +80,21 @@ def started_container(
 
 
 def image_environment() -> dict[str, str]:
-    """The variables that the image sets, and the home directory that a runtime gives to a user without a name."""
+    """The variables of the image, and the home directory that a runtime gives to a user without a name."""
     path = f"{sys.prefix}/bin:/usr/local/bin:/usr/bin:/bin"
-    return {"PATH": path, "PYTHONPATH": str(IMAGE_FOLDER), "HOME": "/"}
+    of_image = {"PATH": path, "PYTHONUNBUFFERED": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    return of_image | {"PYTHONPATH": str(_PSYS), "HOME": "/"}
 
 
-IMAGE_FOLDER = Path("/opt/psys")
-"""where the image has the repository's files"""
+IMAGE_DIRECTORY = Path("/data")
+"""where the image's commands run"""
+_PSYS = Path("/opt/psys")  # where the emulated image has the package
 
 
 def _root(mounts: Sequence[Mount]) -> Iterator[str]:
     """Lines of a shell script that builds the container's root."""
     yield f"mount -t tmpfs -o mode=755 image {_ROOT}"
-    yield f"cd {_ROOT}; mkdir -m 1777 tmp; mkdir -p dev proc sys {_inside(IMAGE_FOLDER)}"
+    yield f"cd {_ROOT}; mkdir -m 1777 tmp; mkdir -p dev proc sys {_inside(IMAGE_DIRECTORY)} {_inside(_PSYS)}"
     for path in map(Path, _SYSTEM):
         if path.is_symlink():
             yield f"ln -s {shlex.quote(os.readlink(path))} {_inside(path)}"
@@ -100,8 +102,8 @@ def _root(mounts: Sequence[Mount]) -> Iterator[str]:
             yield from _bind(Mount(path, str(path), read_only=True))
     yield f"mkdir etc; cp -a {' '.join(str(path) for path in map(Path, _SYSTEM_FILES) if path.exists())} etc"
     yield "touch etc/hosts etc/resolv.conf"  # without a name server, as on the host
-    for name in ("psys", "launch", "configs"):
-        yield from _bind(Mount(ROOT / name, str(IMAGE_FOLDER / name), read_only=True))
+    for name in ("psys", "configs"):
+        yield from _bind(Mount(ROOT / name, str(_PSYS / name), read_only=True))
     yield "mount -t proc proc proc; mount --rbind /sys sys; mount -t tmpfs -o mode=755 dev dev"
     for name in _DEVICES:
         yield f"touch dev/{name}; mount --bind /dev/{name} dev/{name}"

@@ -30,7 +30,8 @@ def why_not() -> str | None:
 def selects(selector: Manifest, labels: Mapping[str, str]) -> bool:
     """Whether a label selector selects what has these labels. An empty one selects everything."""
     assert set(selector) <= {"matchLabels"}, f"no {selector} in this emulation"
-    return selector.get("matchLabels", {}).items() <= labels.items()
+    wanted: Mapping[str, str] = selector.get("matchLabels", {})
+    return wanted.items() <= labels.items()
 
 
 def enforce(policies: Sequence[Manifest], pods: Sequence[Labelled]) -> None:

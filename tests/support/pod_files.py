@@ -37,10 +37,10 @@ class Objects:
         """The data of a ConfigMap or Secret."""
         manifest = self.one(kind, name)
         data: dict[str, str] = manifest.get("data", {})
-        if kind == "ConfigMap":
-            return data
-        decoded = {key: base64.b64decode(value).decode() for key, value in data.items()}
-        return decoded | manifest.get("stringData", {})
+        if kind == "Secret":
+            data = {key: base64.b64decode(value).decode() for key, value in data.items()}
+            data |= manifest.get("stringData", {})
+        return data
 
 
 def expanded(text: str, variables: Mapping[str, str]) -> str:

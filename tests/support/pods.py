@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 
 from tests.support import network_policy
-from tests.support.containers import IMAGE_FOLDER, Mount, User, image_environment, started_container
+from tests.support.containers import IMAGE_DIRECTORY, Mount, User, image_environment, started_container
 from tests.support.hosts import Lan, command, lan
 from tests.support.network_policy import enforce, selects
 from tests.support.pod_files import Manifest, Objects, environment_of, expanded, mounts_of
@@ -48,12 +48,17 @@ class Pod:
         hostname = self.name if index is None else self._name
         self.host = self._sandbox.enter_context(cluster.lan.host(hostname, ""))
         self.log = cluster.folder / f"{self.name}.log"
+        self.disrupted = False
+        """evicted or lost, not ended by itself"""
         self.restarts = 0
         self.codes: dict[str, int] = {}
         """the exit codes of the containers that have ended and are not started again"""
         self._init = list(self._spec.get("initContainers", []))
         self._running: dict[str, tuple[Manifest, subprocess.Popen[str], contextlib.ExitStack]] = {}
         self._killed_at: float | None = None  # when the grace period ends
+
+    def __repr__(self) -> str:
+        return f"{self.name}, {self.codes}:\n{self.log.read_text()}"
 
     @property
     def ready(self) -> bool:
@@ -94,12 +99,26 @@ class Pod:
             for container in self._to_start():
                 self._start(container)
 
+    def evict(self) -> None:
+        """End it as the drain of a node does (see `terminate`)."""
+        self.disrupted = True
+        self.terminate()
+
+    def lose(self) -> None:
+        """End it as the loss of its node does: at once."""
+        self.disrupted = True
+        self.kill()
+
     def terminate(self) -> None:
         """SIGTERM to the pod's containers, and SIGKILL to all its processes when the grace period is over."""
         self._killed_at = time.monotonic() + self._spec["terminationGracePeriodSeconds"]
-        for _, process, _ in self._running.values():
-            with contextlib.suppress(psutil.NoSuchProcess, IndexError):  # it has ended since
-                command(process).send_signal(signal.SIGTERM)
+        for process in self.commands():
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has ended since
+                process.send_signal(signal.SIGTERM)
+
+    def commands(self) -> list[psutil.Process]:
+        """The processes of the containers' commands."""
+        return [command(process) for _, process, _ in self._running.values() if process.poll() is None]
 
     def kill(self) -> None:
         """SIGKILL to all its processes, and its address is gone."""
@@ -136,7 +155,7 @@ class Pod:
                 self.host,
                 arguments,
                 image_environment() | variables,
-                container.get("workingDir", str(IMAGE_FOLDER)),
+                container.get("workingDir", str(IMAGE_DIRECTORY)),
                 [*mounts, Mount(self.hosts_file, "/etc/hosts", read_only=False)],
                 _user(spec, container),
                 self.log,
@@ -177,20 +196,27 @@ class Job:
         assert self.spec.get("parallelism", 1) == self.completions, f"{self.name}: not all pods run at once"
         return [] if self.over else [each for each in indexes if each not in there | self.succeeded]
 
-    def count(self, pod: Pod) -> None:
-        """Take in that a pod has ended. Fails if the Job fails by that."""
+    def look(self) -> None:
+        """Look at the pods, and count those that have ended. Fails if the Job does."""
+        for pod in list(self.pods):
+            pod.look()
+            if pod.ended:
+                self.pods.remove(pod)
+                pod.kill()
+                self._count(pod)
+            failures = self.failures + sum(pod.restarts for pod in self.pods)
+            assert failures <= self.spec["backoffLimit"], f"Job {self.name} failed too often: {pod}"
+
+    def _count(self, pod: Pod) -> None:
         if pod.succeeded:
             self.succeeded.add(pod.index)
             return
+        for rule in self.spec.get("podFailurePolicy", {}).get("rules", []):
+            codes = rule.get("onExitCodes", {}).get("values", [])
+            if pod.disrupted if "onPodConditions" in rule else not set(codes).isdisjoint(pod.codes.values()):
+                assert self.over or rule["action"] == "Ignore", f"Job {self.name} failed: {pod}"
+                return
         self.failures += 1
-        fatal = {
-            code
-            for rule in self.spec.get("podFailurePolicy", {}).get("rules", [])
-            if rule["action"] == "FailJob"
-            for code in rule["onExitCodes"]["values"]
-        }
-        failed = self.failures > self.spec["backoffLimit"] or not fatal.isdisjoint(pod.codes.values())
-        assert self.over or not failed, f"Job {self.name} failed by {pod.name}, {pod.codes}:\n{pod.log.read_text()}"
 
 
 class Cluster:
@@ -236,12 +262,7 @@ class Cluster:
 
     def _step(self) -> None:
         for job in self.jobs.values():
-            for pod in list(job.pods):
-                pod.look()
-                if pod.ended:
-                    job.pods.remove(pod)
-                    pod.kill()
-                    job.count(pod)
+            job.look()
             if job.over:
                 for pod in job.pods:
                     if not pod.terminating:
