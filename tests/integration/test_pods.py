@@ -154,7 +154,7 @@ def test_async_loses_a_worker_and_its_server_is_evicted(pods: Cluster) -> None:
     pods.apply(preparation())
     pods.wait_until(lambda: pods.jobs["psys-prepare"].complete, "the store")
 
-    run = RunDirectory(pods.claims / "psys-results" / "runs" / "run")
+    run = RunDirectory(pods.claims / "psys-results" / "runs" / "async")
     pods.apply(training("async"))
     pods.wait_until(lambda: len(updating(run.path)) == WORKERS, "updates of all workers")
     pods.pods("psys-workers")[0].lose()
