@@ -30,6 +30,16 @@ def test_help_of_training_shows_the_defaults_of_sample(tmp_path: Path, command: 
     assert not list(tmp_path.iterdir())
 
 
+def test_preparation_without_opencv_is_refused_in_one_line(tmp_path: Path) -> None:
+    done = run(
+        "-c", "import sys; sys.modules['cv2'] = None; from psys.cli import main; main(['prepare'])", cwd=tmp_path
+    )
+    assert done.code == 2
+    assert done.err.splitlines() == [
+        "psys: error: psys prepare needs cv2, which is not installed here: prepare the store elsewhere"
+    ]
+
+
 def test_training_command_imports_neither_ray_nor_opencv(tmp_path: Path) -> None:
     program = "import sys; from psys.cli import main\n" + "\n".join(
         [

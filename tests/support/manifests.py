@@ -55,10 +55,12 @@ def manifest(overlay: str) -> str:
 
 
 def pods(objects: Sequence[Object]) -> Iterator[Pod]:
-    """The pods of all Jobs, JobSets and RayJobs."""
+    """All pods: those of Jobs, JobSets and RayJobs, and those that nothing makes."""
     for each in objects:
         owner, spec = f"{each['kind']}/{each['metadata']['name']}", each.get("spec", {})
         match each["kind"]:
+            case "Pod":
+                yield _pod(owner, each)
             case "Job":
                 yield _pod(owner, spec["template"], spec)
             case "JobSet":
@@ -100,12 +102,12 @@ def command(objects: Sequence[Object], pod: Pod) -> list[str]:
 
 
 def commands(objects: Sequence[Object]) -> Iterator[tuple[Pod, list[str]]]:
-    """Every command line of psys, with the pod that runs it: the head of a Ray cluster runs what a RayJob submits."""
+    """Every command line but `sleep`, with its pod: the head of a Ray cluster runs what a RayJob submits."""
     for pod in pods(objects):
         line = command(objects, pod)
         if pod.owner.startswith("RayJob/") and pod.owner.endswith("/head"):
             line = shlex.split(named(objects, "RayJob")[pod.owner.split("/")[1]]["spec"]["entrypoint"])
-        if line:
+        if line and line[0] != "sleep":
             yield pod, line
 
 
