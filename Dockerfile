@@ -35,8 +35,9 @@ WORKDIR /data
 ENTRYPOINT ["psys"]
 
 FROM runtime AS prepare
-# The probes that KubeRay adds call wget.
-RUN apt-get update && apt-get install --yes --no-install-recommends wget && rm -rf /var/lib/apt/lists/*
+# The probes that KubeRay adds call wget, and its commands may run in a login shell, which sets another PATH.
+RUN apt-get update && apt-get install --yes --no-install-recommends wget && rm -rf /var/lib/apt/lists/* \
+    && echo 'PATH=/opt/psys/bin:$PATH' > /etc/profile.d/psys.sh
 COPY --from=build-prepare /opt/psys /opt/psys
 USER 10001:10001
 
