@@ -6,24 +6,25 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import yaml
 
+from psys.data.sample import read_sample
 from psys.ps.events import CheckpointSaved
 from psys.run.directory import RunDirectory
 from tests.support import hosts, network_policy
 from tests.support.containers import image_environment
+from tests.support.images import encoded, pixels_of
 from tests.support.manifests import Object, rendered
 from tests.support.pods import Cluster, cluster
 from tests.support.processes import audited, events, resumes, updates, updating
 from tests.support.studies import study_settings
 
-pytestmark = pytest.mark.timeout(240)
-
 TOKEN: Object = {"kind": "Secret", "metadata": {"name": "psys-token"}, "stringData": {"token": "of-the-test"}}
 WORKERS = 2
-SHORT = ("--model=resnet8", "--epochs=5", "--batch-size=64", "--augment.views=1", "--snapshot-epochs=5", "--no-export")
+SHORT = ("--epochs=80", "--batch-size=48", "--augment.views=1", "--snapshot-epochs=40", "--no-export")
 FACTS = """
 import errno, json, os, pathlib, socket, sys
 os.path.exists("/data/results/began") or sys.exit(pathlib.Path("/data/results/began").touch() or 3)
@@ -54,11 +55,21 @@ def pods(tmp_path: Path) -> Iterator[Cluster]:
         yield pods
 
 
+def write_images(folder: Path) -> None:
+    """Twenty images of each class of the sample, as k8s/README.md says for images of one's own."""
+    sample = read_sample()
+    for label, name in enumerate(sample.classes):
+        (folder / name).mkdir(parents=True)
+        for number, row in enumerate(np.flatnonzero(sample.train.labels == label)[:20]):
+            (folder / name / f"{number}.png").write_bytes(encoded(pixels_of(sample.train)[row]))
+
+
 def preparation() -> list[Object]:
-    """The overlay `prepare` with quickly computed masks, on as many cores as test machines have."""
+    """The overlay `prepare` for these images, with quickly computed masks."""
     objects = rendered("prepare")
     arguments = container_of(objects, "psys-prepare")["args"]
-    arguments += ["--segment.strategy=seeded", "--segment.scale=0.5", "--actors=2"]
+    arguments[arguments.index("--source=sample")] = "--source=/data/stores/sources/images"
+    arguments += ["--segment.strategy=seeded", "--segment.scale=0.5"]
     return objects
 
 
@@ -68,6 +79,7 @@ def training(overlay: str) -> list[Object]:
     named(objects, "ConfigMap", "psys-run")["data"]["WORKERS"] = str(WORKERS)
     named(objects, "Job", "psys-workers")["spec"] |= {"completions": WORKERS, "parallelism": WORKERS}
     container_of(objects, "psys-server")["args"] += SHORT
+    container_of(objects, "psys-workers")["args"].append("--threads=1")  # as their limit of CPUs, which is not emulated
     return objects
 
 
@@ -135,7 +147,7 @@ def test_nothing_is_left_of_the_pods_of_a_test_that_fails(tmp_path: Path) -> Non
         with cluster(tmp_path) as pods:
             pods.apply(objects)
             pods.wait_until(lambda: sleeping() == 2 * (2 + WORKERS), "the pods")
-            pods.pods("psys-workers")[0].lose()
+            pods.pods("psys-workers")[0].kill()
             assert sleeping() == 2 * (1 + WORKERS)
             pods.wait_until(lambda: sleeping() == 2 * (2 + WORKERS), "the replacement")
             seen.extend(psutil.Process().children(recursive=True))
@@ -151,13 +163,14 @@ def sleeping() -> int:
 
 
 def test_async_loses_a_worker_and_its_server_is_evicted(pods: Cluster) -> None:
+    write_images(pods.claims / "psys-stores" / "sources" / "images")
     pods.apply(preparation())
     pods.wait_until(lambda: pods.jobs["psys-prepare"].complete, "the store")
 
     run = RunDirectory(pods.claims / "psys-results" / "runs" / "async")
     pods.apply(training("async"))
     pods.wait_until(lambda: len(updating(run.path)) == WORKERS, "updates of all workers")
-    pods.pods("psys-workers")[0].lose()
+    pods.pods("psys-workers")[0].kill()
     before = len(updates(run.path))
     pods.wait_until(lambda: len(updating(run.path, before)) == WORKERS, "updates of a replacement")
 
@@ -180,14 +193,15 @@ def test_sync_with_a_server_that_hangs_when_it_is_evicted(pods: Cluster, small_s
     shutil.copytree(small_store_path, pods.claims / "psys-stores" / "sample")
     run = RunDirectory(pods.claims / "psys-results" / "runs" / "sync")
     objects = training("sync")
-    container_of(objects, "psys-server")["args"] += ["--epochs=60", "--batch-size=16", "--checkpoint-every=7"]
+    container_of(objects, "psys-server")["args"] += ["--epochs=20", "--checkpoint-every=7"]
     named(objects, "Job", "psys-server")["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = 1
     pods.apply(objects)
     pods.wait_until(lambda: bool(events(run.path, CheckpointSaved)), "a checkpoint")
 
     (server,) = pods.pods("psys-server")
     for command in server.commands():
-        command.suspend()
+        for process in (command, *command.children(recursive=True)):
+            process.suspend()
     server.evict()
     pods.wait_until(lambda: server.ended, "the end of the grace period")
     assert server.codes == {"psys": 137}
@@ -195,7 +209,7 @@ def test_sync_with_a_server_that_hangs_when_it_is_evicted(pods: Cluster, small_s
     pods.wait_until(lambda: bool(resumes(run.path)), "the server's replacement")
     version = resumes(run.path)[0].version
     assert version % 7 == 0
-    assert 0 < version < made
+    assert 0 < version <= made
 
     pods.wait_until(lambda: all(job.complete for job in pods.jobs.values()), "the end of the run and of its workers")
     assert run.complete

@@ -88,7 +88,7 @@ def command(process: "subprocess.Popen[str]") -> psutil.Process:
 
 def why_not() -> str | None:
     """Why this machine cannot emulate hosts; None if it can."""
-    missing = [name for name in ("unshare", "nsenter", "ip", "mount") if shutil.which(name) is None]
+    missing = [name for name in ("unshare", "nsenter", "setpriv", "ip", "mount") if shutil.which(name) is None]
     if missing:
         return f"no {', '.join(missing)} on this machine"
     probe = subprocess.run(

@@ -49,7 +49,7 @@ class Pod:
         self.host = self._sandbox.enter_context(cluster.lan.host(hostname, ""))
         self.log = cluster.folder / f"{self.name}.log"
         self.disrupted = False
-        """evicted or lost, not ended by itself"""
+        """evicted: it did not end by itself"""
         self.restarts = 0
         self.codes: dict[str, int] = {}
         """the exit codes of the containers that have ended and are not started again"""
@@ -103,11 +103,6 @@ class Pod:
         """End it as the drain of a node does (see `terminate`)."""
         self.disrupted = True
         self.terminate()
-
-    def lose(self) -> None:
-        """End it as the loss of its node does: at once."""
-        self.disrupted = True
-        self.kill()
 
     def terminate(self) -> None:
         """SIGTERM to the pod's containers, and SIGKILL to all its processes when the grace period is over."""
