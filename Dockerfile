@@ -30,7 +30,7 @@ RUN /opt/psys/bin/pip install --requirement prepare.txt
 
 FROM ${PYTHON_IMAGE} AS runtime
 RUN groupadd --gid 10001 psys && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp psys
-ENV PATH=/opt/psys/bin:$PATH PYTHONUNBUFFERED=1 RAY_USAGE_STATS_ENABLED=0
+ENV PATH=/opt/psys/bin:$PATH PYTHONUNBUFFERED=1 RAY_USAGE_STATS_ENABLED=0 ORT_DISABLE_TELEMETRY=1
 WORKDIR /data
 # A run ends by itself, and the cluster knows whether workers can join it.
 HEALTHCHECK NONE

@@ -82,8 +82,8 @@ def started_container(
 def image_environment() -> dict[str, str]:
     """The variables of the image, and the home directory that a runtime gives to a user without a name."""
     path = f"{sys.prefix}/bin:/usr/local/bin:/usr/bin:/bin"
-    of_image = {"PATH": path, "PYTHONUNBUFFERED": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-    return of_image | {"PYTHONPATH": str(_PSYS), "HOME": "/"}
+    of_image = {"PYTHONUNBUFFERED": "1", "RAY_USAGE_STATS_ENABLED": "0", "ORT_DISABLE_TELEMETRY": "1"}
+    return of_image | {"PATH": path, "PYTHONPATH": str(_PSYS), "HOME": "/"}
 
 
 IMAGE_DIRECTORY = Path("/data")
