@@ -1,5 +1,6 @@
 """The manifests of k8s/: schemas, what schemas do not see, and faults that are planted in them."""
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -57,9 +58,14 @@ def test_the_ray_job_has_no_field_that_kuberay_does_not_have() -> None:
     assert set().union(*groups) <= of_groups
 
 
-def test_every_overlay_is_explained() -> None:
+def test_the_readme_explains_every_overlay_and_names_what_exists() -> None:
     readme = (K8S / "README.md").read_text(encoding="utf-8")
     assert [overlay for overlay in OVERLAYS if f"`{overlay}`" not in readme] == []
+    assert [path for path in re.findall(r"\bk8s/[\w/.-]*\w", readme) if not (K8S.parent / path).exists()] == []
+    exist = {(each["kind"].lower(), each["metadata"]["name"]) for overlay in OVERLAYS for each in rendered(overlay)}
+    named_there = set(re.findall(r"\b(job|pod|rayjob)/(psys-\w+)", readme))
+    deleted = {("job", name) for names in re.findall(r"delete job ([\w -]+)", readme) for name in names.split()}
+    assert (named_there | deleted) - exist == set()
 
 
 def test_the_overlays_sync_and_async_differ_in_their_settings_only() -> None:
