@@ -184,6 +184,7 @@ PLANTED: Sequence[tuple[str, str, Change, str]] = [
     ("async", WORKERS, put("spec|completionMode", "NonIndexed"), "a successPolicy needs Indexed"),
     ("spot", WORKERS, put("spec|completionMode", "NonIndexed"), "backoffLimitPerIndex needs"),
     ("async", WORKERS, put("spec|successPolicy", DELETED), "comes after the run's end waits for it"),
+    ("async", "Job/psys-remote-servers", put("spec|successPolicy", DELETED), "remote-servers: a pod that comes after"),
     ("async", WORKERS, put("spec|podFailurePolicy|rules|0", DELETED), "started again with what psys refuses"),
     ("async", WORKERS, put("spec|podFailurePolicy|rules|1", DELETED), "to be told to leave counts as a failure"),
     ("async", WORKERS, put("spec|podFailurePolicy|rules|1|onExitCodes|containerName", "main"), "of another container"),
