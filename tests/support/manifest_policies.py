@@ -108,9 +108,9 @@ def restarts(objects: Sequence[Object]) -> Faults:
             yield f"{pod.owner}: has less than {LEAST_GRACE} s to end"
         if not pod.spec.get("shareProcessNamespace"):
             yield f"{pod.owner}: psys is process 1, which ignores signals while it starts"
-        if role.get("role") == "worker":
-            yield from _worker_restarts(pod, rules)
-        elif role["command"] in ("train", "tradeoff") and "role" not in role:
+        if "role" in role:
+            yield from _of_joined(pod, rules)
+        elif role["command"] in ("train", "tradeoff"):
             if job.get("podReplacementPolicy") != "Failed":
                 yield f"{pod.owner}: a second pod may write while the first one saves"
             if role["command"] == "train" and role.get("resume") != "auto":
@@ -118,7 +118,7 @@ def restarts(objects: Sequence[Object]) -> Faults:
     yield from _ends_with_the_server(objects)
 
 
-def _worker_restarts(pod: Pod, rules: Sequence[Object]) -> Faults:
+def _of_joined(pod: Pod, rules: Sequence[Object]) -> Faults:
     actions = {code: rule["action"] for rule in rules for code in rule.get("onExitCodes", {}).get("values", [])}
     if any(rule.get("onExitCodes", {}).get("containerName", "psys") != pod.container["name"] for rule in rules):
         yield f"{pod.owner}: a rule is of another container"
@@ -132,15 +132,15 @@ def _worker_restarts(pod: Pod, rules: Sequence[Object]) -> Faults:
 
 
 def _ends_with_the_server(objects: Sequence[Object]) -> Faults:
-    """A worker ends with 0 only if the run is complete: the first that does so, or the server, ends all."""
+    """Who joined ends with 0 only if the run is complete: the first that does so, or the server, ends all."""
     for name, jobset in named(objects, "JobSet").items():
         targets = jobset["spec"].get("successPolicy", {}).get("targetReplicatedJobs", [])
         if targets != ["server"]:
             yield f"JobSet/{name}: does not end with its server"
     for pod, line in commands(objects):
         of_a_set, ends = pod.owner.startswith("JobSet/"), pod.job.get("successPolicy")
-        if flags(line).get("role") == "worker" and not of_a_set and ends != {"rules": [{"succeededCount": 1}]}:
-            yield f"{pod.owner}: a worker that comes after the run's end waits for it"
+        if "role" in flags(line) and not of_a_set and ends != {"rules": [{"succeededCount": 1}]}:
+            yield f"{pod.owner}: a pod that comes after the run's end waits for it"
 
 
 def probes(objects: Sequence[Object]) -> Faults:
