@@ -26,8 +26,12 @@ def train(argv: Sequence[str], prog: str = "psys train") -> None:
 
 
 def _prepare(argv: Sequence[str]) -> None:
-    from psys.segment.prepare import PrepareConfig, prepare
-
+    try:
+        from psys.segment.prepare import PrepareConfig, prepare
+    except ModuleNotFoundError as error:  # ray, or cv2 of opencv-python-headless
+        raise PsysError(
+            f"psys prepare needs {error.name}, which is not installed here: prepare the store elsewhere"
+        ) from None
     prepare(parse(PrepareConfig, argv, "psys prepare"))
 
 

@@ -28,15 +28,13 @@ from psys.run.events import EventLog, best_evaluation, read_events, surviving
 from psys.run.segments import segments
 from psys.run.status import Status
 from psys.transport.chunks import write_state
-from psys.transport.join import join
+from psys.transport.join import JOIN_SECONDS, join
 from psys.transport.protocol import RunRejectedError, ServerUnavailableError, ShardControl
 from psys.transport.registration import Registration
 from psys.transport.rendezvous import RendezvousServer
 from psys.transport.torch_rpc import TorchRpcServer
 
 _POLL_SECONDS = 0.5
-JOIN_SECONDS = 120.0
-"""How long a server that joins waits for the run to answer: it may be started first."""
 
 
 def serve(
@@ -89,6 +87,7 @@ def serve(
             shards: list[ShardControl] = [shard]
             server = Server(controller, registration, shards, saver, evaluation, status)
             rendezvous = RendezvousServer(listener, token, server)
+            complete = False
             try:
                 others += [transport.connect(i, other) for i, other in enumerate(registration.other_servers(), 1)]
                 shards += others
@@ -98,11 +97,16 @@ def serve(
                 del checkpoint, model
                 registration.server_ready(0, own)
                 with ProgressView(Console(stderr=True)) as view:
-                    return server.run(stopped, view.show)
+                    end = server.run(stopped, view.show)
+                complete = end.complete
+                return end
+            except LostServerError:
+                others.clear()  # the run starts again, and they look for it
+                raise
             finally:
                 evaluation.close()
                 for other in others:
-                    other.finish()
+                    other.finish(complete)
                 rendezvous.close()
                 transport.close()
         finally:
@@ -116,11 +120,12 @@ def serve_shard(
     number: int | None = None,
     stopped: Callable[[], bool] = lambda: False,
     join_seconds: float = JOIN_SECONDS,
-) -> None:
+) -> bool:
     """Be another server of the run that server 0 coordinates at host:port, until it ends or `stopped()`.
 
-    `number`: which one; None: any of the run's remote servers. Raises LostServerError when server 0 is gone, and
-    PsysError when there is no run within `join_seconds` or it has no place for this server.
+    Returns whether the run is complete. `number`: which one; None: any of the run's remote servers. Raises
+    LostServerError when server 0 is gone, and PsysError when there is no run within `join_seconds` or it has no place
+    for this server.
     """
     allow_many_open_files()
     share_freed_memory()
@@ -138,6 +143,7 @@ def serve_shard(
         while not shard.finished.wait(_POLL_SECONDS) and not stopped():
             if connection.lost.is_set():
                 raise LostServerError(f"server {response.number} lost server 0 at {host}:{port}", config.patience)
+        return shard.run_complete
     finally:
         connection.close()
         transport.close()

@@ -35,6 +35,7 @@ class ShardServer:
         self._lock = threading.Lock()  # of the slice
         self._failed = False  # a step failed midway: no step may follow it, and nothing may be read
         self.finished = threading.Event()
+        self.run_complete = False  # known once `finished` is set
         self._pool = ThreadPoolExecutor(thread_name_prefix="psys-step")  # starts no thread until one is needed
 
     def attach(self, worker: str, address: BufferAddress, nbytes: int) -> bool:
@@ -86,7 +87,8 @@ class ShardServer:
         """Elements of each vector of the slice's state, by name."""
         return self._slice.store.state_sizes()
 
-    def finish(self) -> None:
+    def finish(self, complete: bool) -> None:
+        self.run_complete = complete
         self.finished.set()
 
     def _check(self) -> None:

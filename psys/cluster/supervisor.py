@@ -76,6 +76,7 @@ class Supervisor:
         assert config.workers is not None
         self._run, self._listener = run, listener
         self._local_servers, self._awaited = config.servers - config.remote_servers, config.workers
+        self._local_workers = config.workers - config.remote_workers
         host, port = listener.getsockname()[:2]
         self._address = ("localhost" if host in ("0.0.0.0", "::") else host, port)
         self._threads, self._token = threads, token
@@ -95,7 +96,7 @@ class Supervisor:
         with forkserver_running():
             try:
                 self._start_servers()
-                self._workers = [self._worker(number) for number in range(self._awaited)]
+                self._workers = [self._worker(number) for number in range(self._local_workers)]
                 told = False
                 while code is None:
                     self._servers[0].process.join(_POLL_SECONDS)

@@ -20,14 +20,14 @@ from psys.cluster.processes import leave_signals
 from psys.compute.device import choose_device, keep_freed_memory
 from psys.compute.gradient import BatchGradient
 from psys.data.store import PreparedStore
-from psys.errors import PsysError
+from psys.errors import PsysError, say
 from psys.models.registry import build
 from psys.ps.messages import Grant, Lease, Push
 from psys.run.assembly import batch_gradient, local_steps
 from psys.transport.buffered_model import BufferedModel
-from psys.transport.join import RendezvousConnection
+from psys.transport.join import JOIN_SECONDS, RendezvousConnection
 from psys.transport.protocol import WorkerTransport
-from psys.transport.reconnect import ReconnectingWorker, ServerRestartedError
+from psys.transport.reconnect import ReconnectingWorker, ServerRestartedError, SettingsChangedError
 from psys.transport.torch_rpc import TorchRpcWorker
 from psys.transport.worker_calls import Call, Calls, worker_calls
 
@@ -36,18 +36,32 @@ class LeaveRequested(BaseException):
     """This worker was told to leave the run."""
 
 
-def work(host: str, port: int, threads: int, token: str, store_path: Path | None = None) -> None:
-    """Join the run at host:port and compute until it is over, or until this worker is told to leave it.
+def work(
+    host: str, port: int, threads: int, token: str, store_path: Path | None = None, join_seconds: float = JOIN_SECONDS
+) -> bool:
+    """Join the run at host:port and compute until it ends, or until this worker is told to leave it.
 
-    The batch of a worker that leaves goes to another one. `store_path`: where this machine has the prepared store, if
-    neither where the run's settings say nor below stores/. Raises PsysError when there is no server or it stays away,
-    it wants another token, or the store here is not the server's.
+    Returns whether the run is complete. The batch of a worker that leaves goes to another one. A run that comes back
+    with other settings is joined anew. `store_path`: where this machine has the prepared store, if neither where the
+    run's settings say nor below stores/. Raises PsysError when there is no server within `join_seconds` or it stays
+    away, it wants another token, or the store here is not the server's.
     """
+    keep_freed_memory()
+    torch.set_num_threads(threads)
+    while True:
+        try:
+            return _take_part(host, port, token, store_path, join_seconds)
+        except SettingsChangedError:
+            say("the run came back with other settings: joining it anew")
+        except LeaveRequested:
+            return False
+
+
+def _take_part(host: str, port: int, token: str, store_path: Path | None, join_seconds: float) -> bool:
+    """Be a worker of the run until it ends; returns whether it is complete."""
     run: ReconnectingWorker | None = None
     try:
-        keep_freed_memory()
-        torch.set_num_threads(threads)
-        run = ReconnectingWorker(host, port, token)
+        run = ReconnectingWorker(host, port, token, join_seconds)
         config, response = run.config, run.response
         store = PreparedStore.open(store_path or _store_here(config.store), config.image_size)
         if store.content_hash != response.store_hash:
@@ -65,12 +79,10 @@ def work(host: str, port: int, threads: int, token: str, store_path: Path | None
         run.attach(connect)
         while True:
             try:
-                _call_until_the_end(run, worker_calls(model, steps, config.prefetch), steps, config.prefetch)
-                break
+                calls = worker_calls(model, steps, config.prefetch)
+                return not _last_grant(run, calls, steps, config.prefetch).stopped
             except ServerRestartedError:  # it knows nothing of the leases held: ask anew
                 continue
-    except LeaveRequested:
-        pass
     finally:
         if run:
             run.close()
@@ -141,7 +153,9 @@ class _Steps:
         return Push(lease, *result, round(time.monotonic() - began, 6), wait_seconds, self._call_seconds)
 
 
-def _call_until_the_end(run: ReconnectingWorker, calls: Calls, steps: _Steps, prefetch: int) -> None:
+def _last_grant(run: ReconnectingWorker, calls: Calls, steps: _Steps, prefetch: int) -> Grant:
+    """Make the worker's calls until a grant ends the run for it."""
+
     def push_pull(call: Call) -> Grant:
         grant = run.push_pull(*call)
         if prefetch and grant.lease is not None:
@@ -154,13 +168,14 @@ def _call_until_the_end(run: ReconnectingWorker, calls: Calls, steps: _Steps, pr
 
     if prefetch:
         with _Background(push_pull) as background:
-            _drive(calls, background.start, steps.called)
-    else:
-        _drive(calls, call_at_once, steps.called)
+            return _drive(calls, background.start, steps.called)
+    return _drive(calls, call_at_once, steps.called)
 
 
-def _drive(calls: Calls, start: Callable[[Call], Callable[[], Grant]], called: Callable[[float, float], None]) -> None:
+def _drive(calls: Calls, start: Callable[[Call], Callable[[], Grant]], called: Callable[[float, float], None]) -> Grant:
     """Make the worker's calls: `start` begins a call and returns the function that waits for its reply.
+
+    Returns the reply to the last call.
 
     `called` is told how many seconds the worker stood still for each call, 0 for the first, which waits for the run's
     start, and how many seconds of the call it was computing.
@@ -180,6 +195,8 @@ def _drive(calls: Calls, start: Callable[[Call], Callable[[], Grant]], called: C
             reply = wait()
             stood_still = started - began + time.monotonic() - computed
             called(0.0 if first else stood_still, computed - started)
+    assert reply is not None
+    return reply
 
 
 class _Background:

@@ -1,7 +1,12 @@
 """Compare the probabilities of an exported file with those of the network it was exported from."""
 
+import os
 from pathlib import Path
 from typing import NamedTuple
+
+# ONNX Runtime 1.29 and newer send usage data to Microsoft, and write an identifier below ~/.cache, if this is not set
+# before the import.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import numpy as np
 import onnxruntime

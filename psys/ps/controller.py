@@ -184,7 +184,7 @@ class RunController:
         if self._membership.state(worker) in (None, State.LEFT):
             raise UnknownWorkerError(f"{worker} is not in this run: it was not admitted, or has left")
         if self._ending:  # the last version is being saved: another update would be lost
-            effects.replies.append(Reply(worker, Grant(None), after=-1))
+            effects.replies.append(Reply(worker, Grant(None, stopped=self._unfinished), after=-1))
             return
         if self._first_request is None:
             self._first_request = now
@@ -301,6 +301,8 @@ class RunController:
             _, since = self._asking.pop(worker)
             if since < now:
                 grant = grant._replace(wait_seconds=round(now - since, 6))
+            if grant.lease is None:
+                grant = grant._replace(stopped=self._unfinished)
             effects.replies.append(Reply(worker, grant, after=self._steps - 1))
 
     def _released(self) -> tuple[str, ...]:
@@ -344,6 +346,11 @@ class RunController:
     @property
     def _ending(self) -> bool:
         return self._last_step is not None
+
+    @property
+    def _unfinished(self) -> bool:
+        """The run ends with something left to train."""
+        return self.over and not (self._coordinator.ledger.finished or self._stopped_early)
 
     def _release(self, now: float, effects: Effects) -> None:
         """Log events in the order of their decisions, and save states, as far as the steps before are applied."""

@@ -38,6 +38,7 @@ class Grant(NamedTuple):
     lease: Lease | None
     momentum_look_ahead: float = 0.0  # the server moves the parameters by this multiple of the momentum vector
     gradient_look_ahead: float = 0.0  # the worker moves them by this multiple of the gradient it has not pushed yet
+    stopped: bool = False  # without a lease: the run ends before its last batch
     late: bool = False  # the gradient pushed with the call came too late and was not applied (see ledger.Receipt)
     learning_rate: float = 0.0  # of the worker's own steps, if it takes any
     wait_seconds: float = 0.0  # from the request to the decision to answer it

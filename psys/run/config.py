@@ -39,7 +39,8 @@ TOPICS = {
     "evaluation": ("snapshot_epochs", "evaluate_every", "early_stopping", "export"),
     "parallelism": (
         *("mode", "staleness", "backup_workers", "max_staleness", "sync_epochs", "local_steps"),
-        *("workers", "threads", "servers", "remote_servers", "wire", "topk_share", "prefetch", "followed"),
+        *("workers", "remote_workers", "threads", "servers", "remote_servers"),
+        *("wire", "topk_share", "prefetch", "followed"),
     ),
     "checkpoints and faults": ("checkpoint_every", "keep_checkpoints", "faults"),
     "network": ("listen", "port", "role", "join", "token_file"),
@@ -153,6 +154,8 @@ class RunConfig(Config):
     """share of a gradient's elements that `topk` sends"""
     workers: int | None = Field(None, ge=1)
     """processes that compute gradients; by default one a GPU, or one a core up to 8"""
+    remote_workers: int = Field(0, ge=0, lt=32_000)
+    """of the workers: how many are started elsewhere, by --role worker --join HOST:PORT"""
     local_steps: int = Field(1, ge=1, le=10_000)
     """batches that a worker takes an SGD step with, one after the other, before it pushes the sum of their gradients"""
     threads: int | None = Field(None, ge=1)
@@ -188,7 +191,7 @@ class RunConfig(Config):
     heartbeat_timeout: float = Field(15.0, gt=0)
     """seconds of silence after which a worker is taken for dead; a call is repeated after twice as many"""
     patience: float = Field(120.0, ge=0)
-    """seconds that a worker, or a server started by --join, looks for a run that cannot be reached any more"""
+    """seconds that a worker, or a server started by --join, looks for a run that it cannot reach yet, or any more"""
     start_timeout: float = Field(60.0, gt=0)
     """seconds that the workers that have come wait for the others of `workers`, so that all start together"""
     join_timeout: float = Field(120.0, gt=0)
@@ -240,6 +243,14 @@ class RunConfig(Config):
     def _server_0_is_local(self) -> Self:
         if self.remote_servers >= self.servers:
             raise ValueError(f"of {self.servers} servers at most {self.servers - 1} can be 'remote_servers'")
+        return self
+
+    @model_validator(mode="after")
+    def _remote_workers_are_workers(self) -> Self:
+        if self.remote_workers and self.workers is None:
+            raise ValueError("'remote_workers' needs 'workers': how many there are in all")
+        if self.workers is not None and self.remote_workers > self.workers:
+            raise ValueError(f"of {self.workers} 'workers' at most {self.workers} can be 'remote_workers'")
         return self
 
     @model_validator(mode="after")

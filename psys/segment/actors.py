@@ -2,6 +2,7 @@
 
 import logging
 import os
+import secrets
 import signal
 import socket
 import tempfile
@@ -65,6 +66,8 @@ def ray_session(actors: int | None, address: str | None) -> Iterator[int]:
     os.environ.update(RAY_SETTINGS if address else RAY_SETTINGS | LOOPBACK_SETTINGS)
     if address and {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # else Ray does not send its token
+    if address is None:
+        _need_no_home()
     import ray
 
     try:
@@ -87,6 +90,13 @@ def ray_session(actors: int | None, address: str | None) -> Iterator[int]:
         raise PsysError(f"a segmentation actor failed: {' '.join(str(error).split())}") from error
     finally:
         ray.shutdown()
+
+
+def _need_no_home() -> None:
+    """Give a local Ray its token if it could not write one to the home directory, as for a user of a container."""
+    home = os.path.expanduser("~")
+    if not os.access(home, os.W_OK):
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 def _start_local(ray: Any, actors: int, folder: Path) -> None:

@@ -27,6 +27,7 @@ _OF_THE_STUDY = {
     "evaluate_every": "a trial is evaluated after its training",
     "early_stopping": "all trials train for their epochs",
     "remote_servers": "a trial runs on one machine",
+    "remote_workers": "a trial runs on one machine",
 }
 _OF_BASE = {
     "source": "arms are compared image by image",

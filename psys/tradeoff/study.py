@@ -8,7 +8,6 @@ from typing import Any
 from rich.console import Console
 
 from psys.config import read_yaml, validate, write_yaml
-from psys.data.source import open_source
 from psys.data.store import PreparedStore
 from psys.errors import PsysError, say
 from psys.files import write_json
@@ -168,6 +167,14 @@ def _check_stores(config: StudyConfig) -> None:
     if not run.store.exists():
         if run.source is None:
             raise PsysError(f"no prepared store at {run.store}, and no 'source' to prepare it from")
+        # Imported here: a study of prepared stores needs neither Ray nor OpenCV.
+        try:
+            from psys.data.source import open_source
+        except ModuleNotFoundError as error:
+            raise PsysError(
+                f"no prepared store at {run.store}, and to prepare it needs {error.name}, which is not installed here"
+            ) from None
+
         open_source(run.source, Path("datasets"), test_share=0.2, seed=0)
         return
     PreparedStore.open(run.store)
@@ -181,7 +188,6 @@ def _check_stores(config: StudyConfig) -> None:
 def _prepare(run: RunConfig) -> None:
     if run.store.exists():
         return
-    # Imported here: a study of prepared stores needs neither Ray nor OpenCV.
     from psys.segment.prepare import PrepareConfig, prepare
 
     assert run.source is not None

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from psys.errors import PsysError, exit_with_message, say, shown_once
 from psys.run.config import CONFIGS
-from psys.run.directory import RunDirectory
 from psys.training.join import join_run
 from psys.training.local import train
 from psys.training.settings import TrainingConfig, read_settings
@@ -16,19 +15,18 @@ from psys.training.torchrun import train_as_rank
 _STOPPED = 130  # exit code of a run that was stopped, as of a program that Ctrl-C ended
 
 
-def launch(config: TrainingConfig) -> RunDirectory | None:
-    """Be this process's part of a training. Returns the run, None from a process that only joined one.
+def launch(config: TrainingConfig) -> bool:
+    """Be this process's part of a training. Returns whether nothing is left to train, as far as this process knows.
 
     Raises PsysError for what the user must mend.
     """
     if (config.role == "all") != (config.join is None):
         raise PsysError("--role worker or --role server, and --join HOST:PORT, go together")
     if config.join is not None:
-        join_run(config)
-        return None
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        return train_as_rank(config)
-    return train(config)
+        return join_run(config)
+    of_torchrun = int(os.environ.get("WORLD_SIZE", 1)) > 1 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    run = train_as_rank(config) if of_torchrun else train(config)
+    return run is None or run.complete
 
 
 def main(argv: Sequence[str], prog: str) -> None:
@@ -40,11 +38,11 @@ def main(argv: Sequence[str], prog: str) -> None:
         try:
             with shown_once():
                 config = read_settings(argv, prog, CONFIGS / "sample.yaml")
-            run = launch(config)
+            complete = launch(config)
         except PreparationError as error:
             if error.code == 2:
                 raise
             say(str(error))
             sys.exit(error.code)
-        if run is not None and not run.complete:
+        if not complete:
             sys.exit(_STOPPED)

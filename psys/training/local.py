@@ -58,7 +58,8 @@ def _supervise(
                 f"with --role server --join {address}"
             )
         token = _new_token(run) if token is None else token
-        supervisor = Supervisor(run, listener, config.threads_of_worker(workers), token)
+        threads = config.threads_of_worker(max(1, workers - config.remote_workers))
+        supervisor = Supervisor(run, listener, threads, token)
         return supervisor.supervise(stopped=lambda: bool(received or (attempt and attempt.torchrun_ended)))
 
 

@@ -19,7 +19,8 @@ from psys.run.segments import in_words
 
 # The settings that do not say what is computed: their changes are no segments of the run.
 _HOW_IT_RUNS = {
-    *("name", "runs", "store", "source", "servers", "remote_servers", "threads", "faults", "listen", "port"),
+    *("name", "runs", "store", "source", "servers", "remote_servers", "remote_workers", "threads", "faults"),
+    *("listen", "port"),
     *("heartbeat_timeout", "patience", "start_timeout", "join_timeout", "leave_timeout", "restarts"),
     *("checkpoint_every", "keep_checkpoints", "snapshot_epochs", "evaluate_every", "export"),
     *("earlier_batch_sizes", "followed"),

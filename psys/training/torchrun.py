@@ -37,7 +37,7 @@ def train_as_rank(config: TrainingConfig) -> RunDirectory | None:
         if world == 1:
             return train(config, attempt)
         if rank == 0:
-            return _be_rank_0(config, servers, world - servers, attempt)
+            return _be_rank_0(config, servers, world - servers + config.remote_workers, attempt)
         _join_rank_0(config, rank, attempt)
     except dist.DistError:
         raise PsysError("torchrun does not answer: it has ended since it started this rank") from None
@@ -47,8 +47,11 @@ def train_as_rank(config: TrainingConfig) -> RunDirectory | None:
 def _check_ranks(config: TrainingConfig, world: int, workers: int) -> None:
     if workers < 1:
         raise PsysError(f"of torchrun's {world} processes {world - workers} are servers: none is left to be a worker")
-    if config.workers not in (None, workers) and config.resume in (None, AUTO):
-        raise PsysError(f"--workers {config.workers}, but of torchrun's {world} processes {workers} are workers")
+    if config.workers not in (None, workers + config.remote_workers) and config.resume in (None, AUTO):
+        remote = f", and {config.remote_workers} are remote" if config.remote_workers else ""
+        raise PsysError(
+            f"--workers {config.workers}, but of torchrun's {world} processes {workers} are workers{remote}"
+        )
     if not config.token() and not is_loopback(config.listen):
         raise PsysError("a server that others can reach needs a token: set PSYS_TOKEN, or --token-file, for every rank")
     several_hosts = world > int(os.environ["LOCAL_WORLD_SIZE"])

@@ -62,8 +62,8 @@ class ShardControl(Protocol):
     def write_state(self, version: int, name: str, start: int, values: Tensor) -> "Future[None]":
         """Overwrite elements of the slice's state from `start` on, before the first step: a checkpoint is restored."""
 
-    def finish(self) -> None:
-        """The run is over: the server may end."""
+    def finish(self, complete: bool) -> None:
+        """The run has ended, and the server may: `complete` if nothing is left to train."""
 
 
 class ShardService(ShardControl, Protocol):

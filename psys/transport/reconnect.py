@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from psys.errors import PsysError, say
 from psys.ps.messages import Grant, Lease, Push
-from psys.transport.join import RendezvousConnection, join
+from psys.transport.join import JOIN_SECONDS, RendezvousConnection, join
 from psys.transport.join_messages import JoinResponse
 from psys.transport.protocol import RunRejectedError, ServerUnavailableError, WorkerTransport
 
@@ -20,6 +20,10 @@ class ServerRestartedError(Exception):
     """The worker is connected to a new server 0, which does not know the leases that the worker holds."""
 
 
+class SettingsChangedError(Exception):
+    """The run came back with other settings, for which this worker's model and buffer were not made."""
+
+
 class ReconnectingWorker:
     """Joins a run as a worker; its calls are repeated until the run answers. Only `close` may come from another thread.
 
@@ -30,7 +34,7 @@ class ReconnectingWorker:
     Raises PsysError if no run answers at host:port within `timeout_seconds`, or if the run refuses the worker.
     """
 
-    def __init__(self, host: str, port: int, token: str, timeout_seconds: float = 120.0) -> None:
+    def __init__(self, host: str, port: int, token: str, timeout_seconds: float = JOIN_SECONDS) -> None:
         self._host, self._port, self._token = host, port, token
         self._connect: Connect | None = None
         self._transport: WorkerTransport | None = None
@@ -61,7 +65,8 @@ class ReconnectingWorker:
     def push_pull(self, push: Push | None, holding: tuple[Lease, ...] = ()) -> Grant:
         """Call push_pull (see WorkerTransport) until a server answers: a repeated push is applied once.
 
-        Raises ServerRestartedError, RunRejectedError, and PsysError if no server answers for the run's `patience`.
+        Raises ServerRestartedError, SettingsChangedError, RunRejectedError, and PsysError if no server answers for the
+        run's `patience`.
         """
         while True:
             try:
@@ -117,7 +122,7 @@ class ReconnectingWorker:
                     ) from None
                 self._closed.wait(_RETRY_SECONDS)
         if not same:
-            raise PsysError("the run came back with other settings: start this worker again")
+            raise SettingsChangedError
         say("reconnected")
         if self.response.incarnation != before.incarnation:
             raise ServerRestartedError

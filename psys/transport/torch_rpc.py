@@ -134,9 +134,9 @@ class _RemoteShard:
     def write_state(self, version: int, name: str, start: int, values: Tensor) -> "Future[None]":
         return self._call("write_state", version, name, start, values)
 
-    def finish(self) -> None:
+    def finish(self, complete: bool) -> None:
         with contextlib.suppress(ServerUnavailableError):  # it may end before it answers
-            self._call("finish", timeout=_FINISH_SECONDS).wait()
+            self._call("finish", complete, timeout=_FINISH_SECONDS).wait()
 
     def _call(self, method: str, *arguments: object, timeout: float = _UNLIMITED) -> "Future[Any]":
         answer: Future[Any] = Future()

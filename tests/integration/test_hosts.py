@@ -78,7 +78,7 @@ def test_workers_with_the_token_join_from_another_host(lan: Lan, small_store_pat
             reachable = json.loads(run(*probe, cwd=tmp_path).out)
             command(process).send_signal(signal.SIGTERM)
             joined, done = finished(newcomer), finished(process)
-    assert (joined.code, done.code) == (0, 130), joined.err + done.err
+    assert (joined.code, done.code) == (130, 130), joined.err + done.err
     assert {join.worker for join in events(path, WorkerJoined)} == {"worker0", "worker1"}
     assert len(ports) >= 3  # of the rendezvous server, and of RPC of server and worker
     assert reachable == ports
@@ -114,7 +114,7 @@ def test_worker_cut_off_by_a_partition_returns(
             wait_until(lambda: seconds_of(path, "worker1")[-1] > healed, "its next update", process, newcomer)
             command(process).send_signal(signal.SIGTERM)
             joined, done = finished(newcomer), finished(process)
-    assert (joined.code, done.code) == (0, 130), joined.err + done.err
+    assert (joined.code, done.code) == (130, 130), joined.err + done.err
     assert (left.worker, left.reason) == ("worker1", "silent")
     assert [lease.worker for lease in returned.leases] == ["worker1"]
     assert not [at for at in seconds_of(path, "worker1") if left.seconds < at <= healed]

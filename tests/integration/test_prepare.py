@@ -168,14 +168,14 @@ def test_address_without_a_cluster_is_rejected(tmp_path: Path) -> None:
 
 
 @contextmanager
-def preparing(stores: Path, *flags: object) -> Iterator["subprocess.Popen[str]"]:
+def preparing(stores: Path, *flags: object, home: str | None = None) -> Iterator["subprocess.Popen[str]"]:
     """`psys prepare` in another process, which is killed at the end of the block."""
     process = subprocess.Popen(
         [sys.executable, "-u", "-m", "psys", "prepare", "--stores", str(stores), *map(str, flags)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)} | ({"HOME": home} if home else {}),
         # A process started in the background by a shell script ignores SIGINT and its children inherit that.
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
@@ -244,7 +244,7 @@ def test_task_keys_change_with_settings_and_files(photos: Path, tmp_path: Path) 
 
 def test_ray_listens_on_loopback_and_interrupt_leaves_no_partial_store(tmp_path: Path) -> None:
     before = ray_processes()
-    with preparing(tmp_path, "--actors", 1) as process:
+    with preparing(tmp_path, "--actors", 1, home="/proc/none") as process:  # nothing can be written there
         wait_until(lambda: finished_tasks(tmp_path, "sample") > 0, "a finished task")
         listening = _listening_addresses(_descendants(process.pid))
         process.send_signal(signal.SIGINT)

@@ -35,7 +35,7 @@ def test_remote_server_joins_leaves_and_is_replaced(small_store_path: Path, tmp_
             wait_until(lambda: len(updates(path)) > reached + 5, "updates with the second server", process, second)
             process.send_signal(signal.SIGINT)
             done, ended = finished(process), finished(second)
-    assert (left.code, done.code, ended.code) == (0, 130, 0), left.err + done.err + ended.err
+    assert (left.code, done.code, ended.code) == (130, 130, 130), left.err + done.err + ended.err
     audited(path)
 
 
@@ -53,7 +53,7 @@ def test_remote_server_finds_a_run_again_whose_servers_restarted(small_store_pat
             wait_until(lambda: len(updates(path)) > reached + 5, "updates with the same server", process, remote)
             process.send_signal(signal.SIGINT)
             done, ended = finished(process), finished(remote)
-    assert (done.code, ended.code) == (130, 0), done.err + ended.err
+    assert (done.code, ended.code) == (130, 130), done.err + ended.err
     assert "this server looks for the run for 120 s" in ended.err
 
 

@@ -104,7 +104,7 @@ def test_joined_worker_leaves_at_sighup(small_store_path: Path, tmp_path: Path) 
         wait_until(lambda: bool(events(path, WorkerLeft)), "the worker to have left", process)
         process.send_signal(signal.SIGHUP)
         done = finished(process)
-    assert (left.code, done.code) == (0, 130), left.err + done.err
+    assert (left.code, done.code) == (130, 130), left.err + done.err
     assert [event.reason for event in events(path, WorkerLeft)] == ["left", "left"]
 
 

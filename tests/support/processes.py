@@ -44,7 +44,7 @@ def run(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -> Done:
         capture_output=True,
         text=True,
         timeout=DEADLINE_SECONDS,
-        preexec_fn=_restore_signals,
+        preexec_fn=restore_signals,
     )
     return Done(done.returncode, done.stdout, done.stderr)
 
@@ -60,7 +60,7 @@ def started(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -> It
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=_restore_signals,
+        preexec_fn=restore_signals,
     )
     try:
         yield process
@@ -180,7 +180,7 @@ def small_run(store: Path, name: str, *more: str, workers: int = 2) -> Sequence[
     )
 
 
-def _restore_signals() -> None:
+def restore_signals() -> None:
     """A suite started in the background or by `nohup` ignores signals, and its processes would inherit that."""
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)

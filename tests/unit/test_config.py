@@ -54,6 +54,8 @@ def test_every_config_in_the_repository_is_valid(file: Path) -> None:
         (["--max-staleness", "1", "--mode", "ssp"], "'max_staleness' needs 'mode' async: the bound of ssp is 'stal"),
         (["--max-staleness", "-1"], "'max_staleness'.*greater than or equal to 0"),
         (["--sync-epochs", "1", "--mode", "sync"], "'sync_epochs' needs 'mode' async or ssp"),
+        (["--remote-workers", "1"], "'remote_workers' needs 'workers': how many there are in all"),
+        (["--remote-workers", "3", "--workers", "2"], "of 2 'workers' at most 2 can be 'remote_workers'"),
         (["--name", "../elsewhere"], "'name'"),
         (["--name", ".."], "'name'"),
         (["--workers"], "--workers"),

@@ -19,7 +19,7 @@ if number == 0:
     print(address, flush=True)
     sys.stdin.read()
     for other in others:
-        other.finish()
+        other.finish(complete=True)
 else:
     print(transport.serve(shard), flush=True)
     shard.finished.wait()

@@ -70,7 +70,7 @@ class SlowServer:
     def write_state(self, version: int, name: str, start: int, values: Tensor) -> "Future[None]":
         return self._shard.write_state(version, name, start, values)
 
-    def finish(self) -> None: ...
+    def finish(self, complete: bool) -> None: ...
 
     def catch_up(self) -> None:
         due, self.due = self.due, []

@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -48,3 +51,10 @@ def test_invalid_onnx_file_is_rejected(
     with pytest.raises(PsysError, match=r"ONNX Runtime cannot load .*broken\.onnx") as caught:
         check(path, model, images, settings["mean"], settings["std"])
     assert "\n" not in str(caught.value)
+
+
+def test_onnx_runtime_sends_no_usage_data_and_keeps_no_identifier(exported: Path, tmp_path: Path) -> None:
+    program = f"from psys.onnx import parity; parity.onnxruntime.InferenceSession({str(exported)!r})"
+    variables = {"HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}  # without CI, where it sends none
+    subprocess.run([sys.executable, "-c", program], env=variables, check=True, timeout=120)
+    assert not list(tmp_path.rglob("*onnxruntime*"))

@@ -66,7 +66,7 @@ def changes(run: RunDirectory) -> list[SettingsChanged]:
     "settings",
     [
         {"threads": 2},
-        {"servers": 3, "remote_servers": 2},
+        {"servers": 3, "remote_servers": 2, "remote_workers": 1},
         {"restarts": RestartConfig(failures=0)},
         {"start_timeout": 1.0, "join_timeout": 2.0, "leave_timeout": 3.0},
         {"checkpoint_every": "7", "keep_checkpoints": 1},

@@ -56,6 +56,7 @@ def test_several_processes_without_torchrun_are_refused(monkeypatch: pytest.Monk
     [
         ({"servers": 3}, "of torchrun's 3 processes 3 are servers"),
         ({"servers": 3, "remote_servers": 1, "workers": 2}, "of torchrun's 3 processes 1 are workers"),
+        ({"workers": 2, "remote_workers": 1}, "of torchrun's 3 processes 2 are workers, and 1 are remote"),
         ({"listen": "0.0.0.0"}, "needs a token"),
     ],
 )
