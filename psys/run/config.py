@@ -43,6 +43,7 @@ TOPICS = {
     ),
     "checkpoints and faults": ("checkpoint_every", "keep_checkpoints", "faults"),
     "network": ("listen", "port", "role", "join", "token_file"),
+    "Ray cluster": ("ray_address", "gpus_per_worker"),
     "timeouts": ("heartbeat_timeout", "patience", "start_timeout", "join_timeout", "leave_timeout"),
 }
 """The groups of `--help`, with the settings that TrainingConfig adds."""

@@ -27,6 +27,8 @@ def launch(config: TrainingConfig) -> RunDirectory | None:
         join_run(config)
         return None
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        if config.ray_address:
+            raise PsysError("--ray-address starts all processes of the run itself: leave out torchrun")
         return train_as_rank(config)
     return train(config)
 
