@@ -5,7 +5,6 @@ import os
 import socket
 import tarfile
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 from psys.data.folders import new_folder
@@ -28,23 +27,30 @@ def packed_store(store: Path) -> bytes:
     return archive.getvalue()
 
 
-def store_here(store: Path, content: str, packed: Callable[[], bytes]) -> Path:
-    """A store on this node with the `content` hash: the one in the driver's place, or what `packed` returns, unpacked.
+def find_store(store: Path, content: str) -> Path | None:
+    """A store on this node with the `content` hash: the one in the driver's place, or one that was unpacked before."""
+    for place in (store, _unpacked(content)):
+        if place.exists() and PreparedStore.open(place).content_hash == content:
+            return place
+    return None
 
-    `packed` is called if no process of this node has unpacked the store before. Raises PsysError if there is neither.
+
+def unpacked_store(store: Path, content: str, packed: bytes) -> Path:
+    """The store with the `content` hash, unpacked on this node unless it has been before.
+
+    `store`: where the driver has it. Raises PsysError if `packed` is b"": the store is too large to be sent.
     """
-    if store.exists() and PreparedStore.open(store).content_hash == content:
-        return store
-    own = Path(tempfile.gettempdir()) / f"psys-stores-{os.getuid()}" / content[:40]
+    if not packed:
+        raise PsysError(f"{socket.gethostname()} needs a copy of the store at {store}, which is too large to send")
+    own = _unpacked(content)
     own.parent.mkdir(mode=0o700, exist_ok=True)
     with (own.parent / "lock").open("wb") as lock:  # other processes may start on this node at the same time
         lock_file(lock.fileno(), _UNPACK_SECONDS)
         if not own.exists():
-            archive = packed()
-            if not archive:
-                raise PsysError(
-                    f"{socket.gethostname()} needs a copy of the store at {store}, which is too large to send"
-                )
-            with new_folder(own) as unpacked, tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+            with new_folder(own) as unpacked, tarfile.open(fileobj=io.BytesIO(packed)) as tar:
                 tar.extractall(unpacked, filter="data")
     return own
+
+
+def _unpacked(content: str) -> Path:
+    return Path(tempfile.gettempdir()) / f"psys-stores-{os.getuid()}" / content[:40]

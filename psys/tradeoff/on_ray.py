@@ -12,7 +12,7 @@ from pathlib import Path
 
 from psys.config import validate
 from psys.data.store import PreparedStore
-from psys.data.store_copy import packed_store, store_here
+from psys.data.store_copy import find_store, packed_store, unpacked_store
 from psys.errors import PsysError, reason_of
 from psys.run.config import RunConfig
 from psys.segment.actors import checked_interrupts, ray_session
@@ -74,10 +74,11 @@ def run_on_node(
     with tempfile.TemporaryDirectory(prefix="psys-trial-") as temporary:
         folder = Path(temporary)
         try:
-            settings = trial.settings | {"store": str(store_here(store, content, lambda: packed))}
+            here = find_store(store, content) or unpacked_store(store, content, packed)
         except PsysError as error:
             now = time.time()
             return Finished(str(error), now, now, 0.0, socket.gethostname()), b""
+        settings = trial.settings | {"store": str(here)}
         # A node may run several trials at once, of which none waits for another.
         finished = run_trial(replace(trial, settings=settings), folder, 0.0, timeout)
         archive = io.BytesIO()

@@ -5,97 +5,34 @@ supervisor, as it is on one machine. The only module of training that imports ra
 """
 
 import contextlib
-import json
-import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from psys.cluster.child import ExitCode
-from psys.cluster.processes import kill_when_parent_ends
+from psys.cluster.node_process import NodeProcess, Part, Report
 from psys.cluster.supervisor import StartElsewhere
 from psys.data.store import PreparedStore
-from psys.data.store_copy import packed_store, store_here
-from psys.errors import ERROR, PsysError, reason_of, say
+from psys.data.store_copy import packed_store
+from psys.errors import PsysError, say
 from psys.ray_cluster import joined_cluster
-from psys.training.node import Part
 from psys.training.settings import TrainingConfig, is_loopback
 from psys.training.signals import stop_signals_recorded
 from psys.transport.join_messages import Role
 
 _POLL_SECONDS = 1.0
-
-
-class SentStore(NamedTuple):
-    """The prepared store for nodes that do not have it."""
-
-    path: Path
-    """where the driver has it; used if it is there on the node with the same content"""
-    content: str
-    packed: Any
-    """reference to the store as a tar archive in the cluster's object store"""
-
-
-class Report(NamedTuple):
-    """What an actor's process has done since the last report."""
-
-    exitcode: int | None
-    output: bytes
-
-
-class NodeProcess:
-    """The actor: a process of the run on this node, which ends with the actor."""
-
-    def __init__(self) -> None:
-        self._output = os.memfd_create("output")
-        self._read = 0
-
-    def start(self, part: Part, store: SentStore) -> Report:
-        """Start the process, for a worker once the node has the store."""
-        if part.role == "worker":
-            import ray
-
-            try:
-                found = store_here(store.path, store.content, lambda: ray.get(store.packed))
-            except PsysError as error:
-                return Report(ExitCode.USER_ERROR, f"{ERROR}{error}\n".encode())
-            part = part._replace(store=str(found))
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "psys.training.node"],
-            stdin=subprocess.PIPE,
-            stdout=self._output,
-            stderr=subprocess.STDOUT,
-            preexec_fn=partial(kill_when_parent_ends, os.getpid()),
-        )
-        assert self._process.stdin
-        with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin:
-            stdin.write(json.dumps(part).encode() + b"\n")
-        return self.poll(0.0)
-
-    def poll(self, seconds: float = _POLL_SECONDS) -> Report:
-        """Wait that long for the end of the process."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(seconds)
-        code = self._process.poll()
-        output = os.pread(self._output, os.fstat(self._output).st_size - self._read, self._read)
-        self._read += len(output)
-        return Report(code, output)
-
-    def terminate(self) -> None:
-        self._process.terminate()
+_LOST = "Ray lost its node or its actor"
 
 
 class _RayProcess:
     """A RunProcess in an actor."""
 
-    def __init__(self, ray: Any, actor: Any, started: Any, log: Path) -> None:
-        """`started`: reference to the report of the actor's `start`."""
-        self._ray, self._actor, self._report, self._log = ray, actor, started, log
+    def __init__(self, ray: Any, actor: Any, start: Callable[[Any], Any], packed: Any, log: Path) -> None:
+        """`start`: calls the actor's method, with None or the reference to the `packed` store."""
+        self._ray, self._actor, self._start, self._packed, self._log = ray, actor, start, packed, log
+        self._report = start(None)  # reference to the actor's next report
         self._exitcode: int | None = None
 
     @property
@@ -122,14 +59,22 @@ class _RayProcess:
     def _take_reports(self, seconds: float) -> None:
         if self._exitcode is not None or not self._ray.wait([self._report], timeout=seconds)[0]:
             return
+        errors = self._ray.exceptions
         try:
             report = self._ray.get(self._report)
-        except self._ray.exceptions.RayError as error:
-            # It was started on its node, or could not be: then it will not be elsewhere.
-            failed = isinstance(error, self._ray.exceptions.RayTaskError) or getattr(error, "actor_init_failed", False)
-            report = Report(1 if failed else -signal.SIGKILL, f"{reason_of(error)[-400:]}\n".encode())
-        with contextlib.suppress(OSError), self._log.open("ab") as log:  # a disk that is full does not end the run
-            log.write(report.output)
+        except errors.ActorUnavailableError:  # it comes back, or Ray will find that its node is lost
+            report = Report(None, b"")
+        except errors.RayError as error:
+            if isinstance(error, errors.RayTaskError) or getattr(error, "actor_init_failed", False):
+                report = Report(1, f"{error}\n".encode())  # it could not be started
+            else:
+                report = Report(-signal.SIGKILL, f"{error}\n{_LOST}\n".encode())
+        if report is None:  # the node needs the store
+            self._report = self._start(self._packed)
+            return
+        if report.output:
+            with contextlib.suppress(OSError), self._log.open("ab") as log:  # a full disk does not end the run
+                log.write(report.output)
         if report.exitcode is None:
             self._report = self._actor.poll.remote()
         else:
@@ -156,20 +101,20 @@ class Nodes:
 
         ray, config = self._ray, self._config
         host = self._own if self.listen in ("0.0.0.0", "::") else self.listen
-        content = PreparedStore.open(store).content_hash
-        sent = SentStore(store.absolute(), content, ray.put(packed_store(store)))
+        packed = ray.put(packed_store(store))
+        store, content = store.absolute(), PreparedStore.open(store).content_hash
 
         def start(role: Role, number: int, log: Path) -> _RayProcess:
             # Any bundle with enough cores would do for Ray, and a worker might find only that of a server left.
             bundle = number if role == "worker" else self._workers + number - 1
-            needs = _needs(config, role)
             place = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle)
+            needs = _needs(config, role)
             # No restarts by Ray: the supervisor counts deaths, and servers go back to a checkpoint together.
             options = {"max_restarts": 0, "max_task_retries": 0, "scheduling_strategy": place}
             cls = ray.remote(num_cpus=needs["CPU"], num_gpus=needs.get("GPU", 0), **options)(NodeProcess)
             actor = cls.remote()
             part = Part(role, number, host, port, token, threads_on_node(config))
-            return _RayProcess(ray, actor, actor.start.remote(part, sent), log)
+            return _RayProcess(ray, actor, partial(actor.start.remote, part, store, content), packed, log)
 
         return start
 
@@ -189,7 +134,8 @@ def reserved_nodes(config: TrainingConfig) -> Iterator[Nodes]:
 
         bundles = [_needs(config, "worker")] * workers + [_needs(config, "server")] * (config.servers - 1)
         needed = {name: sum(bundle.get(name, 0.0) for bundle in bundles) for name in ("CPU", "GPU")}
-        where, what = f"the Ray cluster at {config.ray_address}", f"the run needs {_in_words(needed)}"
+        where = f"the Ray cluster at {config.ray_address}"
+        what = f"the run needs {_in_words(needed)}, for each worker {_in_words(bundles[0])} on one node"
         advice = f"choose fewer --workers ({workers}), --threads or --gpus-per-worker"
         if any(needed[name] > resources.get(name, 0.0) for name in needed):
             raise PsysError(f"{where} has {_in_words(resources)}, {what}: {advice}")

@@ -32,7 +32,7 @@ class TrainingConfig(RunConfig):
     """directory of a run to continue from its newest checkpoint, with its settings; auto: this run, if it has begun"""
     token_file: Path | None = None
     """file with the token that every process must have to join; by default PSYS_TOKEN of the environment"""
-    ray_address: str | None = Field(None, pattern=r"^.+:\d+$")
+    ray_address: str | None = Field(None, min_length=1)
     """HOST:PORT of a running Ray cluster whose nodes, which have psys, run the workers and all servers but server 0"""
     gpus_per_worker: float = Field(0.0, ge=0)
     """GPUs that the Ray cluster reserves for each worker"""
