@@ -85,35 +85,69 @@ class _RayProcess:
         self._ray.kill(self._actor)
 
 
+class Demand:
+    """Cores and GPUs that a run needs of a cluster: a bundle for each worker, then one for each server but server 0."""
+
+    def __init__(self, config: TrainingConfig) -> None:
+        if config.workers is None:
+            raise PsysError("--ray-address needs --workers: how many of them the cluster is to run")
+        self.threads = config.threads or 1
+        """of each worker, which has as many cores"""
+        self._workers = config.workers
+        gpus = {"GPU": config.gpus_per_worker} if config.gpus_per_worker else {}
+        worker = {"CPU": float(self.threads), **gpus}
+        self.bundles = [worker] * config.workers + [{"CPU": 1.0}] * (config.servers - 1)
+
+    def bundle_of(self, role: Role, number: int) -> int:
+        """Index of a process's own bundle: in any other one a process could take the place of a larger one."""
+        return number if role == "worker" else self._workers + number - 1
+
+    def check(self, cluster: str, resources: Mapping[str, float]) -> None:
+        """Raises PsysError if the cluster has fewer `resources`, by name, than the run needs."""
+        needed = self._total()
+        if any(needed[name] > resources.get(name, 0.0) for name in needed):
+            raise PsysError(f"{cluster} has {_in_words(resources)}: {self}; choose fewer")
+
+    def _total(self) -> dict[str, float]:
+        return {name: sum(bundle.get(name, 0.0) for bundle in self.bundles) for name in ("CPU", "GPU")}
+
+    def __str__(self) -> str:
+        servers = len(self.bundles) - self._workers
+        more = f" and {servers} --servers of 1 CPU" if servers else ""
+        return f"{self._workers} --workers of {_in_words(self.bundles[0])}{more} need {_in_words(self._total())}"
+
+
 class Nodes:
     """Cores and GPUs of a Ray cluster that are reserved for the processes of a run."""
 
-    def __init__(self, ray: Any, group: Any, workers: int, config: TrainingConfig) -> None:
-        """`group`: the placement group, with the bundles of the workers before those of the servers."""
-        self._ray, self._group, self._workers, self._config = ray, group, workers, config
+    def __init__(self, ray: Any, group: Any, demand: Demand, listen: str) -> None:
+        """`group`: the placement group of the demand; `listen`: the setting."""
+        self._ray, self._group, self._demand = ray, group, demand
         self._own = ray.util.get_node_ip_address()
-        self.listen: str = self._own if is_loopback(config.listen) else config.listen
+        self.listen: str = self._own if is_loopback(listen) else listen
         """address of this machine that servers listen on: other nodes do not reach loopback"""
 
     def starter(self, store: Path, port: int, token: str) -> StartElsewhere:
         """What starts the processes of the run whose server 0 listens at `port` of `listen`."""
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        ray, config = self._ray, self._config
+        ray, demand = self._ray, self._demand
         host = self._own if self.listen in ("0.0.0.0", "::") else self.listen
         packed = ray.put(packed_store(store))
         store, content = store.absolute(), PreparedStore.open(store).content_hash
 
         def start(role: Role, number: int, log: Path) -> _RayProcess:
-            # Any bundle with enough cores would do for Ray, and a worker might find only that of a server left.
-            bundle = number if role == "worker" else self._workers + number - 1
-            place = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle)
-            needs = _needs(config, role)
+            index = demand.bundle_of(role, number)
+            bundle = demand.bundles[index]
             # No restarts by Ray: the supervisor counts deaths, and servers go back to a checkpoint together.
-            options = {"max_restarts": 0, "max_task_retries": 0, "scheduling_strategy": place}
-            cls = ray.remote(num_cpus=needs["CPU"], num_gpus=needs.get("GPU", 0), **options)(NodeProcess)
-            actor = cls.remote()
-            part = Part(role, number, host, port, token, threads_on_node(config))
+            options = {
+                "max_restarts": 0,
+                "num_cpus": bundle["CPU"],
+                "num_gpus": bundle.get("GPU", 0.0),
+                "scheduling_strategy": PlacementGroupSchedulingStrategy(self._group, index),
+            }
+            actor = ray.remote(**options)(NodeProcess).remote()
+            part = Part(role, number, host, port, token, demand.threads)
             return _RayProcess(ray, actor, partial(actor.start.remote, part, store, content), packed, log)
 
         return start
@@ -127,53 +161,37 @@ def reserved_nodes(config: TrainingConfig) -> Iterator[Nodes]:
     small, or has no room for `join_timeout` seconds, and KeyboardInterrupt at SIGINT, SIGTERM or SIGHUP meanwhile.
     """
     assert config.ray_address
-    if (workers := config.workers) is None:
-        raise PsysError("--ray-address needs --workers: how many of them the cluster is to run")
+    demand, cluster = Demand(config), f"the Ray cluster at {config.ray_address}"
     with joined_cluster(config.ray_address) as resources:
         import ray
 
-        bundles = [_needs(config, "worker")] * workers + [_needs(config, "server")] * (config.servers - 1)
-        needed = {name: sum(bundle.get(name, 0.0) for bundle in bundles) for name in ("CPU", "GPU")}
-        where = f"the Ray cluster at {config.ray_address}"
-        what = f"the run needs {_in_words(needed)}, for each worker {_in_words(bundles[0])} on one node"
-        advice = f"choose fewer --workers ({workers}), --threads or --gpus-per-worker"
-        if any(needed[name] > resources.get(name, 0.0) for name in needed):
-            raise PsysError(f"{where} has {_in_words(resources)}, {what}: {advice}")
+        demand.check(cluster, resources)
         # On as many nodes as possible: one that is lost takes few processes with it.
-        group = ray.util.placement_group(bundles, strategy="SPREAD")
+        group = ray.util.placement_group(demand.bundles, strategy="SPREAD")
         try:
-            if not _ready(group, config.join_timeout, f"{where} to have room: {what}"):
+            if not _ready(group, config.join_timeout, cluster):
                 free = _in_words(ray.available_resources())
-                seconds = f"{config.join_timeout:g} s (--join-timeout)"
-                raise PsysError(f"{where} had no room for {seconds}: {what}, {free} are free; wait, or {advice}")
-            yield Nodes(ray, group, workers, config)
+                raise PsysError(
+                    f"{cluster} had no room within {config.join_timeout:g} s (--join-timeout), {free} are free on all "
+                    f"nodes together: {demand}, each on one node"
+                )
+            yield Nodes(ray, group, demand, config.listen)
         finally:
             ray.util.remove_placement_group(group)
 
 
-def threads_on_node(config: TrainingConfig) -> int:
-    """Threads that each worker computes with, as many as the cores reserved for it."""
-    return config.threads or 1
-
-
-def _needs(config: TrainingConfig, role: Role) -> dict[str, float]:
-    if role == "server":
-        return {"CPU": 1.0}
-    gpus = {"GPU": config.gpus_per_worker} if config.gpus_per_worker else {}
-    return {"CPU": float(threads_on_node(config)), **gpus}
-
-
-def _ready(group: Any, seconds: float, what: str) -> bool:
+def _ready(group: Any, seconds: float, cluster: str) -> bool:
     deadline, told = time.monotonic() + seconds, False
     with stop_signals_recorded() as received:
         while not (ready := group.wait(_POLL_SECONDS)) and time.monotonic() < deadline:
             if received:
                 raise KeyboardInterrupt
             if not told:
-                say(f"waiting up to {seconds:g} s for {what}")
+                say(f"waiting up to {seconds:g} s for {cluster} to have room")
                 told = True
     return bool(ready)
 
 
 def _in_words(resources: Mapping[str, float]) -> str:
-    return f"{resources.get('CPU', 0.0):g} CPU and {resources.get('GPU', 0.0):g} GPU"
+    gpus = resources.get("GPU", 0.0)
+    return f"{resources.get('CPU', 0.0):g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
