@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from psys.errors import PsysError, reason_of
 
 _CONNECT_SECONDS = 10.0
+_ATTEMPTS = "3"  # to join: something answers, and a wrong token does not become right
 _TOKEN_FILE = os.path.expanduser("~/.ray/auth_token")  # where Ray keeps a cluster's token by default
 
 RAY_SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
@@ -23,6 +24,7 @@ def joined_cluster(address: str) -> Iterator[dict[str, float]]:
     """
     _check_answer(address)
     os.environ.update(RAY_SETTINGS)
+    os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", _ATTEMPTS)
     if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ) or os.path.exists(_TOKEN_FILE):
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # else Ray does not send its token
     try:
@@ -34,8 +36,8 @@ def joined_cluster(address: str) -> Iterator[dict[str, float]]:
             ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
         except (ConnectionError, RuntimeError) as error:
             raise PsysError(
-                f"cannot join the Ray cluster at {address} ({reason_of(error)}): is its token in RAY_AUTH_TOKEN, or in "
-                f"{_TOKEN_FILE}?"
+                f"cannot join the Ray cluster at {address} ({reason_of(error)}): is this the address of its head, and "
+                f"the cluster's token in RAY_AUTH_TOKEN or {_TOKEN_FILE}?"
             ) from None
         yield ray.cluster_resources()
     except ray.exceptions.RayError as error:

@@ -172,8 +172,8 @@ def reserved_nodes(config: TrainingConfig) -> Iterator[Nodes]:
             if not _ready(group, config.join_timeout, cluster):
                 free = _in_words(ray.available_resources())
                 raise PsysError(
-                    f"{cluster} had no room within {config.join_timeout:g} s (--join-timeout), {free} are free on all "
-                    f"nodes together: {demand}, each on one node"
+                    f"{cluster} had no room within {config.join_timeout:g} s (--join-timeout): {demand}, each on one "
+                    f"node, and {free} are free on all nodes together"
                 )
             yield Nodes(ray, group, demand, config.listen)
         finally:
