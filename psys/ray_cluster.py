@@ -36,8 +36,8 @@ def joined_cluster(address: str) -> Iterator[dict[str, float]]:
             ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
         except (ConnectionError, RuntimeError) as error:
             raise PsysError(
-                f"cannot join the Ray cluster at {address} ({reason_of(error)}): is this the address of its head, and "
-                f"the cluster's token in RAY_AUTH_TOKEN or {_TOKEN_FILE}?"
+                f"cannot join the Ray cluster at {address} ({reason_of(error)}): is this the address of its head, this "
+                f"machine one of its nodes, and its token in RAY_AUTH_TOKEN or {_TOKEN_FILE}?"
             ) from None
         yield ray.cluster_resources()
     except ray.exceptions.RayError as error:
