@@ -35,8 +35,9 @@ def of_the_run(node: Node, *words: str) -> list[psutil.Process]:
 def test_lost_node_and_server_cost_no_batch_and_nothing_is_left(small_store_path: Path, tmp_path: Path) -> None:
     path = tmp_path / "runs" / "r"
     with ray_node(cpus=3) as head, ray_node(cpus=1, head=head) as other:
-        engine = ("--ray-address", head.address, "--servers", "2", "--epochs", "5000", "--checkpoint-every", "5")
-        with started(PS, *small_run(small_store_path, "r", *engine), cwd=tmp_path, env=head.environment) as process:
+        more = ("--servers", "2", "--epochs", "5000", "--checkpoint-every", "5", "--snapshot-epochs", "100")
+        command = (PS, *small_run(small_store_path, "r", *more), "--ray-address", head.address)
+        with started(*command, cwd=tmp_path, env=head.environment) as process:
             wait_until(lambda: len(updating(path)) == 2, "updates of both workers", process)
             assert of_the_run(other), "each node has processes of the run"
             other.kill()
