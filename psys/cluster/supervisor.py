@@ -1,4 +1,4 @@
-"""Starts the servers and workers of a local run as processes, restarts those that die, and leaves none behind."""
+"""Starts the servers and workers of a run as processes, restarts those that die, and leaves none behind."""
 
 import contextlib
 import multiprocessing
@@ -7,37 +7,49 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from psys.cluster.child import STOP, STOP_WITHOUT_WORKERS, ExitCode, run_server_0, run_shard_server, run_worker
 from psys.cluster.processes import forkserver_running, start_child
 from psys.cluster.restarts import RestartPolicy
-from psys.errors import TOO_MANY_OPEN_FILES, PsysError, reason_of, say
+from psys.errors import ERROR, TOO_MANY_OPEN_FILES, PsysError, reason_of, say
 from psys.run.config import RestartConfig
 from psys.run.directory import RunDirectory
+from psys.transport.join_messages import Role
 
 _POLL_SECONDS = 0.2
 _END_SECONDS = 10.0  # for workers and other servers to end after server 0
 
 
-class _ServerProcess(NamedTuple):
-    process: ForkServerProcess
-    errors: Connection
-    """the message of a PsysError, if the process ended with ExitCode.USER_ERROR"""
+class RunProcess(Protocol):
+    """A process of the run, on this machine or on another one; as multiprocessing.Process."""
 
-    def message(self) -> str:
-        with contextlib.suppress(EOFError):
-            return self.errors.recv_bytes().decode()
-        return f"{self.process.name} ended without a message"
+    @property
+    def exitcode(self) -> int | None: ...
+
+    def join(self, timeout: float | None = None) -> None: ...
+
+    def terminate(self) -> None: ...
+
+    def kill(self) -> None: ...
+
+
+StartElsewhere = Callable[[Role, int, Path], RunProcess]
+"""Starts the worker, or the server after server 0, of that number on another machine; the log gets its output"""
+
+
+class _ServerProcess(NamedTuple):
+    process: RunProcess
+    message: Callable[[], str]
+    """of the PsysError, if the process ended with ExitCode.USER_ERROR"""
 
 
 class _WorkerProcess:
     """A worker's process, which is restarted when it dies."""
 
-    def __init__(self, number: int, log: Path, restarts: RestartConfig, start: Callable[[], ForkServerProcess]) -> None:
+    def __init__(self, number: int, log: Path, restarts: RestartConfig, start: Callable[[], RunProcess]) -> None:
         self.number, self.log = number, log
         self._start, self._policy = start, RestartPolicy(restarts)
         self._restart_at: float | None = None
@@ -68,10 +80,20 @@ class _WorkerProcess:
 
 
 class Supervisor:
-    """Runs the servers and workers of this machine. The servers are restarted together, from the last checkpoint."""
+    """Runs the servers and workers of a run. The servers are restarted together, from the last checkpoint."""
 
-    def __init__(self, run: RunDirectory, listener: socket.socket, threads: int, token: str) -> None:
-        """`threads`: of each worker. Server 0 accepts workers and servers at `listener`, if they know the token."""
+    def __init__(
+        self,
+        run: RunDirectory,
+        listener: socket.socket,
+        threads: int,
+        token: str,
+        elsewhere: StartElsewhere | None = None,
+    ) -> None:
+        """`threads`: of each worker. Server 0 accepts workers and servers at `listener`, if they know the token.
+
+        `elsewhere`: starts all processes but server 0, if they are not to run on this machine.
+        """
         config = run.config()
         assert config.workers is not None
         self._run, self._listener = run, listener
@@ -79,7 +101,7 @@ class Supervisor:
         self._local_workers = config.workers - config.remote_workers
         host, port = listener.getsockname()[:2]
         self._address = ("localhost" if host in ("0.0.0.0", "::") else host, port)
-        self._threads, self._token = threads, token
+        self._threads, self._token, self._elsewhere = threads, token, elsewhere
         self._restarts = config.restarts
         self._policy = RestartPolicy(config.restarts)
         self._message = ""
@@ -119,25 +141,33 @@ class Supervisor:
         )
 
     def _start_servers(self) -> None:
-        for server in self._servers:
-            server.errors.close()
         self._started = time.monotonic()
         self._servers = [
             _start_server("psys-server0", run_server_0, self._run, self._listener, self._awaited, self._token),
-            *(
-                _start_server(f"psys-server{number}", run_shard_server, number, *self._address, self._token)
-                for number in range(1, self._local_servers)
-            ),
+            *(self._shard_server(number) for number in range(1, self._local_servers)),
         ]
 
+    def _shard_server(self, number: int) -> _ServerProcess:
+        if self._elsewhere:
+            log = self._log(f"server{number}")
+            return _ServerProcess(self._elsewhere("server", number, log), lambda: _reason_in(log).removeprefix(ERROR))
+        return _start_server(f"psys-server{number}", run_shard_server, number, *self._address, self._token)
+
     def _worker(self, number: int) -> _WorkerProcess:
-        log = self._run.logs / f"worker{number}.log"
+        log = self._log(f"worker{number}")
+
+        def start() -> RunProcess:
+            if self._elsewhere:
+                return self._elsewhere("worker", number, log)
+            arguments = (number, *self._address, self._threads, self._token)
+            return start_child(f"psys-worker{number}", run_worker, *arguments, log=log)
+
+        return _WorkerProcess(number, log, self._restarts, start)
+
+    def _log(self, name: str) -> Path:
+        log = self._run.logs / f"{name}.log"
         log.touch()
-        name = f"psys-worker{number}"
-        arguments = (*self._address, self._threads, self._token)
-        return _WorkerProcess(
-            number, log, self._restarts, lambda: start_child(name, run_worker, number, *arguments, log=log)
-        )
+        return log
 
     def _check_servers(self, stopped: Callable[[], bool]) -> int | None:
         """Restart the servers if one has died. Returns the exit code that ends the run, None while it goes on."""
@@ -185,14 +215,18 @@ class Supervisor:
             process.join(max(0.0, deadline - time.monotonic()))
             process.kill()
             process.join()
-        for server in self._servers:
-            server.errors.close()
 
 
 def _start_server(name: str, function: Callable[..., None], *arguments: object) -> _ServerProcess:
     receiver, sender = multiprocessing.Pipe(duplex=False)
+
+    def message() -> str:
+        with contextlib.suppress(EOFError):
+            return receiver.recv_bytes().decode()
+        return f"{name} ended without a message"
+
     with sender:
-        return _ServerProcess(start_child(name, function, *arguments, sender), receiver)
+        return _ServerProcess(start_child(name, function, *arguments, sender), message)
 
 
 def _reason_in(log: Path) -> str:
@@ -210,7 +244,9 @@ def _how_it_ended(code: int) -> str:
     return f"ended with code {code}" if code > 0 else f"was killed by {signal.Signals(-code).name}"
 
 
-def _signal(process: ForkServerProcess, number: int) -> None:
+def _signal(process: RunProcess, number: int) -> None:
+    """Send a signal to a process of this machine."""
+    assert isinstance(process, BaseProcess)
     if process.exitcode is None and process.pid is not None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, number)

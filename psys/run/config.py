@@ -44,6 +44,7 @@ TOPICS = {
     ),
     "checkpoints and faults": ("checkpoint_every", "keep_checkpoints", "faults"),
     "network": ("listen", "port", "role", "join", "token_file"),
+    "Ray cluster": ("ray_address", "gpus_per_worker"),
     "timeouts": ("heartbeat_timeout", "patience", "start_timeout", "join_timeout", "leave_timeout"),
 }
 """The groups of `--help`, with the settings that TrainingConfig adds."""
@@ -159,7 +160,7 @@ class RunConfig(Config):
     local_steps: int = Field(1, ge=1, le=10_000)
     """batches that a worker takes an SGD step with, one after the other, before it pushes the sum of their gradients"""
     threads: int | None = Field(None, ge=1)
-    """threads that each worker computes with; by default this machine's cores, shared by its workers"""
+    """threads that each worker computes with; by default this machine's cores, shared by its workers; 1 on Ray"""
     followed: tuple[str, ...] = ()
     """the settings that nobody set and that follow `mode` and `workers`, also in a run resumed with others"""
     epochs: int = Field(20, ge=1, le=100_000)

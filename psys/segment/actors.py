@@ -1,10 +1,9 @@
-"""Ray actors that prepare images, on this machine or on a running cluster; the only module that imports ray."""
+"""Ray actors that prepare images, on this machine or on a running cluster."""
 
 import logging
 import os
 import secrets
 import signal
-import socket
 import tempfile
 import threading
 from collections import deque
@@ -20,12 +19,12 @@ import cv2
 
 from psys.cores import available_cores
 from psys.errors import PsysError, reason_of
+from psys.ray_cluster import RAY_SETTINGS, joined_cluster
 from psys.segment.guard import guarded
 from psys.segment.task import Failure, ImageTask, Prepared, Recipe, prepare_images
 from psys.temporary import folder_for_sockets
 
 OBJECT_STORE_BYTES = 64 * 2**20  # per actor, for tasks in flight
-CONNECT_SECONDS = 10.0
 _RAY_SOCKET_BYTES = 90  # of "/psys-ray-XXXXXXXX/session_DATE_TIME_MICROSECONDS_PID/sockets/plasma_store"
 TASKS_PER_ACTOR = 2  # one running and one queued
 TASK_DEATHS = 2  # actor deaths during a task, after which its images are prepared one by one
@@ -48,8 +47,6 @@ class Segmenter:
         return prepare_images(task, self._recipe)
 
 
-# Ray reads these variables on import: send no usage statistics and do not change the actors' visible devices.
-RAY_SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 # Without this variable a local Ray listens on the machine's address, whatever address is configured.
 LOOPBACK_SETTINGS = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
@@ -61,35 +58,17 @@ def ray_session(actors: int | None, address: str | None) -> Iterator[int]:
     Yields the number of actors: `actors`, or one for each core of this process or CPU of the cluster.
     Raises PsysError if the cluster does not answer or has fewer CPUs than actors, or if actors cannot be started.
     """
-    if address is not None:
-        _check_answer(address)
-    os.environ.update(RAY_SETTINGS if address else RAY_SETTINGS | LOOPBACK_SETTINGS)
-    if address and {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # else Ray does not send its token
     if address is None:
-        _need_no_home()
-    import ray
-
-    try:
-        if address is None:
-            actors = actors or available_cores()
-            folder = Path(tempfile.mkdtemp(prefix="psys-ray-", dir=folder_for_sockets(_RAY_SOCKET_BYTES)))
-            with guarded(folder):
-                try:
-                    _start_local(ray, actors, folder)
-                    yield actors
-                finally:
-                    ray.shutdown()
-            return
-        cpus = _join(ray, address)
+        actors = actors or available_cores()
+        with _local_ray(actors):
+            yield actors
+        return
+    with joined_cluster(address) as resources:
+        cpus = int(resources.get("CPU", 0))
         actors = actors or max(1, cpus)
         if actors > cpus:
             raise PsysError(f"the Ray cluster at {address} has {cpus} CPUs: too few for {actors} actors")
         yield actors
-    except ray.exceptions.RayError as error:
-        raise PsysError(f"a segmentation actor failed: {' '.join(str(error).split())}") from error
-    finally:
-        ray.shutdown()
 
 
 def _need_no_home() -> None:
@@ -99,42 +78,34 @@ def _need_no_home() -> None:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
-def _start_local(ray: Any, actors: int, folder: Path) -> None:
-    ray.init(
-        address="local",
-        _temp_dir=str(folder),
-        num_cpus=actors,
-        num_gpus=0,
-        include_dashboard=False,
-        object_store_memory=max(2, actors) * OBJECT_STORE_BYTES,
-        log_to_driver=False,
-        logging_level=logging.CRITICAL,
-    )
-    if not ip_address(listening := ray.util.get_node_ip_address()).is_loopback:
-        raise PsysError(f"Ray {ray.__version__} listens on {listening}, expected loopback: use another version of Ray")
+@contextmanager
+def _local_ray(actors: int) -> Iterator[None]:
+    os.environ.update(RAY_SETTINGS | LOOPBACK_SETTINGS)
+    _need_no_home()
+    import ray
 
-
-def _check_answer(address: str) -> None:
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    try:
-        # Ray itself would retry for 15 minutes.
-        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
-    except (OSError, ValueError) as error:
-        raise PsysError(
-            f"nothing answers at ray_address {address}, expected HOST:PORT of a Ray cluster ({reason_of(error)})"
-        ) from None
-
-
-def _join(ray: Any, address: str) -> int:
-    """Connect to a cluster and return its number of CPUs."""
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
-    except (ConnectionError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise PsysError(
-            f"cannot join the Ray cluster at {address} ({reason}): is its token in RAY_AUTH_TOKEN?"
-        ) from None
-    return int(ray.cluster_resources().get("CPU", 0))
+    folder = Path(tempfile.mkdtemp(prefix="psys-ray-", dir=folder_for_sockets(_RAY_SOCKET_BYTES)))
+    with guarded(folder):
+        try:
+            ray.init(
+                address="local",
+                _temp_dir=str(folder),
+                num_cpus=actors,
+                num_gpus=0,
+                include_dashboard=False,
+                object_store_memory=max(2, actors) * OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                logging_level=logging.CRITICAL,
+            )
+            if not ip_address(listening := ray.util.get_node_ip_address()).is_loopback:
+                raise PsysError(
+                    f"Ray {ray.__version__} listens on {listening}, expected loopback: use another version of Ray"
+                )
+            yield
+        except ray.exceptions.RayError as error:
+            raise PsysError(f"a segmentation actor failed: {reason_of(error)}") from error
+        finally:
+            ray.shutdown()
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """Trials as tasks of a Ray cluster whose nodes share no disk; the only module of a study that imports ray."""
 
 import io
-import os
 import shutil
 import socket
 import tarfile
@@ -12,19 +11,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from psys.config import validate
-from psys.data.folders import new_folder
 from psys.data.store import PreparedStore
+from psys.data.store_copy import find_store, packed_store, unpacked_store
 from psys.errors import PsysError, reason_of
-from psys.files import lock_file
 from psys.run.config import RunConfig
 from psys.segment.actors import checked_interrupts, ray_session
 from psys.tradeoff.config import StudyConfig
 from psys.tradeoff.plan import Trial
 from psys.tradeoff.trial import Finished, run_trial, stop_signals_interrupt, write_settings
 
-_SENT_BYTES = 2 * 2**30
-"""of a store that nodes get from this machine; nodes need a copy of a larger one in the same place"""
-_WAIT_SECONDS, _UNPACK_SECONDS = 1.0, 600.0
+_WAIT_SECONDS = 1.0
 _PARTS = ("trials/{}", "logs/{}.log")
 
 
@@ -78,10 +74,11 @@ def run_on_node(
     with tempfile.TemporaryDirectory(prefix="psys-trial-") as temporary:
         folder = Path(temporary)
         try:
-            settings = trial.settings | {"store": str(store_here(store, content, packed))}
+            here = find_store(store, content) or unpacked_store(store, content, packed)
         except PsysError as error:
             now = time.time()
             return Finished(str(error), now, now, 0.0, socket.gethostname()), b""
+        settings = trial.settings | {"store": str(here)}
         # A node may run several trials at once, of which none waits for another.
         finished = run_trial(replace(trial, settings=settings), folder, 0.0, timeout)
         archive = io.BytesIO()
@@ -90,35 +87,6 @@ def run_on_node(
                 if (path := folder / part.format(trial.name)).exists():
                     tar.add(path, part.format(trial.name))
         return finished, archive.getvalue()
-
-
-def packed_store(store: Path) -> bytes:
-    """A prepared store as a tar archive; b"" if it is too large to be sent."""
-    if sum(file.stat().st_size for file in store.iterdir()) > _SENT_BYTES:
-        return b""
-    archive = io.BytesIO()
-    with tarfile.open(fileobj=archive, mode="w") as tar:
-        tar.add(store, ".")
-    return archive.getvalue()
-
-
-def store_here(store: Path, content: str, packed: bytes) -> Path:
-    """A store on this node with the `content` hash: the one in the driver's place, or the `packed` one, unpacked.
-
-    Raises PsysError if there is neither.
-    """
-    if store.exists() and PreparedStore.open(store).content_hash == content:
-        return store
-    if not packed:
-        raise PsysError(f"{socket.gethostname()} needs a copy of the store at {store}, which is too large to send")
-    own = Path(tempfile.gettempdir()) / f"psys-stores-{os.getuid()}" / content[:40]
-    own.parent.mkdir(mode=0o700, exist_ok=True)
-    with (own.parent / "lock").open("wb") as lock:  # other trials may start on this node at the same time
-        lock_file(lock.fileno(), _UNPACK_SECONDS)
-        if not own.exists():
-            with new_folder(own) as unpacked, tarfile.open(fileobj=io.BytesIO(packed)) as tar:
-                tar.extractall(unpacked, filter="data")
-    return own
 
 
 def _take(left: bytes, name: str, folder: Path) -> None:

@@ -25,6 +25,8 @@ def launch(config: TrainingConfig) -> bool:
     if config.join is not None:
         return join_run(config)
     of_torchrun = int(os.environ.get("WORLD_SIZE", 1)) > 1 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if of_torchrun and config.ray_address:
+        raise PsysError("--ray-address starts all processes of the run itself: leave out torchrun")
     run = train_as_rank(config) if of_torchrun else train(config)
     return run is None or run.complete
 

@@ -5,9 +5,9 @@ import socket
 from collections.abc import Sequence
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from psys.config import Parser, overlay, parse, validate
 from psys.cores import available_cores
@@ -32,6 +32,24 @@ class TrainingConfig(RunConfig):
     """directory of a run to continue from its newest checkpoint, with its settings; auto: this run, if it has begun"""
     token_file: Path | None = None
     """file with the token that every process must have to join; by default PSYS_TOKEN of the environment"""
+    ray_address: str | None = Field(None, min_length=1)
+    """HOST:PORT of a running Ray cluster whose nodes, which have psys, run the workers and all servers but server 0"""
+    gpus_per_worker: float = Field(0.0, ge=0)
+    """GPUs that the Ray cluster reserves for each worker"""
+
+    @model_validator(mode="after")
+    def _ray_runs_whole_trainings(self) -> Self:
+        if self.ray_address is None:
+            if self.gpus_per_worker:
+                raise ValueError("'gpus_per_worker' needs 'ray_address': it is what a Ray cluster reserves")
+            return self
+        if self.role != "all" or self.join is not None:
+            raise ValueError("'ray_address' places a whole run on a cluster: leave out 'role' and 'join'")
+        if self.remote_servers:
+            raise ValueError("'ray_address' places all servers but server 0: 'remote_servers' must be 0")
+        if self.remote_workers:
+            raise ValueError("'ray_address' places all workers: 'remote_workers' must be 0")
+        return self
 
     def run_config(self, workers: int) -> RunConfig:
         """The settings of the run, with that number of workers and what follows it.

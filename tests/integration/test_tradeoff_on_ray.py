@@ -1,12 +1,10 @@
 """Trials as tasks of Ray, and on a node that does not share the driver's disk."""
 
-import shutil
 from pathlib import Path
 
 import pytest
 
 from psys.config import validate
-from psys.data.store import PreparedStore
 from psys.run.directory import RunDirectory
 from psys.tradeoff import on_ray
 from psys.tradeoff.config import StudyConfig, TuningConfig
@@ -42,23 +40,6 @@ def test_trials_of_a_local_ray_come_back_to_the_study(config: StudyConfig, tmp_p
     check_unchanged(config.model_copy(update={"arms": chosen}), TrialLog(tmp_path))
     assert (tmp_path / "logs" / "bad.uniform.seed0.log").exists()
     assert not list(tmp_path.glob(".node-*"))
-
-
-def test_a_node_without_the_store_unpacks_the_one_that_was_sent(
-    small_store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    content = PreparedStore.open(small_store_path).content_hash
-    packed = on_ray.packed_store(small_store_path)
-    assert on_ray.store_here(small_store_path, content, packed) == small_store_path
-    unpacked = on_ray.store_here(tmp_path / "none", content, packed)
-    assert unpacked.is_relative_to(tmp_path)
-    assert PreparedStore.open(unpacked).content_hash == content
-    shutil.copytree(small_store_path, tmp_path / "another")
-    (tmp_path / "another" / "manifest.json").write_text(
-        (small_store_path / "manifest.json").read_text().replace('"sha256": "', '"sha256": "0')
-    )
-    assert on_ray.store_here(tmp_path / "another", content, packed) == unpacked
 
 
 def test_a_node_without_a_store_that_is_too_large_to_send_says_where_to_put_it(

@@ -59,6 +59,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
         (["--schedule.table", "[[0"], ["schedule.table"]),
         (["--role", "worker", "--join", "localhost"], ["'join'"]),
         (["--role", "server", "--join", "a..b:4000"], ["'a..b'", "host name"]),
+        (["--ray-address", "127.0.0.1:9", "--workers", "2"], ["nothing answers at ray_address 127.0.0.1:9"]),
     ],
     ids=lambda value: "-".join(value),
 )

@@ -39,6 +39,26 @@ def test_unknown_role_is_refused() -> None:
         read_settings(["--role", "master"])
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"role": "worker", "join": "a:1"}, "leave out 'role' and 'join'"),
+        ({"servers": 2, "remote_servers": 1}, "'remote_servers' must be 0"),
+        ({"workers": 2, "remote_workers": 1}, "'remote_workers' must be 0"),
+        ({"ray_address": None, "gpus_per_worker": 1}, "'gpus_per_worker' needs 'ray_address'"),
+    ],
+)
+def test_settings_that_do_not_go_with_a_ray_cluster(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainingConfig.model_validate({"ray_address": "a:1", "workers": 2, **settings})
+
+
+def test_ray_cluster_is_refused_under_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    with pytest.raises(PsysError, match="leave out torchrun"):
+        launch(TrainingConfig(ray_address="a:1", workers=2))
+
+
 def test_train_refuses_the_role_of_one_process() -> None:
     with pytest.raises(PsysError, match="role 'worker'"):
         train(TrainingConfig(role="worker", join="localhost:1"))
