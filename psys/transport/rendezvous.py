@@ -146,8 +146,11 @@ class _Connection(socketserver.StreamRequestHandler):
         Raises PsysError, OSError and EOFError.
         """
         challenge = secrets.token_hex(16)
-        self._send({"psys": challenge})
-        line = self._request_line()
+        try:
+            self._send({"psys": challenge})
+            line = self._request_line()
+        except ConnectionError:  # a probe that closes the connection does not read the challenge
+            return None
         if not line:
             return None
         request = validate(JoinRequest, parse_line(line), where="the join request")

@@ -1,6 +1,8 @@
 """The rendezvous server with clients that do not follow the protocol."""
 
 import json
+import socket
+import struct
 from collections.abc import Iterator
 from random import Random
 from typing import Any
@@ -116,3 +118,12 @@ def test_silent_clients_do_not_keep_others_out(rendezvous: Rendezvous) -> None:
         client.close()
     rendezvous.join_raw().close()
     assert rendezvous.handler.next() == ("disconnected", "worker1")  # probes of the port are not reported
+
+
+def test_probes_that_reset_the_connection_are_not_reported(rendezvous: Rendezvous) -> None:
+    """As kubelets ask whether a pod is ready."""
+    for _ in range(50):
+        with socket.create_connection(("127.0.0.1", rendezvous.port)) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    rendezvous.join_raw().close()
+    assert rendezvous.handler.next() == ("disconnected", "worker0")
