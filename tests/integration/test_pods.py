@@ -22,6 +22,8 @@ from tests.support.pods import Cluster, cluster
 from tests.support.processes import audited, events, resumes, updates, updating
 from tests.support.studies import study_settings
 
+pytestmark = pytest.mark.timeout(480)  # about 40 s where nothing else runs
+
 TOKEN: Object = {"kind": "Secret", "metadata": {"name": "psys-token"}, "stringData": {"token": "of-the-test"}}
 WORKERS = 2
 SHORT = ("--epochs=80", "--batch-size=48", "--augment.views=1", "--snapshot-epochs=40", "--no-export")
