@@ -22,6 +22,8 @@ from tests.support.pods import Cluster, cluster
 from tests.support.processes import audited, events, resumes, updates, updating
 from tests.support.studies import study_settings
 
+pytestmark = pytest.mark.timeout(480)
+
 TOKEN: Object = {"kind": "Secret", "metadata": {"name": "psys-token"}, "stringData": {"token": "of-the-test"}}
 WORKERS = 2
 SHORT = ("--epochs=80", "--batch-size=48", "--augment.views=1", "--snapshot-epochs=40", "--no-export")
@@ -45,6 +47,46 @@ json.dump({
 }, open("/data/results/facts.json", "w"))
 """
 """writes down what it finds, when it is started for the second time"""
+
+PAIR = """
+- {kind: ConfigMap, metadata: {name: settings}, data: {GREETING: hello}}
+- {kind: Secret, metadata: {name: secrets}, data: {name: cGFpcg==}}
+- {kind: Service, metadata: {name: pair}, spec: {clusterIP: None, publishNotReadyAddresses: true, selector: {of: pair}}}
+- kind: Job
+  metadata: {name: pair, namespace: test}
+  spec:
+    completionMode: Indexed
+    completions: 2
+    parallelism: 2
+    backoffLimit: 0
+    template:
+      metadata: {labels: {of: pair}}
+      spec:
+        subdomain: pair
+        restartPolicy: Never
+        terminationGracePeriodSeconds: 1
+        shareProcessNamespace: true
+        securityContext: {runAsUser: 10001, runAsGroup: 10001, fsGroup: 10001}
+        volumes: [{name: shared, emptyDir: {medium: Memory, sizeLimit: 1Mi}}]
+        initContainers:
+          - &container
+            name: first
+            command: [sh, -c, 'echo "$0 $ADDRESS" > /shared/written']
+            args: ["$(TEXT) $(JOB_COMPLETION_INDEX) $(UNKNOWN) $$(TEXT)"]
+            env:
+              - {name: GREETING, valueFrom: {configMapKeyRef: {name: settings, key: GREETING}}}
+              - {name: NAME, valueFrom: {secretKeyRef: {name: secrets, key: name}}}
+              - {name: ADDRESS, valueFrom: {fieldRef: {fieldPath: status.podIP}}}
+              - {name: TEXT, value: $(GREETING) $(NAME)}
+            volumeMounts: [{name: shared, mountPath: /shared}]
+            securityContext:
+              {readOnlyRootFilesystem: true, allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}
+        containers:
+          - <<: *container
+            name: second
+            command: [sh, -c, "cat /shared/written; getent hosts $(hostname).pair.test.svc.cluster.local"]
+            args: []
+"""
 
 
 @pytest.fixture
@@ -115,6 +157,18 @@ def test_container_has_what_its_manifest_gives_it_and_nothing_else(pods: Cluster
     facts["variables"].pop("LC_CTYPE", None)  # Python sets it
     assert facts["variables"] == image_environment() | settings
     assert f"--workers={WORKERS}" in facts["arguments"]
+
+
+def test_pods_of_an_indexed_job_with_init_containers(pods: Cluster) -> None:
+    pods.apply(yaml.safe_load(PAIR))
+    pods.wait_until(lambda: len(pods.jobs["pair"].pods) == 2, "the pods")
+    first, second = pods.pods("pair")
+    assert (first.host.name, second.host.name) == ("pair-0", "pair-1")
+    pods.wait_until(lambda: pods.jobs["pair"].complete, "their end")
+    for pod in (first, second):
+        written, resolved = pod.log.read_text().splitlines()
+        assert written == f"hello pair {pod.index} $(UNKNOWN) $(TEXT) {pod.host.address}"
+        assert resolved.split()[0] == pod.host.address
 
 
 def test_only_training_pods_reach_the_server(pods: Cluster) -> None:

@@ -4,7 +4,7 @@ import base64
 import os
 import re
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,7 @@ def mounts_of(
         volume = volumes[mount["name"]]
         source, read_only = _volume(volume, objects, claims, folder / volume["name"], group, host)
         read_only = read_only or mount.get("readOnly", False)
-        mounts.append(Mount(source / mount.get("subPath", ""), mount["mountPath"], read_only))
+        mounts.append(Mount(source, mount["mountPath"], read_only))
     return mounts
 
 
@@ -129,15 +129,10 @@ def _mount_memory(folder: Path, size: str, host: Host) -> None:
 
 def _files(folder: Path, data: Mapping[str, str], settings: Manifest, group: int | None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    for name, path in _names(data, settings):
-        file = folder / path
-        file.write_text(data[name], encoding="utf-8")
+    for name, text in data.items():
+        file = folder / name
+        file.write_text(text, encoding="utf-8")
         if group is not None:
             os.chown(file, 0, group)
         file.chmod(settings.get("defaultMode", 0o644) | (0 if group is None else 0o440))
     return folder
-
-
-def _names(data: Mapping[str, str], settings: Manifest) -> Iterator[tuple[str, str]]:
-    for item in settings.get("items", [{"key": name, "path": name} for name in data]):
-        yield item["key"], item["path"]

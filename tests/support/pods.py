@@ -3,7 +3,7 @@
 A test tool and no scheduler. It knows what psys' manifests use: Jobs, headless Services, config maps, secrets, volume
 claims and network policies of one namespace. Where it knows no answer it fails.
 
-- As the Job controller: a pod that is lost or evicted, or that failed, is replaced, at another address. A pod whose
+- As the Job controller: a pod that is evicted, or that failed, is replaced, at another address. A pod whose
   containers all ended with exit code 0 completes its index, whatever made them end.
 - As the kubelet: init containers in their order, restarts in place (at once, where Kubernetes pauses), environment and
   volumes of the manifest only, SIGTERM and after the grace period SIGKILL.
@@ -23,7 +23,6 @@ import psutil
 from tests.support import network_policy
 from tests.support.containers import IMAGE_DIRECTORY, Mount, User, image_environment, started_container
 from tests.support.hosts import Lan, command, lan
-from tests.support.network_policy import enforce, selects
 from tests.support.pod_files import Manifest, Objects, environment_of, expanded, mounts_of
 from tests.support.processes import DEADLINE_SECONDS
 
@@ -74,7 +73,7 @@ class Pod:
 
     @property
     def succeeded(self) -> bool:
-        return self.ended and not any(self.codes.values())
+        return all(self.codes.get(container["name"]) == 0 for container in self._spec["containers"])
 
     def look(self) -> None:
         """Take in which containers have ended, and start those that are due."""
@@ -92,12 +91,11 @@ class Pod:
                 self._init.pop(0)
             else:
                 self.codes[name] = code
-        if self.terminating:
-            if self._killed_at is not None and time.monotonic() > self._killed_at:
-                self.kill()
-        else:
+        if self._killed_at is None:
             for container in self._to_start():
                 self._start(container)
+        elif time.monotonic() > self._killed_at:
+            self.kill()
 
     def evict(self) -> None:
         """End it as the drain of a node does (see `terminate`)."""
@@ -207,8 +205,11 @@ class Job:
             self.succeeded.add(pod.index)
             return
         for rule in self.spec.get("podFailurePolicy", {}).get("rules", []):
-            codes = rule.get("onExitCodes", {}).get("values", [])
-            if pod.disrupted if "onPodConditions" in rule else not set(codes).isdisjoint(pod.codes.values()):
+            if "onPodConditions" in rule:
+                holds = pod.disrupted
+            else:
+                holds = not set(rule["onExitCodes"]["values"]).isdisjoint(pod.codes.values())
+            if holds:
                 assert self.over or rule["action"] == "Ignore", f"Job {self.name} failed: {pod}"
                 return
         self.failures += 1
@@ -278,7 +279,7 @@ class Cluster:
             own = f"127.0.0.1 localhost\n{pod.host.address} {pod.host.name}\n"
             pod.hosts_file.write_text(own + table, encoding="utf-8")
         if network_policy.why_not() is None:
-            enforce(self.objects.all("NetworkPolicy"), pods)
+            network_policy.enforce(self.objects.all("NetworkPolicy"), pods)
 
     def _names(self, pods: Sequence[Pod]) -> Iterator[str]:
         """Lines of the hosts file: what the DNS knows of the headless Services and of their pods."""
@@ -288,7 +289,7 @@ class Cluster:
             name = service["metadata"]["name"]
             published = [pod for pod in pods if pod.ready or spec.get("publishNotReadyAddresses")]
             for pod in published:
-                if selects({"matchLabels": spec["selector"]}, pod.labels):
+                if network_policy.selects({"matchLabels": spec["selector"]}, pod.labels):
                     yield self._line(pod, name)
                     if pod.job.template["spec"].get("subdomain") == name:
                         yield self._line(pod, f"{pod.host.name}.{name}")
