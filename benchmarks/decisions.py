@@ -14,7 +14,7 @@ from collections import deque
 from pathlib import Path
 
 from benchmarks.measure import count, results_path, table, write
-from psys.ps.controller import RunController, RunRules
+from psys.ps.controller import RunController
 from psys.ps.coordinator import Coordinator
 from psys.ps.effects import Effects
 from psys.ps.ledger import Ledger
@@ -22,6 +22,7 @@ from psys.ps.membership import Membership
 from psys.ps.messages import Event, Joined, Lease, Push, PushPull, StepApplied
 from psys.ps.optimizer import OptimizerConfig
 from psys.ps.policy import Mode, make_policy, rounds_ahead
+from psys.ps.rules import RunRules
 from psys.ps.schedule import ScheduleConfig
 
 WORKERS = (8, 64, 512, 4096)

@@ -11,7 +11,6 @@ drive the same controller.
 import math
 from collections import defaultdict, deque
 from collections.abc import Mapping
-from dataclasses import dataclass
 from operator import mul
 from typing import NamedTuple
 
@@ -51,6 +50,7 @@ from psys.ps.messages import (
     Tick,
     Update,
 )
+from psys.ps.rules import RunRules
 
 MAX_DAMAGED = 3
 """Gradients of one batch that are not finite before the run stops: another attempt would not help."""
@@ -58,24 +58,6 @@ MAX_DAMAGED = 3
 
 class UnknownWorkerError(ValueError):
     """A worker called that was never admitted, or that has left."""
-
-
-@dataclass(frozen=True)
-class RunRules:
-    """When things are due. Times are seconds."""
-
-    snapshot_epochs: float = 1.0
-    """epochs between snapshots"""
-    checkpoint_seconds: float | None = None
-    """between checkpoints; None: they are due by updates"""
-    checkpoint_updates: int | None = None
-    """between checkpoints; None: they are due by time"""
-    start_timeout: float = 60.0
-    """from the first request on: how long it waits for the workers that start together"""
-    early_stopping: float | None = None
-    """epochs without a better evaluation after which the run stops; None: it does not"""
-    leave_timeout: float = 10.0
-    """from the last batch on: how long the run waits for its workers to leave"""
 
 
 class _Made(NamedTuple):

@@ -13,10 +13,10 @@ from psys.config import NAME, Config
 from psys.data.source_name import SAMPLE, store_name
 from psys.ps.codec import Wire
 from psys.ps.compensation import CompensationConfig
-from psys.ps.controller import RunRules
 from psys.ps.optimizer import OptimizerConfig
 from psys.ps.partition import partition
 from psys.ps.policy import Mode, rounds_ahead
+from psys.ps.rules import RunRules
 from psys.ps.schedule import ScheduleConfig
 from psys.ps.slots import BufferLayout
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from psys.ps.controller import RunController, RunRules
+from psys.ps.controller import RunController
 from psys.ps.coordinator import Coordinator
 from psys.ps.effects import Effects
 from psys.ps.events import UpdateApplied
@@ -11,6 +11,7 @@ from psys.ps.membership import Membership
 from psys.ps.messages import Evaluated, Event, Grant, Joined, Push, PushPull, StepApplied, Stop
 from psys.ps.optimizer import OptimizerConfig
 from psys.ps.policy import make_policy
+from psys.ps.rules import RunRules
 from psys.ps.schedule import ScheduleConfig
 
 
