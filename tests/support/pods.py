@@ -22,7 +22,7 @@ import psutil
 
 from tests.support import network_policy
 from tests.support.containers import IMAGE_DIRECTORY, Mount, User, image_environment, started_container
-from tests.support.hosts import Lan, command, lan
+from tests.support.hosts import Lan, lan
 from tests.support.pod_files import Manifest, Objects, environment_of, expanded, mounts_of
 from tests.support.processes import DEADLINE_SECONDS
 
@@ -110,8 +110,9 @@ class Pod:
                 process.send_signal(signal.SIGTERM)
 
     def commands(self) -> list[psutil.Process]:
-        """The processes of the containers' commands."""
-        return [command(process) for _, process, _ in self._running.values() if process.poll() is None]
+        """The processes of the containers' commands: each is the child of the nsenter that waits for it."""
+        waiting = [psutil.Process(process.pid) for _, process, _ in self._running.values() if process.poll() is None]
+        return [command for process in waiting for command in process.children()]
 
     def kill(self) -> None:
         """SIGKILL to all its processes, and its address is gone."""
