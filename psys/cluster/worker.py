@@ -21,9 +21,9 @@ from psys.compute.device import choose_device, keep_freed_memory
 from psys.compute.gradient import BatchGradient
 from psys.data.store import PreparedStore
 from psys.errors import PsysError
-from psys.models.registry import build
 from psys.ps.messages import Grant, Lease, Push
 from psys.run.assembly import batch_gradient, local_steps
+from psys.run.network import build_network, format_of, with_model_here
 from psys.transport.buffered_model import BufferedModel
 from psys.transport.join import RendezvousConnection
 from psys.transport.protocol import WorkerTransport
@@ -36,24 +36,27 @@ class LeaveRequested(BaseException):
     """This worker was told to leave the run."""
 
 
-def work(host: str, port: int, threads: int, token: str, store_path: Path | None = None) -> None:
+def work(
+    host: str, port: int, threads: int, token: str, store_path: Path | None = None, model_path: str | None = None
+) -> None:
     """Join the run at host:port and compute until it is over, or until this worker is told to leave it.
 
     The batch of a worker that leaves goes to another one. `store_path`: where this machine has the prepared store, if
-    neither where the run's settings say nor below stores/. Raises PsysError when there is no server or it stays away,
-    it wants another token, or the store here is not the server's.
+    neither where the run's settings say nor below stores/. `model_path`: where it has the run's .onnx file, if neither
+    there nor in this folder. Raises PsysError when there is no server or it stays away, it wants another token, or the
+    store or the file here is not the server's.
     """
     run: ReconnectingWorker | None = None
     try:
         keep_freed_memory()
         torch.set_num_threads(threads)
         run = ReconnectingWorker(host, port, token)
-        config, response = run.config, run.response
+        config, response = with_model_here(run.config, model_path), run.response
         store = PreparedStore.open(store_path or _store_here(config.store), config.image_size)
         if store.content_hash != response.store_hash:
             raise PsysError(f"the store at {store.path} is not the server's: copy that one, or name it with --store")
         device = choose_device(int(os.environ.get("LOCAL_RANK", response.number)))
-        model = BufferedModel(build(config.model, len(store.classes)).to(device), config)
+        model = BufferedModel(build_network(config, len(store.classes), format_of(store)).to(device), config)
         steps = _Steps(run, model, batch_gradient(config, store, *model.models))
 
         def connect(connection: RendezvousConnection) -> WorkerTransport:

@@ -1,9 +1,10 @@
 """All settings of a run; they are written to the run's directory and sent to every process that joins."""
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
@@ -28,6 +29,7 @@ TOPICS = {
     "data": ("source", "store", "image_size", "validation_share"),
     "model and training": (
         "model",
+        "weights",
         "epochs",
         "batch_size",
         "label_smoothing",
@@ -39,7 +41,17 @@ TOPICS = {
     "evaluation": ("snapshot_epochs", "evaluate_every", "early_stopping", "export"),
     "parallelism": (
         *("mode", "staleness", "backup_workers", "max_staleness", "sync_epochs", "local_steps"),
-        *("workers", "threads", "servers", "remote_servers", "wire", "topk_share", "prefetch", "followed"),
+        *(
+            "workers",
+            "threads",
+            "servers",
+            "remote_servers",
+            "wire",
+            "topk_share",
+            "prefetch",
+            "followed",
+            "model_hash",
+        ),
     ),
     "checkpoints and faults": ("checkpoint_every", "keep_checkpoints", "faults"),
     "network": ("listen", "port", "role", "join", "token_file"),
@@ -130,7 +142,11 @@ class RunConfig(Config):
     image_size: int | None = Field(None, ge=8, le=1024)
     """side of the images trained on, in pixels; by default the store's, and only an encoded one has any other"""
     model: str = "resnet8"
-    """resnet8, 14, 20, 32, 44, 56 or 110; mlp<hidden units>, much to send for little to compute"""
+    """resnet8, 14, 20, 32, 44, 56, 110 or 18; wrn-16-4; mlp<hidden units>; package.module:factory; a .onnx file"""
+    model_hash: str | None = None
+    """SHA-256 of the .onnx file of `model`; nobody sets it"""
+    weights: Literal["keep", "reinit"] = "keep"
+    """of an .onnx file: keep: training goes on from them; reinit: they are drawn anew"""
     mode: Mode = "async"
     """sync: one update of all workers' mean gradient; async: an update per gradient; ssp: rounds, some of them ahead"""
     staleness: int = Field(2, ge=0, le=64)
@@ -210,6 +226,11 @@ class RunConfig(Config):
     optimizer: OptimizerConfig = OptimizerConfig()
     compensation: CompensationConfig = CompensationConfig()
     schedule: ScheduleConfig = ScheduleConfig()
+
+    @field_validator("model")
+    @classmethod
+    def _a_file_is_found_from_anywhere(cls, value: str) -> str:
+        return os.path.abspath(value) if value.endswith(".onnx") else value
 
     @field_validator("class_weights")
     @classmethod

@@ -18,20 +18,21 @@ def join_run(config: TrainingConfig) -> None:
     host, _, port = config.join.replace("[", "").replace("]", "").rpartition(":")  # IPv6 comes in brackets
     token = config.token()
     leave_at_signals()
+    model = config.model if "model" in config.model_fields_set else None
     if config.role == "server":
-        _serve(host, int(port), token)
+        _serve(host, int(port), token, model)
         return
     store = config.store if "store" in config.model_fields_set else None
     threads = config.threads_of_worker(int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    work(host, int(port), threads, token, store)
+    work(host, int(port), threads, token, store, model)
 
 
-def _serve(host: str, port: int, token: str) -> None:
+def _serve(host: str, port: int, token: str, model: str | None) -> None:
     join_seconds = JOIN_SECONDS
     try:
         while True:
             try:
-                serve_shard(host, port, token, join_seconds=join_seconds)
+                serve_shard(host, port, token, join_seconds=join_seconds, model_path=model)
                 return
             except LostServerError as error:
                 say(f"{error}; this server looks for the run for {error.patience:g} s")

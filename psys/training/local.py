@@ -1,13 +1,16 @@
 """A training whose servers and workers run on this machine."""
 
 import secrets
+from collections.abc import Callable
 from contextlib import closing
 
 import torch
+from torch import nn
 
 from psys.cluster.supervisor import Supervisor
 from psys.cores import available_cores
 from psys.errors import PsysError, say
+from psys.models.registry import name_of
 from psys.run.config import RunConfig
 from psys.run.directory import RunDirectory
 from psys.training.attempt import Attempt
@@ -19,8 +22,13 @@ from psys.transport.address import listen
 _MOST_WORKERS = 8  # by default: more workers cost accuracy in async, so a person has to ask for them
 
 
-def train(config: RunConfig, attempt: Attempt | None = None) -> RunDirectory:
+def train(
+    config: RunConfig, attempt: Attempt | None = None, *, model: Callable[..., nn.Module] | None = None
+) -> RunDirectory:
     """Train on this machine, after preparing the store if it is missing, and evaluate the run.
+
+    `model`: a function or class that makes the network, called as `build` of psys.models.registry says; instead of
+    config.model. It must be importable, for workers are processes of their own.
 
     SIGINT, SIGTERM or SIGHUP stop a training that was called in the main thread: what is being computed is applied and
     saved, and the run returned is not `complete`. TrainingConfig(resume=..., ...) or `psys evaluate` continue there.
@@ -30,6 +38,8 @@ def train(config: RunConfig, attempt: Attempt | None = None) -> RunDirectory:
     """
     if not isinstance(config, TrainingConfig):
         config = TrainingConfig(**{name: getattr(config, name) for name in config.model_fields_set})
+    if model is not None:
+        config = config.model_copy(update={"model": name_of(model)})
     if config.role != "all":
         raise PsysError(f"train() runs a whole training on this machine: use launch() for role '{config.role}'")
     if config.resume not in (None, AUTO):
