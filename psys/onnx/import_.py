@@ -60,14 +60,15 @@ def import_classifier(
         output = free_batch(graph, shape)
         if len(output) < 2 or math.prod(output[2:]) != 1:
             raise PsysError(f"its output has the shape {tuple(output)}: class scores (batch, classes) were expected")
+        network = Network(graph)
+        _check_gradient(network, shape)
         if output[1] != classes:
             replace_head(graph, output[1], classes)
             notes.append(f"its last layer of {output[1]} classes is replaced by a new one of {classes}")
-        network = Network(graph)
+            network = Network(graph)
         if weights == "reinit":
             network.reinitialise()
             notes.append("all its weights are drawn anew")
-        _check_gradient(network, shape)
         return Imported(ImportedClassifier(network, pixels, mean, std), tuple(notes))
     except PsysError as error:
         raise _named(path, error) from None

@@ -51,12 +51,14 @@ def _read(path: Path) -> Graph:
     _check_nodes(model)
     _check_weights(model)
     _check_input(model)
+    _declare_output(model)
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
         raise PsysError(f"the ONNX checker refuses the file: {_first_line(error)}") from None
     model = _raise_opset(model)
     batch = _release_batch(model)
+    _name_weights_once(model)
     graph = graph_of(_fold_constants(model), output)
     graph.input_shape[0] = batch
     for node in graph.nodes:
@@ -227,6 +229,16 @@ def _check_input(model: ModelProto) -> None:
         raise PsysError(f"the input {shown} is no batch of images: 4 axes were expected, or 2 for flat images")
 
 
+def _declare_output(model: ModelProto) -> None:
+    """Give an output without a shape one: ONNX's checker wants it, although programs do not."""
+    (output,) = model.graph.output
+    if _rank(output) is None:
+        inferred = onnx.shape_inference.infer_shapes(model).graph.output[0]
+        if _rank(inferred) is None:
+            inferred = onnx.helper.make_tensor_value_info(output.name, TensorProto.FLOAT, ("batch", "classes"))
+        output.CopyFrom(inferred)
+
+
 def _raise_opset(model: ModelProto) -> ModelProto:
     opset = next(each.version for each in model.opset_import if each.domain in _STANDARD)
     if opset >= OPSET:
@@ -248,6 +260,21 @@ def _release_batch(model: ModelProto) -> int | None:
     for output in model.graph.output:
         output.type.tensor_type.ClearField("shape")
     return declared
+
+
+def _name_weights_once(model: ModelProto) -> None:
+    """Leave out Identity nodes behind weights, of which folding would make copies: the weights would not be shared."""
+    names = {each.name: each.name for each in model.graph.initializer}
+    kept = []
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            node.input[place] = names.get(name, name)
+        if node.op_type == "Identity" and node.input[0] in names and node.output[0] != model.graph.output[0].name:
+            names[node.output[0]] = node.input[0]
+        else:
+            kept.append(onnx.NodeProto.FromString(node.SerializeToString()))
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
 
 
 def _fold_constants(model: ModelProto) -> ModelProto:
