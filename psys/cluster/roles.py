@@ -20,12 +20,12 @@ from psys.ps.effects import RunEnd
 from psys.ps.events import RunStarted
 from psys.ps.ledger import Ledger
 from psys.ps.store import refitted
-from psys.run.assembly import initial_ledger, initial_model, initial_slice, layout_of, run_controller
+from psys.run.assembly import initial_ledger, initial_model, initial_model_for, initial_slice, layout_of, run_controller
 from psys.run.checkpoint import Checkpoint, state_of_slice
 from psys.run.config import RunConfig
 from psys.run.directory import RunDirectory
 from psys.run.events import EventLog, best_evaluation, read_events, surviving
-from psys.run.network import ImageFormat, format_of, with_model_here
+from psys.run.network import ImageFormat, with_model_here
 from psys.run.segments import segments
 from psys.run.status import Status
 from psys.transport.chunks import write_state
@@ -53,7 +53,7 @@ def serve(
     torch.set_num_threads(1)  # the blocks of an update are divided among idle cores, not each of its operations
     config = run.config()
     store = PreparedStore.open(config.store)
-    model = initial_model(config, len(store.classes), format_of(store))
+    model = initial_model_for(config, store)
     shard = _shard_server(config, model, 0)
     ledger = initial_ledger(config, store)
     with EventLog(run.events) as events:

@@ -11,13 +11,11 @@ from psys.augment.batch import Colour
 from psys.errors import PsysError
 from psys.onnx.batch import free_batch
 from psys.onnx.classifier import ImportedClassifier, Pixels, declared_range
+from psys.onnx.folded import folded_convolutions, restore_batch_norm
 from psys.onnx.graph import Graph, Node
 from psys.onnx.head import drop_probabilities, replace_head
 from psys.onnx.network import Network
 from psys.onnx.read import read_graph
-
-_NORMALISATION = ("BatchNormalization", "LayerNormalization", "GroupNormalization", "InstanceNormalization")
-_FEW = 3  # convolutions with a bias that need no explanation
 
 
 class Imported(NamedTuple):
@@ -41,19 +39,33 @@ def import_network(path: Path) -> Network:
 
 
 def import_classifier(
-    path: Path, classes: int, image_size: tuple[int, int], mean: Colour, std: Colour, weights: Literal["keep", "reinit"]
+    path: Path,
+    classes: int,
+    image_size: tuple[int, int],
+    mean: Colour,
+    std: Colour,
+    weights: Literal["keep", "reinit"],
+    batchnorm: Literal["keep", "restore"] = "keep",
 ) -> Imported:
     """The file's network for images (B, 3, H, W) normalised by `mean` and `std` -> (B, classes) scores.
 
     Layout, size, channels and range of the pixels follow what the file declares. A final softmax is dropped, and a last
-    layer of other classes is replaced. `weights` reinit: all weights are drawn anew. Raises PsysError, in one line, for
-    a file that is no image classifier or cannot be trained.
+    layer of other classes is replaced. `weights` reinit: all weights are drawn anew. `batchnorm` restore: what an
+    exporter folded is put back, and is to be filled by `measure`. Raises PsysError, in one line, for a file that is no
+    image classifier or cannot be trained.
     """
     try:
         graph = read_graph(path)
         shape = _example_shape(graph, image_size)
         pixels = _pixels(graph, shape)
         notes = _notes(graph, pixels, image_size)
+        if batchnorm == "restore":
+            notes.append(_restored(restore_batch_norm(graph)))
+        elif convolutions := folded_convolutions(graph):
+            notes.append(
+                f"it has {len(convolutions)} convolutions with a bias and no batch norm, which its exporter has "
+                "probably folded: at usual learning rates such a network diverges; --batchnorm restore puts it back"
+            )
         dropped = drop_probabilities(graph)
         if dropped:
             notes.append(f"its final {dropped} is dropped: training works on scores")
@@ -74,6 +86,12 @@ def import_classifier(
         raise _named(path, error) from None
 
 
+def _restored(number: int) -> str:
+    if not number:
+        raise PsysError("--batchnorm restore found nothing to put back: no convolutions without normalisation")
+    return f"a batch norm is put back behind each of its {number} convolutions"
+
+
 def _named(path: Path, error: PsysError) -> PsysError:
     return PsysError(f"{path}: {error}") if not str(error).startswith(str(path)) else error
 
@@ -86,13 +104,6 @@ def _notes(graph: Graph, pixels: Pixels, image_size: tuple[int, int]) -> list[st
         )
     if pixels.range is not None:
         notes.append(f"it takes pixels from {pixels.range[0]:g} to {pixels.range[1]:g}")
-    convolutions = [node for node in graph.nodes if node.op == "Conv" and len(node.inputs) > 2]
-    if len(convolutions) >= _FEW and not any(node.op in _NORMALISATION for node in graph.nodes):
-        notes.append(
-            f"it has {len(convolutions)} convolutions with a bias and no batch norm, which its exporter has probably "
-            "folded: at usual learning rates such a network diverges; lower --schedule.learning-rate, or export it in "
-            "training mode"
-        )
     return notes
 
 

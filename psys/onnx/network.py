@@ -1,7 +1,7 @@
 """A graph of ONNX operators as a torch module that trains."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,6 +40,8 @@ class Network(nn.Module):
         _check_operators(graph)
         graph.prune()
         self._input, self._output = graph.input, graph.output
+        self._prefix: str | None = None
+        self._see: Callable[..., None] | None = None
         graph.nodes = [_own_statistics(graph, node) for node in graph.nodes]
         self._untie(graph)
         self._attributes = sanitised(graph.constants)
@@ -54,10 +56,16 @@ class Network(nn.Module):
             self._add_constant(name, array, uses[name], name in fixed)
         self.steps = _steps(graph)
 
+    def watch(self, prefix: str | None, see: Callable[..., None] | None) -> None:
+        """Call `see` with the inputs of each node whose name begins with `prefix`, before it is computed."""
+        self._prefix, self._see = prefix, see
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, ...) images as the file declares them -> the file's output."""
         values: dict[str, Value] = {self._input: x}
         for step in self.steps:
+            if self._see and step.node.name.startswith(self._prefix or ""):
+                self._see(*(self.find(name, values) for name in step.inputs))
             self.compute(step, values, x.device)
             for name in step.forget:
                 values.pop(name, None)

@@ -30,6 +30,7 @@ TOPICS = {
     "model and training": (
         "model",
         "weights",
+        "batchnorm",
         "epochs",
         "batch_size",
         "label_smoothing",
@@ -147,6 +148,8 @@ class RunConfig(Config):
     """SHA-256 of the .onnx file of `model`; nobody sets it"""
     weights: Literal["keep", "reinit"] = "keep"
     """of an .onnx file: keep: training goes on from them; reinit: they are drawn anew"""
+    batchnorm: Literal["keep", "restore"] = "keep"
+    """of an .onnx file: restore: batch norm that its exporter folded into convolutions is put back"""
     mode: Mode = "async"
     """sync: one update of all workers' mean gradient; async: an update per gradient; ssp: rounds, some of them ahead"""
     staleness: int = Field(2, ge=0, le=64)
@@ -255,6 +258,14 @@ class RunConfig(Config):
             raise ValueError(f"'max_staleness' needs 'mode' async: {bound}")
         if self.sync_epochs and self.mode == "sync":
             raise ValueError("'sync_epochs' needs 'mode' async or ssp: the mode that follows them")
+        return self
+
+    @model_validator(mode="after")
+    def _settings_of_a_file_need_one(self) -> Self:
+        if not self.model.endswith(".onnx") and (self.weights, self.batchnorm) != ("keep", "keep"):
+            raise ValueError(f"'weights' and 'batchnorm' are of an .onnx file, and 'model' is {self.model}")
+        if self.batchnorm == "restore" and self.servers > 1:
+            raise ValueError("'batchnorm' restore needs 'servers' 1: only server 0 has images to measure")
         return self
 
     @model_validator(mode="after")

@@ -4,10 +4,11 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
-from psys.augment.batch import Colour
+from psys.augment.batch import Colour, normalise
 from psys.compute.flat import FlatModel
 from psys.data.store import PreparedStore
 from psys.errors import PsysError
@@ -15,6 +16,7 @@ from psys.models.registry import build
 from psys.run.config import RunConfig
 
 ONNX = ".onnx"
+_MEASURED = 256  # images
 
 
 class ImageFormat(NamedTuple):
@@ -51,7 +53,16 @@ def network_and_notes(config: RunConfig, classes: int, images: ImageFormat) -> t
     # Imported here: a worker with a network of psys's own needs no ONNX.
     from psys.onnx.import_ import import_classifier
 
-    return import_classifier(Path(config.model), classes, *images, config.weights)
+    return import_classifier(Path(config.model), classes, *images, config.weights, config.batchnorm)
+
+
+def measure_batch_norm(model: FlatModel, store: PreparedStore) -> None:
+    """Fill the batch norms that `--batchnorm restore` has put back, by the statistics of training images."""
+    from psys.onnx.folded import measure
+
+    images = store.split("train").images
+    rows = np.linspace(0, len(images) - 1, min(len(images), _MEASURED)).astype(np.int64)
+    measure(model.module, normalise(torch.from_numpy(images[rows]), store.channel_mean, store.channel_std))
 
 
 def checked_network(config: RunConfig, classes: int, images: ImageFormat) -> tuple[FlatModel, tuple[str, ...]]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from psys.augment.batch import normalise
 from psys.data.sample import read_sample
 from psys.errors import PsysError
+from psys.onnx.folded import measure
 from psys.onnx.import_ import import_classifier, import_network
 from tests.support.images import pixels_of
 from tests.support.onnx_graphs import model_of, run_onnx
@@ -350,3 +351,19 @@ def test_file_that_is_no_classifier_is_refused_in_one_line(case: str, tmp_path: 
 def test_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PsysError, match=r"nowhere\.onnx: cannot read the model: No such file"):
         import_network(tmp_path / "nowhere.onnx")
+
+
+def test_restored_batch_norm_changes_nothing_in_eval_mode(tmp_path: Path) -> None:
+    layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 5, 3), nn.AdaptiveAvgPool2d(1)]
+    path = exported(nn.Sequential(*layers, nn.Flatten()), tmp_path / "m.onnx", dynamo=False, opset=17, batch=1)
+    plain, notes = import_classifier(path, 5, (8, 8), MEAN, STD, "keep")
+    assert any("--batchnorm restore puts it back" in note for note in notes)
+    restored, _ = import_classifier(path, 5, (8, 8), MEAN, STD, "keep", "restore")
+    x = torch.from_numpy(pixels(64, 3, 8, 8))
+    with torch.no_grad():
+        expected = plain.eval()(x)
+        torch.testing.assert_close(restored.eval()(x), expected, atol=1e-5, rtol=1e-4)
+        measure(restored, x)
+        torch.testing.assert_close(restored.eval()(x), expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(restored.train()(x), expected, atol=1e-4, rtol=1e-3)
+    assert sum(1 for name, _ in restored.named_parameters() if "restored" in name) == 6
