@@ -126,7 +126,7 @@ class Network(nn.Module):
             host_keywords = {name: value for name, value in keywords.items() if name not in ("training", "device")}
             result = host(*inputs, **host_keywords)
             if result is not NotImplemented:
-                return result
+                return list(map(_known, result)) if isinstance(result, list) else _known(result)
         rank = max((tensor.dim() for tensor in tensors), default=-1)
         arguments = [self._argument(step, place, value, rank, device) for place, value in enumerate(inputs)]
         return operator.function(*arguments, **keywords)
@@ -246,6 +246,13 @@ def _is_mask(array: Array) -> bool:
     """Whether an array is an additive mask: zeros, and one number as low as masks have it."""
     values = np.unique(array) if array.ndim > 1 else array[:0]
     return len(values) == 2 and values[1] == 0 and values[0] <= _MASKED
+
+
+def _known(array: Array) -> Array:
+    """An array of Python numbers, none of which is symbolic, with their own dtype."""
+    if array.dtype != object or not all(type(value) in (int, float) for value in array.ravel()):
+        return array
+    return array.astype(np.int64 if all(type(value) is int for value in array.ravel()) else np.float32)
 
 
 def _shape(node: Node, value: Value | None) -> Array:

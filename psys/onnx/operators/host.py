@@ -26,7 +26,7 @@ def _cast(x: Numbers, *, to: int, saturate: int = 1, round_mode: str = "up") -> 
         return np.array([torch.sym_float(v) if dtype.is_floating_point else v for v in x.ravel()], object).reshape(
             x.shape
         )
-    return x.astype(torch.empty(0, dtype=dtype).numpy().dtype)
+    return x.astype(str(dtype).removeprefix("torch."))
 
 
 def _gather(x: Numbers, indices: Numbers, *, axis: int = 0) -> Numbers:

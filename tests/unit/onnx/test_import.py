@@ -84,9 +84,9 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.patches(x).flatten(2).transpose(1, 2)
-        h = torch.cat([self.token.expand(len(h), -1, -1), h], 1) + self.positions
-        q, k, v = self.qkv(self.norm(h)).reshape(len(h), 5, 3, 2, 8).permute(2, 0, 3, 1, 4).unbind(0)
-        h = h + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(len(h), 5, 16))
+        h = torch.cat([self.token.expand(h.shape[0], -1, -1), h], 1) + self.positions
+        q, k, v = self.qkv(self.norm(h)).reshape(h.shape[0], 5, 3, 2, 8).permute(2, 0, 3, 1, 4).unbind(0)
+        h = h + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(h.shape[0], 5, 16))
         h = h + self.mlp(h)
         scores: Tensor = self.head(h[:, 0])
         return scores
