@@ -20,11 +20,12 @@ from psys.ps.effects import RunEnd
 from psys.ps.events import RunStarted
 from psys.ps.ledger import Ledger
 from psys.ps.store import refitted
-from psys.run.assembly import initial_ledger, initial_model, initial_slice, layout_of, run_controller
+from psys.run.assembly import initial_ledger, initial_model, initial_model_for, initial_slice, layout_of, run_controller
 from psys.run.checkpoint import Checkpoint, state_of_slice
 from psys.run.config import RunConfig
 from psys.run.directory import RunDirectory
 from psys.run.events import EventLog, best_evaluation, read_events, surviving
+from psys.run.network import ImageFormat, with_model_here
 from psys.run.segments import segments
 from psys.run.status import Status
 from psys.transport.chunks import write_state
@@ -50,7 +51,7 @@ def serve(
     torch.set_num_threads(1)  # the blocks of an update are divided among idle cores, not each of its operations
     config = run.config()
     store = PreparedStore.open(config.store)
-    model = initial_model(config, len(store.classes))
+    model = initial_model_for(config, store)
     shard = _shard_server(config, model, 0)
     ledger = initial_ledger(config, store)
     with EventLog(run.events) as events:
@@ -60,7 +61,9 @@ def serve(
             events.write(start)
             address = listener.getsockname()[0]
             named = checkpoint.metadata.workers_named if checkpoint else 0
-            registration = Registration(config, store.content_hash, len(store.classes), address, named)
+            registration = Registration(
+                config, store.content_hash, len(store.classes), store.image_size, address, named
+            )
             before = surviving(read_events(run.events))
             controller = run_controller(
                 config,
@@ -120,20 +123,22 @@ def serve_shard(
     number: int | None = None,
     stopped: Callable[[], bool] = lambda: False,
     join_seconds: float = JOIN_SECONDS,
+    model_path: str | None = None,
 ) -> bool:
     """Be another server of the run that server 0 coordinates at host:port, until it ends or `stopped()`.
 
-    Returns whether the run is complete. `number`: which one; None: any of the run's remote servers. Raises
-    LostServerError when server 0 is gone, and PsysError when there is no run within `join_seconds` or it has no place
-    for this server.
+    Returns whether the run is complete. `number`: which one; None: any of the run's remote servers. `model_path`: as in
+    `work`. Raises LostServerError when server 0 is gone, and PsysError when there is no run within `join_seconds` or it
+    has no place for this server.
     """
     allow_many_open_files()
     share_freed_memory()
     torch.set_num_threads(1)
     connection = join(host, port, token, "server", join_seconds, number)
     response = connection.response
-    config = connection.config()
-    shard = _shard_server(config, initial_model(config, response.classes), response.number)
+    config = with_model_here(connection.config(), model_path)
+    model = initial_model(config, response.classes, ImageFormat(response.image_size))
+    shard = _shard_server(config, model, response.number)
     # Over loopback this server is reached at server 0's own address, which other hosts may know.
     listen = response.listen if ip_address(connection.address).is_loopback else connection.address
     transport = TorchRpcServer(response.number, listen)

@@ -21,9 +21,9 @@ from psys.compute.device import choose_device, keep_freed_memory
 from psys.compute.gradient import BatchGradient
 from psys.data.store import PreparedStore
 from psys.errors import PsysError, say
-from psys.models.registry import build
 from psys.ps.messages import Grant, Lease, Push
 from psys.run.assembly import batch_gradient, local_steps
+from psys.run.network import build_network, format_of, with_model_here
 from psys.transport.buffered_model import BufferedModel
 from psys.transport.join import JOIN_SECONDS, RendezvousConnection
 from psys.transport.protocol import WorkerTransport
@@ -37,37 +37,46 @@ class LeaveRequested(BaseException):
 
 
 def work(
-    host: str, port: int, threads: int, token: str, store_path: Path | None = None, join_seconds: float = JOIN_SECONDS
+    host: str,
+    port: int,
+    threads: int,
+    token: str,
+    store_path: Path | None = None,
+    model_path: str | None = None,
+    join_seconds: float = JOIN_SECONDS,
 ) -> bool:
     """Join the run at host:port and compute until it ends, or until this worker is told to leave it.
 
     Returns whether the run is complete. The batch of a worker that leaves goes to another one. A run that comes back
     with other settings is joined anew. `store_path`: where this machine has the prepared store, if neither where the
-    run's settings say nor below stores/. Raises PsysError when there is no server within `join_seconds` or it stays
-    away, it wants another token, or the store here is not the server's.
+    run's settings say nor below stores/. `model_path`: where it has the run's .onnx file, if neither there nor in this
+    folder. Raises PsysError when there is no server within `join_seconds` or it stays away, it wants another token, or
+    the store or the file here is not the server's.
     """
     keep_freed_memory()
     torch.set_num_threads(threads)
     while True:
         try:
-            return _take_part(host, port, token, store_path, join_seconds)
+            return _take_part(host, port, token, store_path, model_path, join_seconds)
         except SettingsChangedError:
             say("the run came back with other settings: joining it anew")
         except LeaveRequested:
             return False
 
 
-def _take_part(host: str, port: int, token: str, store_path: Path | None, join_seconds: float) -> bool:
+def _take_part(
+    host: str, port: int, token: str, store_path: Path | None, model_path: str | None, join_seconds: float
+) -> bool:
     """Be a worker of the run until it ends; returns whether it is complete."""
     run: ReconnectingWorker | None = None
     try:
         run = ReconnectingWorker(host, port, token, join_seconds)
-        config, response = run.config, run.response
+        config, response = with_model_here(run.config, model_path), run.response
         store = PreparedStore.open(store_path or _store_here(config.store), config.image_size)
         if store.content_hash != response.store_hash:
             raise PsysError(f"the store at {store.path} is not the server's: copy that one, or name it with --store")
         device = choose_device(int(os.environ.get("LOCAL_RANK", response.number)))
-        model = BufferedModel(build(config.model, len(store.classes)).to(device), config)
+        model = BufferedModel(build_network(config, len(store.classes), format_of(store)).to(device), config)
         steps = _Steps(run, model, batch_gradient(config, store, *model.models))
 
         def connect(connection: RendezvousConnection) -> WorkerTransport:

@@ -78,9 +78,12 @@ class GradientStep:
             logits = self._model.module(views)
         logits = logits.float()
         loss = self._loss(logits, labels)
+        # A parameter that this batch does not use has a gradient of zeros.
+        parameters = self._model.parameter_list
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
         # Accumulating into zeros, as backward() would, reads and writes the whole gradient once more. What a layer has
         # left in its place is that tensor itself, which is not copied.
-        torch._foreach_copy_(self._model.parameter_gradients, torch.autograd.grad(loss, self._model.parameter_list))
+        torch._foreach_copy_(self._model.parameter_gradients, gradients)
         logits = logits.detach()
         classes = labels if labels.dim() == 1 else labels.argmax(1)
         norm = torch.linalg.vector_norm(self._model.gradient)

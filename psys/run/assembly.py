@@ -14,7 +14,6 @@ from psys.compute.step import StepResult
 from psys.data.batch_plan import BatchPlan
 from psys.data.holdout import holdout
 from psys.data.store import PreparedStore
-from psys.models.registry import build
 from psys.ps.controller import RunController
 from psys.ps.coordinator import Coordinator
 from psys.ps.ledger import Ledger
@@ -26,12 +25,21 @@ from psys.ps.slice import Slice
 from psys.ps.slots import BufferLayout
 from psys.ps.store import ParameterStore
 from psys.run.config import RunConfig
+from psys.run.network import USUAL, ImageFormat, build_network, format_of, measure_batch_norm
 
 
-def initial_model(config: RunConfig, classes: int) -> FlatModel:
-    """The model with the run's initial parameters, on the CPU. Seeds torch. Raises PsysError for an unknown model."""
+def initial_model(config: RunConfig, classes: int, images: ImageFormat = USUAL) -> FlatModel:
+    """The model with the run's initial parameters, on the CPU. Seeds torch. Raises PsysError as `build_network`."""
     torch.manual_seed(config.seed)
-    return FlatModel(build(config.model, classes))
+    return FlatModel(build_network(config, classes, images))
+
+
+def initial_model_for(config: RunConfig, store: PreparedStore) -> FlatModel:
+    """The model with the run's initial parameters and statistics, for whoever has the store."""
+    model = initial_model(config, len(store.classes), format_of(store))
+    if config.batchnorm == "restore":
+        measure_batch_norm(model, store)
+    return model
 
 
 def layout_of(config: RunConfig, model: FlatModel) -> BufferLayout:

@@ -1,9 +1,10 @@
 """All settings of a run; they are written to the run's directory and sent to every process that joins."""
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
@@ -28,6 +29,8 @@ TOPICS = {
     "data": ("source", "store", "image_size", "validation_share"),
     "model and training": (
         "model",
+        "weights",
+        "batchnorm",
         "epochs",
         "batch_size",
         "label_smoothing",
@@ -40,7 +43,7 @@ TOPICS = {
     "parallelism": (
         *("mode", "staleness", "backup_workers", "max_staleness", "sync_epochs", "local_steps"),
         *("workers", "remote_workers", "threads", "servers", "remote_servers"),
-        *("wire", "topk_share", "prefetch", "followed"),
+        *("wire", "topk_share", "prefetch", "followed", "model_hash"),
     ),
     "checkpoints and faults": ("checkpoint_every", "keep_checkpoints", "faults"),
     "network": ("listen", "port", "role", "join", "token_file"),
@@ -132,7 +135,13 @@ class RunConfig(Config):
     image_size: int | None = Field(None, ge=8, le=1024)
     """side of the images trained on, in pixels; by default the store's, and only an encoded one has any other"""
     model: str = "resnet8"
-    """resnet8, 14, 20, 32, 44, 56 or 110; mlp<hidden units>, much to send for little to compute"""
+    """resnet8, 14, 20, 32, 44, 56, 110 or 18; wrn-16-4; mlp<hidden units>; package.module:factory; a .onnx file"""
+    model_hash: str | None = None
+    """SHA-256 of the .onnx file of `model`; nobody sets it"""
+    weights: Literal["keep", "reinit"] = "keep"
+    """of an .onnx file: keep: training goes on from them; reinit: they are drawn anew"""
+    batchnorm: Literal["keep", "restore"] = "keep"
+    """of an .onnx file: restore: batch norm that its exporter folded into convolutions is put back"""
     mode: Mode = "async"
     """sync: one update of all workers' mean gradient; async: an update per gradient; ssp: rounds, some of them ahead"""
     staleness: int = Field(2, ge=0, le=64)
@@ -215,6 +224,11 @@ class RunConfig(Config):
     compensation: CompensationConfig = CompensationConfig()
     schedule: ScheduleConfig = ScheduleConfig()
 
+    @field_validator("model")
+    @classmethod
+    def _a_file_is_found_from_anywhere(cls, value: str) -> str:
+        return os.path.abspath(value) if value.endswith(".onnx") else value
+
     @field_validator("class_weights")
     @classmethod
     def _class_weights_are_numbers(cls, value: str) -> str:
@@ -238,6 +252,14 @@ class RunConfig(Config):
             raise ValueError(f"'max_staleness' needs 'mode' async: {bound}")
         if self.sync_epochs and self.mode == "sync":
             raise ValueError("'sync_epochs' needs 'mode' async or ssp: the mode that follows them")
+        return self
+
+    @model_validator(mode="after")
+    def _settings_of_a_file_need_one(self) -> Self:
+        if not self.model.endswith(".onnx") and (self.weights, self.batchnorm) != ("keep", "keep"):
+            raise ValueError(f"'weights' and 'batchnorm' are of an .onnx file, and 'model' is {self.model}")
+        if self.batchnorm == "restore" and self.servers > 1:
+            raise ValueError("'batchnorm' restore needs 'servers' 1: only server 0 has images to measure")
         return self
 
     @model_validator(mode="after")

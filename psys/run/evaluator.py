@@ -7,9 +7,9 @@ from psys.compute.evaluate import Evaluation, evaluate
 from psys.compute.flat import FlatModel
 from psys.data.holdout import holdout
 from psys.data.store import PreparedStore
-from psys.models.registry import build
 from psys.ps.events import SnapshotEvaluated
 from psys.run.directory import RunDirectory
+from psys.run.network import build_network, format_of
 from psys.run.snapshots import load_snapshot
 
 
@@ -19,7 +19,7 @@ class Evaluator:
     def __init__(self, run: RunDirectory, store: PreparedStore, device: torch.device) -> None:
         config = run.config()
         self._run, self._store = run, store
-        self._model = FlatModel(build(config.model, len(store.classes)).to(device))
+        self._model = FlatModel(build_network(config, len(store.classes), format_of(store)).to(device))
         self.module = self._model.module
         _, self._held_out = holdout(store.split("train").labels, config.validation_share, config.seed)
 

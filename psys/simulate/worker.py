@@ -13,7 +13,7 @@ from psys.compute.step import StepResult
 from psys.data.store import PreparedStore
 from psys.ps.ledger import Ledger
 from psys.ps.messages import Grant, Lease, Push
-from psys.run.assembly import batch_gradient, initial_ledger, initial_model, local_steps
+from psys.run.assembly import batch_gradient, initial_ledger, initial_model_for, local_steps
 from psys.run.config import RunConfig
 from psys.transport.buffered_model import BufferedModel
 from psys.transport.worker_calls import Call, Calls, worker_calls
@@ -34,7 +34,7 @@ class Workload(NamedTuple):
 def workload_of(config: RunConfig, store: PreparedStore, module: nn.Module | None = None) -> Workload:
     """The batches of `store` and the model of `config`, or `module`. Seeds torch. Raises PsysError as assembly does."""
     if module is None:
-        module = initial_model(config, len(store.classes)).module
+        module = initial_model_for(config, store).module
     return Workload(
         module, partial(initial_ledger, config, store), partial(batch_gradient, config, store), store.content_hash
     )

@@ -10,9 +10,9 @@ from pydantic_settings import NoDecode
 
 from psys.config import NAME, Config, overlay, validate
 from psys.errors import PsysError
-from psys.models.registry import build
 from psys.run.config import CONFIGS, RunConfig
 from psys.run.faults import FaultPlan
+from psys.run.network import USUAL, build_network
 
 RunSettings = dict[str, Any]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -177,7 +177,7 @@ class StudyConfig(Config):
         points = {arm: run.epochs / run.snapshot_epochs for arm, run in runs.items()}
         for arm, run in runs.items():
             try:
-                build(run.model, num_classes=2)
+                build_network(run, 2, USUAL)
             except PsysError as error:
                 where = f"arm '{arm}'" if "model" in self.arms[arm] else "base"
                 raise PsysError(f"{error} (in {where})") from None

@@ -1,14 +1,17 @@
 """A training whose server 0 runs on this machine, and so do the others, if not on the nodes of a Ray cluster."""
 
 import secrets
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from psys.cluster.supervisor import Supervisor
 from psys.cores import available_cores
 from psys.errors import PsysError, say
+from psys.models.registry import name_of
 from psys.run.config import RunConfig
 from psys.run.directory import RunDirectory
 from psys.training.attempt import Attempt
@@ -23,8 +26,13 @@ if TYPE_CHECKING:
 _MOST_WORKERS = 8  # by default: more workers cost accuracy in async, so a person has to ask for them
 
 
-def train(config: RunConfig, attempt: Attempt | None = None) -> RunDirectory:
+def train(
+    config: RunConfig, attempt: Attempt | None = None, *, model: Callable[..., nn.Module] | None = None
+) -> RunDirectory:
     """Train, after preparing the store if it is missing, and evaluate the run: on this machine, or on a Ray cluster.
+
+    `model`: a function or class that makes the network, called as `build` of psys.models.registry says; instead of
+    config.model. It must be importable, for workers are processes of their own.
 
     SIGINT, SIGTERM or SIGHUP stop a training that was called in the main thread: what is being computed is applied and
     saved, and the run returned is not `complete`. TrainingConfig(resume=..., ...) or `psys evaluate` continue there.
@@ -34,6 +42,8 @@ def train(config: RunConfig, attempt: Attempt | None = None) -> RunDirectory:
     """
     if not isinstance(config, TrainingConfig):
         config = TrainingConfig(**{name: getattr(config, name) for name in config.model_fields_set})
+    if model is not None:
+        config = config.model_copy(update={"model": name_of(model)})
     if config.role != "all":
         raise PsysError(f"train() runs a whole training on this machine: use launch() for role '{config.role}'")
     if config.resume not in (None, AUTO):

@@ -27,6 +27,9 @@ _HOW_IT_RUNS = {
 }
 _FIXED = {
     "model": "the checkpoint holds parameters of the other",
+    "model_hash": "the checkpoint holds parameters of the other file",
+    "batchnorm": "the checkpoint holds parameters of the other",
+    "weights": "the checkpoint holds what they have become",
     "seed": "it decides which images are held out, and the order of the batches of the epoch that has begun",
     "validation_share": "images that were trained on would be held out, or the other way round",
     "local_steps": "a lease would be of other batches",

@@ -15,6 +15,7 @@ from psys.errors import PsysError
 from psys.run.config import RunConfig
 from psys.run.defaults import reopened, resolved
 from psys.run.directory import RunDirectory
+from psys.run.network import file_hash
 
 Role = Literal["all", "worker", "server"]
 AUTO = Path("auto")
@@ -57,6 +58,7 @@ class TrainingConfig(RunConfig):
         Raises PsysError if the workers are too few.
         """
         fields = {name: getattr(self, name) for name in RunConfig.model_fields}
+        fields["model_hash"] = file_hash(self.model)
         return resolved(validate(RunConfig, {**fields, "workers": workers}, where=f"a run of {workers} workers"))
 
     def token(self) -> str:

@@ -6,14 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from rich.console import Console
-from torch import nn
 
-from psys.compute.flat import FlatModel
 from psys.data.store import PreparedStore
 from psys.errors import PsysError, say
-from psys.models.registry import build
 from psys.run.assembly import layout_of, loss_weights
 from psys.run.config import RunConfig
 from psys.run.defaults import rate_in_words
@@ -21,6 +17,7 @@ from psys.run.directory import RunDirectory
 from psys.run.divergence import advice, divergence
 from psys.run.events import EventLog, read_events, surviving
 from psys.run.faults import read_plan
+from psys.run.network import ImageFormat, build_network, checked_network, format_of
 from psys.training.attempt import Attempt
 from psys.training.resume import resume
 from psys.training.settings import AUTO, TrainingConfig
@@ -44,7 +41,8 @@ def started_run(config: TrainingConfig, workers: int, attempt: Attempt | None = 
     started, and for an unknown model before the store is prepared, which may take minutes. A start that fails before
     the first event of a new run leaves no directory.
     """
-    model = build(config.model, num_classes=2)
+    size = config.image_size or ImageFormat().size[0]
+    build_network(config, 2, ImageFormat((size, size)))
     read_plan(config.faults)
     settings = config.run_config(workers)
     again = attempt.earlier_run() if attempt else None
@@ -61,12 +59,14 @@ def started_run(config: TrainingConfig, workers: int, attempt: Attempt | None = 
             if attempt:
                 attempt.record_run(run.path)
             store = open_store(config)
-            _check(config, model, store)
+            notes = _check(settings, store)
             if resumed:
                 trains = resume(run, settings, store, wait)
             else:
                 trains = True
                 say(f"{config.mode} training of {config.model} with {workers} workers; everything goes to {run.path}")
+            for note in notes:
+                say(f"{config.model}: {note}")
             if trains:
                 say(f"learning rate: {rate_in_words(settings)}")
             with _advice_added(run):
@@ -91,15 +91,15 @@ def end_run(run: RunDirectory, complete: bool) -> None:
         say("stopped, nothing was trained")
 
 
-def _check(config: RunConfig, model: nn.Module, store: PreparedStore) -> None:
-    """Raises PsysError if the settings do not fit the model or the store."""
+def _check(config: RunConfig, store: PreparedStore) -> tuple[str, ...]:
+    """What the user is to know of the model. Raises PsysError if the settings do not fit the model or the store."""
     loss_weights(config, store)  # holds validation images out as well
-    with torch.inference_mode():
-        model.eval()(torch.zeros(1, 3, *store.image_size))
+    model, notes = checked_network(config, len(store.classes), format_of(store))
     try:
-        layout_of(config, FlatModel(build(config.model, len(store.classes))))
+        layout_of(config, model)
     except ValueError as error:
         raise PsysError(str(error)) from None
+    return notes
 
 
 @contextlib.contextmanager

@@ -49,6 +49,8 @@ class JoinResponse(Config):
     """hash of the prepared store's content; a worker's own copy must have the same"""
     classes: int = Field(ge=1)
     """number of classes of the prepared store, so that a server needs no store"""
+    image_size: tuple[int, int]
+    """height and width of the store's images, which the parameters of a model may depend on"""
     heartbeat_timeout: float
     """seconds without an echo after which a worker takes the connection for broken"""
     join_timeout: float

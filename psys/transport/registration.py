@@ -17,11 +17,19 @@ class Registration:
     name their number; the last `remote_servers` numbers go to servers that join without one.
     """
 
-    def __init__(self, config: RunConfig, store_hash: str, classes: int, listen: str, workers_named: int = 0) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        store_hash: str,
+        classes: int,
+        image_size: tuple[int, int],
+        listen: str,
+        workers_named: int = 0,
+    ) -> None:
         self.incarnation = secrets.token_hex(8)
         self.workers_named = workers_named
         self._config, self._settings = config, config.model_dump_json()
-        self._store_hash, self._classes = store_hash, classes
+        self._store_hash, self._classes, self._image_size = store_hash, classes, image_size
         self._listen, self._faults = listen, read_plan(config.faults)
         self._changed = threading.Condition()
         self._joined: set[int] = set()  # numbers of the other servers
@@ -46,6 +54,7 @@ class Registration:
                 settings=self._settings,
                 store_hash=self._store_hash,
                 classes=self._classes,
+                image_size=self._image_size,
                 heartbeat_timeout=self._config.heartbeat_timeout,
                 join_timeout=self._config.join_timeout,
                 number=number,

@@ -38,6 +38,7 @@ class RecordingHandler:
             settings=self.settings,
             store_hash="hash",
             classes=10,
+            image_size=(32, 32),
             heartbeat_timeout=self.heartbeat_timeout,
             join_timeout=SECONDS,
             number=number,

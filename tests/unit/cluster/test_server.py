@@ -122,7 +122,7 @@ class Rig:
         self.shards, self.slow = shards, SlowServer(shards[-1])
         controls: list[ShardControl] = [*shards[:-1], self.slow] if slow else [*shards]
         self.log = EventLog(self.run_directory.events)
-        self.registration = Registration(config, "hash", 10, "127.0.0.1")
+        self.registration = Registration(config, "hash", 10, (32, 32), "127.0.0.1")
         sizes = [shard.state_sizes() for shard in shards[1:]]
         evaluation = SnapshotEvaluation(self.run_directory)
         saver = Saver(self.run_directory, self.log, shards[0], controls[1:], sizes, evaluation)

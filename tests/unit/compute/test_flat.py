@@ -8,6 +8,7 @@ from psys.compute.flat import FlatModel
 from psys.compute.step import GradientStep
 from psys.models.registry import build
 from psys.models.resnet import resnet
+from tests.support.factories import Unusual
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -79,3 +80,19 @@ def test_load_moves_every_parameter_and_statistic(views: Batch) -> None:
     first.load(second.parameters, second.statistics)
     first.module.eval(), second.module.eval()
     assert torch.equal(first.module(views[0]), second.module(views[0]))
+
+
+def test_unusual_parameters_train_or_travel_as_statistics(views: Batch) -> None:
+    torch.manual_seed(0)
+    plain, model = Unusual(10), FlatModel(Unusual(10))
+    model.module.load_state_dict(plain.state_dict())
+    assert len(model.parameters) == 9 + 3 + 3 + 2 + 10 * 3 + 10  # the shared weight once
+    assert torch.equal(model.statistics, plain.frozen)
+    F.cross_entropy(plain(views[0]), views[1]).backward()
+    GradientStep(model, torch.float32)(*views)
+    found = dict(zip(model.parameter_list, model.parameter_gradients, strict=True))
+    for (name, expected), parameter in zip(plain.named_parameters(), model.module.parameters(), strict=True):
+        if name == "unused":
+            assert found[parameter].count_nonzero() == 0
+        elif expected.grad is not None:
+            torch.testing.assert_close(found[parameter], expected.grad)

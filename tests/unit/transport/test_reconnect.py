@@ -32,7 +32,7 @@ class RunHandler(RecordingHandler):
 
     def __init__(self, config: RunConfig, workers_named: int = 0) -> None:
         super().__init__()
-        self.registration = Registration(config, "hash", 10, "127.0.0.1", workers_named)
+        self.registration = Registration(config, "hash", 10, (32, 32), "127.0.0.1", workers_named)
         self.registration.server_ready(0, "a:1")
 
     def admit(self, request: JoinRequest) -> JoinResponse:

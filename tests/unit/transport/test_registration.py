@@ -16,7 +16,7 @@ def registration(
     servers: int = 1, remote_servers: int = 0, workers_named: int = 0, timeout: float = SECONDS
 ) -> Registration:
     config = RunConfig(servers=servers, remote_servers=remote_servers, join_timeout=timeout)
-    return Registration(config, "hash", 10, "127.0.0.1", workers_named)
+    return Registration(config, "hash", 10, (32, 32), "127.0.0.1", workers_named)
 
 
 def server(number: int | None = None) -> JoinRequest:
@@ -37,7 +37,7 @@ def test_the_response_holds_what_a_process_needs_to_take_part() -> None:
     of_run = registration()
     of_run.server_ready(0, "a:1")
     response = of_run.admit(worker())
-    assert (response.store_hash, response.classes, response.listen) == ("hash", 10, "127.0.0.1")
+    assert (response.store_hash, response.classes, response.image_size) == ("hash", 10, (32, 32))
     assert (response.heartbeat_timeout, response.join_timeout) == (15, SECONDS)
     assert RunConfig.model_validate_json(response.settings) == RunConfig(join_timeout=SECONDS)
     assert (response.incarnation, response.servers) == (of_run.incarnation, ("a:1",))
