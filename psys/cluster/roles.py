@@ -19,7 +19,7 @@ from psys.compute.flat import FlatModel
 from psys.data.store import PreparedStore
 from psys.errors import LostServerError, PsysError, allow_many_open_files, say
 from psys.ps.effects import RunEnd
-from psys.ps.events import RunStarted
+from psys.ps.events import RunEnded, RunStarted
 from psys.ps.ledger import Ledger
 from psys.ps.store import refitted
 from psys.run.assembly import initial_ledger, initial_model, initial_slice, layout_of, run_controller
@@ -93,7 +93,12 @@ def serve(
             rendezvous = RendezvousServer(listener, token, server)
             complete = False
             try:
-                others += [transport.connect(i, other) for i, other in enumerate(registration.other_servers(), 1)]
+                addresses = registration.other_servers(stopped=lambda: stopped(status))
+                if addresses is None:
+                    end = RunEnd(ledger.account(), start.seconds, failure=None, stopped_early=False)
+                    events.write(RunEnded(seconds=end.seconds, **vars(end.account)))
+                    return end
+                others += [transport.connect(i, other) for i, other in enumerate(addresses, 1)]
                 shards += others
                 own = transport.serve(shard, server)
                 if checkpoint:

@@ -4,7 +4,7 @@ import contextlib
 import signal
 from pathlib import Path
 
-from psys.ps.events import CheckpointSaved
+from psys.ps.events import CheckpointSaved, RunStarted
 from tests.support.processes import (
     PS,
     audited,
@@ -86,3 +86,15 @@ def test_run_whose_processes_are_all_told_to_end_is_saved(small_store_path: Path
     assert "stopped and saved" in ended[0].err
     assert [saved.version for saved in events(path, CheckpointSaved)] == [len(updates(path))]
     audited(path)
+
+
+def test_run_that_waits_for_its_servers_can_be_stopped(small_store_path: Path, tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "r"
+    more = ("--servers", "2", "--remote-servers", "1", "--remote-workers", "1")
+    with started(PS, *small_run(small_store_path, "r", *more, workers=1), cwd=tmp_path) as process:
+        wait_until(lambda: bool(events(path, RunStarted)), "server 0 to wait", process)
+        process.send_signal(signal.SIGTERM)
+        done = finished(process)
+    assert done.code == 130, done.err
+    assert "stopped, nothing was trained" in done.err
+    assert audited(path).applied == 0
