@@ -96,5 +96,6 @@ def test_run_that_waits_for_its_servers_can_be_stopped(small_store_path: Path, t
         process.send_signal(signal.SIGTERM)
         done = finished(process)
     assert done.code == 130, done.err
+    assert "1 of 1 workers are started elsewhere, each with --role worker --join " in done.err
     assert "stopped, nothing was trained" in done.err
     assert audited(path).applied == 0
