@@ -48,6 +48,8 @@ def joined_cluster(address: str) -> Iterator[dict[str, float]]:
 
 def _check_answer(address: str) -> None:
     host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        raise PsysError(f"ray_address is '{address}', expected HOST:PORT of a running Ray cluster")
     try:
         # Ray itself would retry for 15 minutes.
         socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()

@@ -14,7 +14,7 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 from psys.cluster.processes import leave_signals, parent_ended, terminate_when_parent_ends
 from psys.cluster.roles import serve, serve_shard
-from psys.cluster.worker import leave_at_signals, work
+from psys.cluster.worker import LeaveRequested, leave_at_signals, work
 from psys.errors import LostServerError, PsysError, exit_with_message, reason_of, say
 from psys.run.directory import RunDirectory
 from psys.run.status import Status
@@ -62,9 +62,9 @@ def run_shard_server(number: int, host: str, port: int, token: str, errors: Conn
 def run_worker(place: int, host: str, port: int, threads: int, token: str) -> None:
     """Be a worker of the run whose server 0 is at host:port; `place` numbers the workers of this machine from 0."""
     os.environ["LOCAL_RANK"] = str(place)
-    leave_at_signals()
-    terminate_when_parent_ends()
-    with exit_with_message():
+    with exit_with_message(), contextlib.suppress(LeaveRequested):
+        leave_at_signals()
+        terminate_when_parent_ends()
         work(host, port, threads, token)
 
 

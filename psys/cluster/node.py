@@ -1,5 +1,6 @@
 """A server or a worker of a run as a program, which a NodeProcess starts."""
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -14,9 +15,9 @@ from psys.output import protect_output
 def main(role: str, number: str, host: str, port: str, threads: str, store: str) -> None:
     """Be the server or worker until the run ends or SIGTERM. Exits with an ExitCode; the token is in PSYS_TOKEN."""
     protect_output()
-    leave_at_signals()
-    token = os.environ["PSYS_TOKEN"]
-    with exit_with_message():
+    with exit_with_message(), contextlib.suppress(LeaveRequested):
+        leave_at_signals()
+        token = os.environ["PSYS_TOKEN"]
         if role == "worker":
             work(host, int(port), int(threads), token, Path(store))
             return
@@ -25,8 +26,6 @@ def main(role: str, number: str, host: str, port: str, threads: str, store: str)
         except LostServerError as error:
             say(str(error))
             sys.exit(ExitCode.SERVER_LOST)
-        except LeaveRequested:
-            return
 
 
 if __name__ == "__main__":

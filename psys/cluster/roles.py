@@ -1,6 +1,7 @@
 """What one process of a run is: server 0, or another server. (A worker is psys.cluster.worker.)"""
 
 import socket
+import time
 from collections.abc import Callable, Sequence
 from ipaddress import ip_address
 
@@ -12,12 +13,13 @@ from psys.cluster.progress import ProgressView
 from psys.cluster.saving import Saver
 from psys.cluster.server import Server
 from psys.cluster.shard_server import ShardServer
+from psys.cluster.worker import LeaveRequested
 from psys.compute.device import share_freed_memory
 from psys.compute.flat import FlatModel
 from psys.data.store import PreparedStore
 from psys.errors import LostServerError, PsysError, allow_many_open_files, say
 from psys.ps.effects import RunEnd
-from psys.ps.events import RunStarted
+from psys.ps.events import RunEnded, RunStarted
 from psys.ps.ledger import Ledger
 from psys.ps.store import refitted
 from psys.run.assembly import initial_ledger, initial_model, initial_model_for, initial_slice, layout_of, run_controller
@@ -36,6 +38,8 @@ from psys.transport.rendezvous import RendezvousServer
 from psys.transport.torch_rpc import TorchRpcServer
 
 _POLL_SECONDS = 0.5
+# For which a server that is told to leave serves on: a run that stops waits one for its workers, and saves then.
+_LEAVE_TIMEOUTS = 2
 
 
 def serve(
@@ -92,7 +96,12 @@ def serve(
             rendezvous = RendezvousServer(listener, token, server)
             complete = False
             try:
-                others += [transport.connect(i, other) for i, other in enumerate(registration.other_servers(), 1)]
+                addresses = registration.other_servers(stopped=lambda: stopped(status))
+                if addresses is None:
+                    end = RunEnd(ledger.account(), start.seconds, failure=None, stopped_early=False)
+                    events.write(RunEnded(seconds=end.seconds, **vars(end.account)))
+                    return end
+                others += [transport.connect(i, other) for i, other in enumerate(addresses, 1)]
                 shards += others
                 own = transport.serve(shard, server)
                 if checkpoint:
@@ -128,8 +137,9 @@ def serve_shard(
     """Be another server of the run that server 0 coordinates at host:port, until it ends or `stopped()`.
 
     Returns whether the run is complete. `number`: which one; None: any of the run's remote servers. `model_path`: as in
-    `work`. Raises LostServerError when server 0 is gone, and PsysError when there is no run within `join_seconds` or it
-    has no place for this server.
+    `work`. A server that is told to leave (LeaveRequested) serves on for a while: if the whole run was told to stop,
+    server 0 saves it meanwhile. Raises LostServerError when server 0 is gone, LeaveRequested when it is told to leave
+    before it serves, and PsysError when there is no run within `join_seconds` or it has no place for this server.
     """
     allow_many_open_files()
     share_freed_memory()
@@ -143,11 +153,20 @@ def serve_shard(
     listen = response.listen if ip_address(connection.address).is_loopback else connection.address
     transport = TorchRpcServer(response.number, listen)
     try:
-        connection.send(ready=transport.serve(shard))
-        connection.watch()
-        while not shard.finished.wait(_POLL_SECONDS) and not stopped():
-            if connection.lost.is_set():
-                raise LostServerError(f"server {response.number} lost server 0 at {host}:{port}", config.patience)
+        address = transport.serve(shard)
+        try:
+            connection.send(ready=address)
+            connection.watch()
+            while not shard.finished.wait(_POLL_SECONDS) and not stopped():
+                if connection.lost.is_set():
+                    raise LostServerError(f"server {response.number} lost server 0 at {host}:{port}", config.patience)
+        except LeaveRequested:
+            seconds = _LEAVE_TIMEOUTS * config.leave_timeout
+            say(f"this server leaves in {seconds:g} s, or when the run has stopped and is saved")
+            leave_at = time.monotonic() + seconds
+            while time.monotonic() < leave_at and not connection.lost.is_set():
+                if shard.finished.wait(_POLL_SECONDS):
+                    break
         return shard.run_complete
     finally:
         connection.close()

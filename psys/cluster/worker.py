@@ -33,7 +33,7 @@ from psys.transport.worker_calls import Call, Calls, worker_calls
 
 
 class LeaveRequested(BaseException):
-    """This worker was told to leave the run."""
+    """This process was told to leave the run."""
 
 
 def work(
@@ -53,15 +53,16 @@ def work(
     folder. Raises PsysError when there is no server within `join_seconds` or it stays away, it wants another token, or
     the store or the file here is not the server's.
     """
-    keep_freed_memory()
-    torch.set_num_threads(threads)
-    while True:
-        try:
-            return _take_part(host, port, token, store_path, model_path, join_seconds)
-        except SettingsChangedError:
-            say("the run came back with other settings: joining it anew")
-        except LeaveRequested:
-            return False
+    try:
+        keep_freed_memory()
+        torch.set_num_threads(threads)
+        while True:
+            try:
+                return _take_part(host, port, token, store_path, model_path, join_seconds)
+            except SettingsChangedError:
+                say("the run came back with other settings: joining it anew")
+    except LeaveRequested:
+        return False
 
 
 def _take_part(
@@ -101,7 +102,7 @@ _leave_requests: list[int] = []  # signals received
 
 
 def leave_at_signals() -> None:
-    """From now on SIGTERM and SIGHUP make this worker leave the run in order. Further ones change nothing."""
+    """From now on SIGTERM and SIGHUP make this process leave the run in order. Further ones change nothing."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         _leave_requests.append(number)

@@ -18,22 +18,22 @@ def join_run(config: TrainingConfig) -> bool:
     assert config.join is not None
     host, _, port = config.join.replace("[", "").replace("]", "").rpartition(":")  # IPv6 comes in brackets
     token = config.token()
-    leave_at_signals()
-    model = config.model if "model" in config.model_fields_set else None
-    if config.role == "server":
-        return _serve(host, int(port), token, model, config.patience)
-    store = config.store if "store" in config.model_fields_set else None
-    threads = config.threads_of_worker(int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    return work(host, int(port), threads, token, store, model, config.patience)
+    try:
+        leave_at_signals()
+        model = config.model if "model" in config.model_fields_set else None
+        if config.role == "server":
+            return _serve(host, int(port), token, model, config.patience)
+        store = config.store if "store" in config.model_fields_set else None
+        threads = config.threads_of_worker(int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+        return work(host, int(port), threads, token, store, model, config.patience)
+    except LeaveRequested:
+        return False
 
 
 def _serve(host: str, port: int, token: str, model: str | None, join_seconds: float) -> bool:
-    try:
-        while True:
-            try:
-                return serve_shard(host, port, token, join_seconds=join_seconds, model_path=model)
-            except LostServerError as error:
-                say(f"{error}; this server looks for the run for {error.patience:g} s")
-                join_seconds = error.patience
-    except LeaveRequested:
-        return False
+    while True:
+        try:
+            return serve_shard(host, port, token, join_seconds=join_seconds, model_path=model)
+        except LostServerError as error:
+            say(f"{error}; this server looks for the run for {error.patience:g} s")
+            join_seconds = error.patience

@@ -80,6 +80,11 @@ def _supervise(
     with closing(listen(address, config.port)) as listener, stop_signals_recorded() as received:
         host, port = listener.getsockname()[:2]
         say(f"workers join it with --role worker --join {host}:{port}")
+        if config.remote_workers:
+            say(
+                f"{config.remote_workers} of {workers} workers are started elsewhere, each with --role worker --join "
+                f"{host}:{port}"
+            )
         if config.remote_servers:
             say(
                 f"{config.remote_servers} of {config.servers} servers join it within {config.join_timeout:g} s, each "

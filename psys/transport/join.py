@@ -21,8 +21,8 @@ from psys.transport.join_messages import (
     proof_of,
 )
 
-JOIN_SECONDS = 120.0
-"""How long a worker or a server that joins waits for the run to answer: it may be started first."""
+JOIN_SECONDS = RunConfig().patience
+"""How long a worker or a server that joins waits by default for the run to answer: it may be started first."""
 
 _RETRY_SECONDS = 0.25
 _CONNECT_SECONDS = 2.0  # an attempt started in a network partition would outlast it: the kernel's pauses grow

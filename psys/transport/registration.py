@@ -2,11 +2,15 @@
 
 import secrets
 import threading
+import time
+from collections.abc import Callable
 
 from psys.errors import PsysError
 from psys.run.config import RunConfig
 from psys.run.faults import read_plan
 from psys.transport.join_messages import JoinRequest, JoinResponse
+
+_POLL_SECONDS = 0.2
 
 
 class Registration:
@@ -46,6 +50,8 @@ class Registration:
                 number, addresses = self._server_number(request.number), tuple[str, ...]()
                 self._joined.add(number)
             else:
+                if not self._ready_from(0, self._config.join_timeout):
+                    raise PsysError(self._missing())
                 addresses = self._addresses_from(0)
                 number = self._worker_number(request)
                 self.workers_named = max(self.workers_named, number + 1)
@@ -80,12 +86,20 @@ class Registration:
                 self._addresses.pop(number, None)
             return not self._gathered
 
-    def other_servers(self) -> tuple[str, ...]:
-        """Wait for the addresses of servers 1, 2 ... Raises PsysError if servers are missing after `join_timeout`."""
+    def other_servers(self, stopped: Callable[[], bool]) -> tuple[str, ...] | None:
+        """Wait for the addresses of servers 1, 2 ...; None if `stopped()` meanwhile.
+
+        Raises PsysError if servers are missing after `join_timeout`.
+        """
+        deadline = time.monotonic() + self._config.join_timeout
         with self._changed:
-            addresses = self._addresses_from(1)
+            while not self._ready_from(1, min(_POLL_SECONDS, max(0.0, deadline - time.monotonic()))):
+                if stopped():
+                    return None
+                if time.monotonic() >= deadline:
+                    raise PsysError(self._missing())
             self._gathered = True
-            return addresses
+            return self._addresses_from(1)
 
     def _server_number(self, named: int | None) -> int:
         local, remote = self._config.servers - self._config.remote_servers, self._config.remote_servers
@@ -106,12 +120,13 @@ class Registration:
             return request.number
         return self.workers_named
 
+    def _ready_from(self, first: int, seconds: float) -> bool:
+        """Wait, with the lock, until all servers from number `first` on are ready. Returns whether they are."""
+        wanted = range(first, self._config.servers)
+        return self._changed.wait_for(lambda: all(number in self._addresses for number in wanted), seconds)
+
     def _addresses_from(self, first: int) -> tuple[str, ...]:
-        """Wait, with the lock, for the addresses of all servers from number `first` on."""
-        wanted, timeout = range(first, self._config.servers), self._config.join_timeout
-        if not self._changed.wait_for(lambda: all(number in self._addresses for number in wanted), timeout):
-            raise PsysError(self._missing())
-        return tuple(self._addresses[number] for number in wanted)
+        return tuple(self._addresses[number] for number in range(first, self._config.servers))
 
     def _missing(self) -> str:
         """Which servers did not join in time, and what to do."""

@@ -114,7 +114,7 @@ class _Connection(socketserver.StreamRequestHandler):
                 return
             response = handler.admit(request)
         except (PsysError, OSError, EOFError) as error:
-            reason = " ".join(str(error).split())[:500]
+            reason = reason_of(error)[:500]
             handler.join_refused(f"{self.client_address[0]}:{self.client_address[1]}", reason)
             with contextlib.suppress(OSError):
                 self._send({"refused": reason})

@@ -1,9 +1,10 @@
 """A server that joins a run by its address, leaves, and is replaced."""
 
+import contextlib
 import signal
 from pathlib import Path
 
-from psys.ps.events import CheckpointSaved
+from psys.ps.events import CheckpointSaved, RunStarted
 from tests.support.processes import (
     PS,
     audited,
@@ -23,7 +24,8 @@ from tests.support.processes import (
 def test_remote_server_joins_leaves_and_is_replaced(small_store_path: Path, tmp_path: Path) -> None:
     path = tmp_path / "runs" / "r"
     more = ("--epochs", "5000", "--servers", "3", "--remote-servers", "1", "--checkpoint-every", "5")
-    with started(PS, *small_run(small_store_path, "r", *more), cwd=tmp_path) as process:
+    small = small_run(small_store_path, "r", *more, "--leave-timeout", "0.5")
+    with started(PS, *small, cwd=tmp_path) as process:
         joining = (PS, "--role", "server", "--join", join_address(process))
         with started(*joining, cwd=tmp_path) as first:
             wait_until(lambda: bool(events(path, CheckpointSaved)), "a checkpoint of all servers", process, first)
@@ -63,3 +65,37 @@ def test_missing_remote_server_is_named(small_store_path: Path, tmp_path: Path) 
     assert done.code == 2
     (error,) = [line for line in done.err.splitlines() if line.startswith("psys: error: ")]
     assert "--role server --join" in error
+
+
+def test_run_whose_processes_are_all_told_to_end_is_saved(small_store_path: Path, tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "r"
+    more = ("--epochs", "5000", "--servers", "2", "--remote-servers", "1", "--checkpoint-every", "1000000")
+    small = small_run(small_store_path, "r", *more, "--remote-workers", "1", workers=1)
+    with started(PS, *small, cwd=tmp_path) as process:
+        address = ("--join", join_address(process))
+        with contextlib.ExitStack() as stack:
+            remote = [
+                stack.enter_context(started(PS, "--role", role, *address, cwd=tmp_path))
+                for role in ("server", "worker")
+            ]
+            wait_until(lambda: len(updates(path)) > 5, "updates", process, *remote)
+            for each in (*remote, process):  # the remote server first: it must serve until server 0 has saved
+                each.send_signal(signal.SIGTERM)
+            ended = [finished(each) for each in (process, *remote)]
+    assert [each.code for each in ended] == [130] * 3, "".join(each.err for each in ended)
+    assert "stopped and saved" in ended[0].err
+    assert [saved.version for saved in events(path, CheckpointSaved)] == [len(updates(path))]
+    audited(path)
+
+
+def test_run_that_waits_for_its_servers_can_be_stopped(small_store_path: Path, tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "r"
+    more = ("--servers", "2", "--remote-servers", "1", "--remote-workers", "1")
+    with started(PS, *small_run(small_store_path, "r", *more, workers=1), cwd=tmp_path) as process:
+        wait_until(lambda: bool(events(path, RunStarted)), "server 0 to wait", process)
+        process.send_signal(signal.SIGTERM)
+        done = finished(process)
+    assert done.code == 130, done.err
+    assert "1 of 1 workers are started elsewhere, each with --role worker --join " in done.err
+    assert "stopped, nothing was trained" in done.err
+    assert audited(path).applied == 0

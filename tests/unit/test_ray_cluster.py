@@ -9,9 +9,15 @@ from psys.errors import PsysError
 from psys.ray_cluster import joined_cluster
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:9", "127.0.0.1", "no.such.host.invalid:6379", "127.0.0.1:99999999"])
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "no.such.host.invalid:6379", "127.0.0.1:99999999"])
 def test_address_that_does_not_answer(address: str) -> None:
     with pytest.raises(PsysError, match=f"nothing answers at ray_address {address}"), joined_cluster(address):
+        pass
+
+
+@pytest.mark.parametrize("address", ["foo", "127.0.0.1", ":6379", "127.0.0.1:", "127.0.0.1:port"])
+def test_what_is_no_address(address: str) -> None:
+    with pytest.raises(PsysError, match=f"ray_address is '{address}', expected HOST:PORT"), joined_cluster(address):
         pass
 
 

@@ -5,9 +5,10 @@ import sys
 from collections.abc import Callable, Iterator
 
 import pytest
+import torch
 
 from psys.cluster import worker
-from psys.cluster.worker import LeaveRequested, leave_at_signals
+from psys.cluster.worker import LeaveRequested, leave_at_signals, work
 from psys.ps.messages import Grant
 from psys.transport.worker_calls import Call, Calls
 
@@ -31,6 +32,12 @@ def test_first_signal_requests_to_leave_and_further_ones_change_nothing(number: 
         signal.raise_signal(number)
     for again in SIGNALS:
         signal.raise_signal(again)
+
+
+def test_worker_leaves_in_order_when_it_is_told_to_before_it_joins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: signal.raise_signal(signal.SIGTERM))
+    leave_at_signals()
+    assert work("127.0.0.1", 9, 1, "token") is False
 
 
 def test_ignored_sighup_stays_ignored() -> None:

@@ -308,7 +308,7 @@ def test_lost_server_ends_the_run(tmp_path: Path) -> None:
 
 def test_disconnected_server_ends_the_run(tmp_path: Path) -> None:
     rig = Rig(tmp_path, "async", servers=2)
-    rig.registration.other_servers()
+    rig.registration.other_servers(stopped=lambda: False)
     rig.server.disconnected("server1")
     with pytest.raises(LostServerError, match="lost server1"):
         rig.run()

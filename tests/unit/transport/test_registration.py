@@ -19,6 +19,10 @@ def registration(
     return Registration(config, "hash", 10, (32, 32), "127.0.0.1", workers_named)
 
 
+def never_stopped() -> bool:
+    return False
+
+
 def server(number: int | None = None) -> JoinRequest:
     return JoinRequest(proof="", role="server", number=number)
 
@@ -72,11 +76,18 @@ def test_a_worker_is_admitted_once_all_servers_are_ready(threads: ThreadPoolExec
 
 def test_other_servers_waits_for_their_addresses(threads: ThreadPoolExecutor) -> None:
     of_run = registration(servers=3)
-    addresses = threads.submit(of_run.other_servers)
+    addresses = threads.submit(of_run.other_servers, never_stopped)
     for number, address in ((2, "c:3"), (1, "b:2")):
         assert not addresses.done()
         of_run.server_ready(number, address)
     assert addresses.result(SECONDS) == ("b:2", "c:3")
+
+
+def test_wait_for_other_servers_ends_when_the_run_is_stopped() -> None:
+    of_run = registration(servers=2, remote_servers=1)
+    assert of_run.other_servers(stopped=lambda: True) is None
+    of_run.server_ready(of_run.admit(server()).number, "b:2")
+    assert of_run.server_left(1)  # as one that the run has not used yet
 
 
 def test_servers_without_a_number_get_the_last_numbers() -> None:
@@ -111,7 +122,7 @@ def test_the_number_and_the_address_of_a_server_that_left_are_free_again(threads
     for address in ("b:2", "c:3"):
         of_run.server_ready(of_run.admit(server()).number, address)
     assert of_run.server_left(1)
-    addresses = threads.submit(of_run.other_servers)
+    addresses = threads.submit(of_run.other_servers, never_stopped)
     assert of_run.admit(server()).number == 1
     assert not addresses.done()
     of_run.server_ready(1, "d:4")
@@ -121,7 +132,7 @@ def test_the_number_and_the_address_of_a_server_that_left_are_free_again(threads
 def test_a_server_that_leaves_a_run_under_way_cannot_be_replaced() -> None:
     of_run = registration(servers=2, remote_servers=1)
     of_run.server_ready(of_run.admit(server()).number, "b:2")
-    assert of_run.other_servers() == ("b:2",)
+    assert of_run.other_servers(never_stopped) == ("b:2",)
     assert not of_run.server_left(1)
     with pytest.raises(PsysError, match="are taken"):
         of_run.admit(server())
@@ -132,7 +143,7 @@ def test_missing_remote_servers_are_counted_with_how_to_start_them() -> None:
     of_run.server_ready(1, "b:2")
     message = r"2 of the 4 servers of this run did not join within 0.01 s: start 2 with --role server --join HOST:PORT"
     with pytest.raises(PsysError, match=message):
-        of_run.other_servers()
+        of_run.other_servers(never_stopped)
     with pytest.raises(PsysError, match=message):
         of_run.admit(worker())
 
@@ -140,7 +151,7 @@ def test_missing_remote_servers_are_counted_with_how_to_start_them() -> None:
 def test_missing_servers_that_the_run_starts_itself_are_counted() -> None:
     of_run = registration(servers=2, timeout=0.01)
     with pytest.raises(PsysError, match=r"1 of the 2 servers .*: see the messages of the servers"):
-        of_run.other_servers()
+        of_run.other_servers(never_stopped)
     of_run.server_ready(1, "b:2")
     with pytest.raises(PsysError, match="server 0 of this run did not join"):
         of_run.admit(worker())
