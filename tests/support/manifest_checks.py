@@ -241,7 +241,11 @@ def _refusal(words: tuple[str, ...], files: tuple[tuple[str, str], ...]) -> str:
 
 
 def numbers(objects: Sequence[Object]) -> Faults:
-    """The settings of a run say how many pods there are."""
+    """The settings of a run say how many pods there are. Jobs have the names that k8s/README.md has."""
+    for pod in pods(objects):
+        kind, _, name = pod.owner.partition("/")
+        if kind == "Job" and name.removesuffix("s") != f"psys-{pod.labels.get('app.kubernetes.io/component')}":
+            yield f"{pod.owner}: its name is not the one of its component"
     found = {pod.owner: (pod, flags(line)) for pod, line in commands(objects)}
     server = next((own for _, own in found.values() if "workers" in own), None)
     if server is None:

@@ -260,6 +260,7 @@ PLANTED: Sequence[tuple[str, str, Change, str]] = [
     ("spot", WORKERS, put("spec|podFailurePolicy|rules|0|action", "Count"), "not the one of its role"),
     ("async", WORKERS, put("spec|podReplacementPolicy", "TerminatingOrFailed"), "may write while the first one saves"),
     ("async", SERVER, put(f"{POD}|restartPolicy", "Always"), "others restart in place"),
+    ("async", SERVER, put("metadata|name", "psys-srv"), "not the one of its component"),
     ("async", SERVER, put("spec|suspend", True), "has suspend"),
     ("async", SERVER, put("spec|activeDeadlineSeconds", 600), "has activeDeadlineSeconds"),
     ("async", SERVER, put(f"{POD}|activeDeadlineSeconds", 600), "has activeDeadlineSeconds"),
