@@ -53,14 +53,6 @@ def selectors(objects: Sequence[Object]) -> Faults:
                 found = [{"matchLabels": spec["selector"]}]
             case "PodDisruptionBudget":
                 found = [spec["selector"]]
-            case "NetworkPolicy":
-                peers = [peer for rule in spec.get("ingress", []) for peer in rule.get("from", [])]
-                peers += [peer for rule in spec.get("egress", []) for peer in rule.get("to", [])]
-                own = [
-                    peer["podSelector"] for peer in peers if "podSelector" in peer and "namespaceSelector" not in peer
-                ]
-                # The namespace's policies stand in every overlay, also in those without pods that train.
-                found = own if selected(objects, spec["podSelector"]) else []
         for selector in found:
             if not selected(objects, selector):
                 yield f"{where}: selects no pod ({selector})"
@@ -81,6 +73,8 @@ def services(objects: Sequence[Object]) -> Faults:
                 key: port for port in pod.container.get("ports", []) for key in (port["name"], port["containerPort"])
             }
             for port in spec["ports"]:
+                if port.get("protocol", "TCP") != "TCP":
+                    yield f"Service/{name}: port {port['port']} is not of TCP"
                 target = open_ports.get(port.get("targetPort", port["port"]))
                 if target is None:
                     yield f"Service/{name}: {pod.owner} has no port {port.get('targetPort', port['port'])}"
@@ -118,6 +112,8 @@ def volumes(objects: Sequence[Object]) -> Faults:
         for mount in mounts:
             if mount["name"] not in declared:
                 yield f"{pod.owner}: mounts {mount['name']}, which is no volume"
+            if not mount.keys() <= {"name", "mountPath", "readOnly"}:
+                yield f"{pod.owner}: mounts a part of {mount['name']}"
         if unused := declared.keys() - {mount["name"] for mount in mounts}:
             yield f"{pod.owner}: does not mount {', '.join(sorted(unused))}"
         if len({mount["mountPath"] for mount in mounts}) < len(mounts):
@@ -126,8 +122,8 @@ def volumes(objects: Sequence[Object]) -> Faults:
             match volume:
                 case {"configMap": {"name": source}} if source not in exist["ConfigMap"]:
                     yield f"{pod.owner}: there is no config map {source}"
-                case {"secret": {"secretName": source}} if source != SECRET:
-                    yield f"{pod.owner}: there is no secret {source}"
+                case {"secret": secret} if secret != {"secretName": SECRET, "defaultMode": 0o440}:
+                    yield f"{pod.owner}: its secret is not {SECRET}, whole and readable by its group"
                 case {"persistentVolumeClaim": {"claimName": source}}:
                     users[source] += pod.replicas
                     if source not in exist["PersistentVolumeClaim"]:
@@ -137,6 +133,10 @@ def volumes(objects: Sequence[Object]) -> Faults:
                 case _:
                     yield f"{pod.owner}: volume {name} is of no allowed kind, or without a limit"
     for name, claim in exist["PersistentVolumeClaim"].items():
+        if not claim["spec"].keys() <= {"accessModes", "resources"}:
+            yield f"claim {name}: asks for what not every cluster has"
+        if not {"ReadWriteOnce", "ReadWriteMany"} & set(claim["spec"]["accessModes"]):
+            yield f"claim {name}: cannot be written, or by one pod only"
         if users[name] > 1 and claim["spec"]["accessModes"] != ["ReadWriteMany"]:
             yield f"claim {name}: {users[name]} pods mount it, which needs ReadWriteMany"
 
@@ -178,7 +178,12 @@ def variables(objects: Sequence[Object]) -> Faults:
         for variable in container.get("env", []):
             if variable["name"] not in READ_BY_LIBRARIES | _read_by_psys():
                 yield f"{pod.owner}: nothing reads {variable['name']}"
+    for name, config_map in named(objects, "ConfigMap").items():
+        if "immutable" in config_map or not all(isinstance(value, str) for value in config_map["data"].values()):
+            yield f"ConfigMap/{name}: cannot be changed, or has a value that is no text"
     for pod, line in commands(objects):
+        if settings(objects, pod.container).get("HOME") != "/tmp":
+            yield f"{pod.owner}: HOME is not /tmp"
         for word in line:
             for name in re.findall(r"\$\((\w+)\)", word):
                 yield f"{pod.owner}: {name} has no value"
@@ -236,22 +241,63 @@ def _refusal(words: tuple[str, ...], files: tuple[tuple[str, str], ...]) -> str:
 
 
 def numbers(objects: Sequence[Object]) -> Faults:
-    """The settings of a run say how many pods there are."""
+    """The settings of a run say how many pods there are. Jobs have the names that k8s/README.md has."""
+    for pod in pods(objects):
+        kind, _, name = pod.owner.partition("/")
+        if kind == "Job" and name.removesuffix("s") != f"psys-{pod.labels.get('app.kubernetes.io/component')}":
+            yield f"{pod.owner}: its name is not the one of its component"
     found = {pod.owner: (pod, flags(line)) for pod, line in commands(objects)}
     server = next((own for _, own in found.values() if "workers" in own), None)
     if server is None:
         return
     for role, setting in (("worker", "remote-workers"), ("server", "remote-servers")):
-        (pod,) = [pod for pod, own in found.values() if own.get("role") == role]
-        if {str(pod.job.get(number)) for number in ("completions", "parallelism")} != {server[setting]}:
-            yield f"{pod.owner}: completions, parallelism and --{setting} differ"
+        joined = [pod for pod, own in found.values() if own.get("role") == role]
+        if len(joined) != 1:
+            yield f"{len(joined)} Jobs have the role {role}"
+        for pod in joined:
+            if {str(pod.job.get(number)) for number in ("completions", "parallelism")} != {server[setting]}:
+                yield f"{pod.owner}: completions, parallelism and --{setting} differ"
     own_server = {f"{number + 1}": f"{number}" for number in range(64)}
     if server["workers"] != server["remote-workers"] or own_server.get(server["servers"]) != server["remote-servers"]:
         yield "the server starts workers, or other servers, in its own pod"
     for name, budget in named(objects, "PodDisruptionBudget").items():
-        guarded = sum(pod.replicas for pod in selected(objects, budget["spec"]["selector"]))
-        if not 0 < budget["spec"]["minAvailable"] < guarded:
-            yield f"PodDisruptionBudget/{name}: of {guarded} pods none may be evicted, or all"
+        guarded = selected(objects, budget["spec"]["selector"])
+        if any(found.get(pod.owner, (pod, {}))[1].get("role") != "worker" for pod in guarded):
+            yield f"PodDisruptionBudget/{name}: keeps others than workers"
+        kept = sum(pod.replicas for pod in guarded)
+        if budget["spec"].get("minAvailable") not in (kept - 1, kept - 2):
+            yield f"PodDisruptionBudget/{name}: of {kept} pods not one or two may be evicted"
 
 
-NAMES: list[Check] = [namespaces, selectors, services, addresses, volumes, paths, variables, command_lines, numbers]
+def needed_flags(objects: Sequence[Object]) -> Faults:
+    """Every command has the flags without which it would work alone, elsewhere, or not wait for the others."""
+    stores = dict[str, str]()
+    for pod, (_, command, *words) in commands(objects):
+        own = flags(words)
+        needed = dict[str, str]()
+        match command, own.get("role"):
+            case "train", role:
+                needed = {"token-file": f"/etc/psys/token/{TOKEN}", "patience": "7200"}
+                if role is None:
+                    needed |= {"resume": "auto", "runs": "/data/results/runs", "join-timeout": "7200"}
+                if role != "server":
+                    stores[pod.owner] = own.get("store", "")
+            case "tradeoff", _:
+                needed = {"studies": "/data/results/studies"}
+            case "prepare", _:
+                source = own.get("source", "")
+                needed = {"stores": "/data/stores", "name": Path(source).name}
+                if source != "sample" and not source.startswith("/data/stores/"):
+                    yield f"{pod.owner}: there is no source {source}"
+                if pod.owner.startswith("RayJob/"):
+                    needed["ray-address"] = "127.0.0.1:6379"
+        for name, value in needed.items():
+            if own.get(name) != value:
+                yield f"{pod.owner}: --{name} is not {value}"
+    if len(set(stores.values())) > 1 or "" in stores.values():
+        yield f"the server and the workers have not the same store: {stores}"
+
+
+NAMES: list[Check] = [
+    *(namespaces, selectors, services, addresses, volumes, paths, variables, command_lines, needed_flags, numbers),
+]

@@ -98,7 +98,7 @@ def command(objects: Sequence[Object], pod: Pod) -> list[str]:
     container = pod.container
     values = settings(objects, container)
     words = [*container.get("command", []), *container.get("args", [])]
-    return [re.sub(r"\$\((\w+)\)", lambda found: values.get(found[1], found[0]), word) for word in words]
+    return [re.sub(r"\$\((\w+)\)", lambda found: str(values.get(found[1], found[0])), word) for word in words]
 
 
 def commands(objects: Sequence[Object]) -> Iterator[tuple[Pod, list[str]]]:

@@ -50,27 +50,24 @@ def _ruleset(policies: Sequence[Manifest], pod: Labelled, pods: Sequence[Labelle
         yield f"chain {chain} {{ type filter hook {chain} priority 0; policy {'drop' if specs else 'accept'};"
         yield f"{interface} lo accept; ct state established,related accept"
         for rule in (rule for spec in specs for rule in spec.get(kind.lower(), [])):
-            for addresses in _addresses(rule.get(peers), pods):
+            for addresses in _addresses(rule[peers], pods):
                 for port in _ports(rule.get("ports")):
-                    yield f"{f'ip {address} {addresses}' if addresses else ''} {port} accept"
+                    yield f"ip {address} {addresses} {port} accept"
         yield "}"
     yield "}"
 
 
-def _addresses(peers: Sequence[Manifest] | None, pods: Sequence[Labelled]) -> Iterator[str]:
-    """What a rule says of the other side, in nft's words; "" for everybody."""
-    if peers is None:
-        yield ""
-    for peer in peers or ():
+def _addresses(peers: Sequence[Manifest], pods: Sequence[Labelled]) -> Iterator[str]:
+    """What a rule says of the other side, in nft's words."""
+    for peer in peers:
         match peer:
-            case {"ipBlock": block}:
-                assert "except" not in block
-                yield block["cidr"]
             case {"namespaceSelector": _}:  # another namespace: none of these pods
                 continue
             case {"podSelector": selector}:
                 if found := [other.host.address for other in pods if selects(selector, other.labels)]:
                     yield f"{{ {', '.join(found)} }}"
+            case _:
+                raise NotImplementedError(f"peer {peer}")
 
 
 def _ports(ports: Sequence[Manifest] | None) -> Iterator[str]:

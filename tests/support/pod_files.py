@@ -81,7 +81,7 @@ def mounts_of(
 ) -> list[Mount]:
     """The volumes of a container. Claims lie below `claims`, and volumes that end with the pod below `folder`."""
     volumes = {volume["name"]: volume for volume in spec.get("volumes", [])}
-    group = spec["securityContext"].get("fsGroup")
+    group = spec["securityContext"]["fsGroup"]
     mounts = []
     for mount in container.get("volumeMounts", []):
         volume = volumes[mount["name"]]
@@ -92,16 +92,16 @@ def mounts_of(
 
 
 def _volume(
-    volume: Manifest, objects: Objects, claims: Path, folder: Path, group: int | None, host: Host
+    volume: Manifest, objects: Objects, claims: Path, folder: Path, group: int, host: Host
 ) -> tuple[Path, bool]:
     """The folder of a volume, made if it is not there, and whether pods may only read it."""
     match volume:
         case {"persistentVolumeClaim": claim}:
             objects.one("PersistentVolumeClaim", claim["claimName"])
-            return _writable(claims / claim["claimName"], group, 0o755), claim.get("readOnly", False)
+            return _writable(claims / claim["claimName"], group), claim.get("readOnly", False)
         case {"emptyDir": settings}:
             if not folder.exists():
-                _writable(folder, group, 0o777)
+                _writable(folder, group)
                 if settings.get("medium") == "Memory":
                     _mount_memory(folder, settings.get("sizeLimit", "100%"), host)
             return folder, False
@@ -112,11 +112,10 @@ def _volume(
     raise NotImplementedError(f"volume {volume}")
 
 
-def _writable(folder: Path, group: int | None, mode: int) -> Path:
+def _writable(folder: Path, group: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    if group is not None:
-        os.chown(folder, 0, group)
-    os.chmod(folder, mode if group is None else 0o2775)
+    os.chown(folder, 0, group)
+    os.chmod(folder, 0o2775)
     return folder
 
 
@@ -127,12 +126,11 @@ def _mount_memory(folder: Path, size: str, host: Host) -> None:
     subprocess.run([*entering(host.init), *mount], check=True)
 
 
-def _files(folder: Path, data: Mapping[str, str], settings: Manifest, group: int | None) -> Path:
+def _files(folder: Path, data: Mapping[str, str], settings: Manifest, group: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in data.items():
         file = folder / name
         file.write_text(text, encoding="utf-8")
-        if group is not None:
-            os.chown(file, 0, group)
-        file.chmod(settings.get("defaultMode", 0o644) | (0 if group is None else 0o440))
+        os.chown(file, 0, group)
+        file.chmod(settings.get("defaultMode", 0o644) | 0o440)
     return folder

@@ -149,7 +149,7 @@ class Pod:
                 self.host,
                 arguments,
                 image_environment() | variables,
-                container.get("workingDir", str(IMAGE_DIRECTORY)),
+                str(IMAGE_DIRECTORY),
                 [*mounts, Mount(self.hosts_file, "/etc/hosts", read_only=False)],
                 _user(spec, container),
                 self.log,
@@ -318,5 +318,4 @@ def _user(spec: Manifest, container: Manifest) -> User:
     assert context["allowPrivilegeEscalation"] is False
     assert context["capabilities"] == {"drop": ["ALL"]}
     assert spec["shareProcessNamespace"], "here no container's command is process 1"
-    groups = (context["fsGroup"],) if "fsGroup" in context else ()
-    return User(context["runAsUser"], context["runAsGroup"], groups)
+    return User(context["runAsUser"], context["runAsGroup"], (context["fsGroup"],))
